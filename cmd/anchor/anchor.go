@@ -23,6 +23,7 @@ import (
 	_ "go.uber.org/zap"
 	_ "go.yaml.in/yaml/v3"
 	_ "golang.org/x/crypto/hkdf"
+	_ "golang.org/x/crypto/x509roots/fallback"
 	_ "golang.org/x/net/http/httpguts"
 	_ "golang.org/x/net/http2"
 	_ "golang.org/x/sync/errgroup"

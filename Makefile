@@ -1,0 +1,103 @@
+# Reseal. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Pinned tools, built from source into .tools; `make run` and `make test` need none of them.
+BUF           := github.com/bufbuild/buf/cmd/buf@v1.75.0
+PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+PROTOC_GEN_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+TOOLS   := $(CURDIR)/.tools
+BIN     := $(CURDIR)/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 20s
+BASE    ?= main
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the three static binaries into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+.PHONY: run
+run: ## Start a control plane, two edges and a TLS backend, send traffic, show the statistics; Ctrl-C ends all
+	@mkdir -p $(BIN) && CGO_ENABLED=0 go build -o $(BIN)/ ./cmd/... ./integration/demo
+	@exec $(BIN)/demo -bin $(BIN) -examples deploy/examples
+
+.PHONY: test
+test: ## Install what the tests need (Debian packages, only when missing) and run all tests with the race detector
+	integration/setup.sh
+	go test -race -timeout 30m ./...
+
+.PHONY: race
+race: ## Run the unit and component tests with the race detector, without integration/
+	go test -race $$(go list ./... | grep -v /integration)
+
+.PHONY: integration
+integration: ## Run the tests against real peers and processes
+	integration/setup.sh
+	go test -race -timeout 30m -v ./integration/...
+
+.PHONY: containers
+containers: ## Run the tests between containers (needs a Docker engine)
+	go test -timeout 20m -v -run 'TestContainers' ./integration/containers/...
+
+.PHONY: images
+images: ## Build the container images from the static binaries
+	deploy/images.sh $(VERSION)
+
+.PHONY: bench
+bench: ## Run the benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: fuzz
+fuzz: ## Fuzz each parser for FUZZTIME
+	@set -e; for p in $$(go list ./...); do \
+	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+
+.PHONY: fmt
+fmt: tools ## Format Go and proto files
+	gofmt -w $$(git ls-files '*.go' | grep -v '\.pb\.go$$')
+	$(TOOLS)/bin/buf format -w
+
+.PHONY: lint
+lint: tools lint-tool ## Lint Go and proto files
+	$(TOOLS)/bin/buf lint
+	$(TOOLS)/bin/golangci-lint run ./...
+
+.PHONY: breaking
+breaking: tools ## Check that the protocol did not break since BASE
+	$(TOOLS)/bin/buf breaking --against '.git#branch=$(BASE)'
+
+.PHONY: generate
+generate: tools ## Generate the Go code and the descriptor set from the proto files
+	PATH=$(TOOLS)/bin:$$PATH $(TOOLS)/bin/buf generate --template proto/buf.gen.yaml
+	$(TOOLS)/bin/buf build -o proto/manifest/reseal.binpb --as-file-descriptor-set --exclude-imports
+
+.PHONY: checkgenerate
+checkgenerate: generate ## Fail when generated files are not up to date
+	@git diff --exit-code --stat -- proto || { echo 'generated code is not up to date: run `make generate` and commit'; exit 1; }
+	@test -z "$$(git ls-files --others --exclude-standard proto)" || { echo 'generated files are not committed:'; git ls-files --others --exclude-standard proto; exit 1; }
+
+.PHONY: tools
+tools:
+	@for t in $(BUF) $(PROTOC_GEN_GO) $(PROTOC_GEN_GRPC); do $(MAKE) -s tool TOOL=$$t; done
+
+.PHONY: lint-tool
+lint-tool:
+	@$(MAKE) -s tool TOOL=$(GOLANGCI_LINT)
+
+# A stamp per tool and version, so that a new pin installs and an old one does not.
+.PHONY: tool
+tool:
+	@stamp=$(TOOLS)/stamp/$(subst /,_,$(TOOL)); if [ ! -e $$stamp ]; then \
+	  echo "building $(TOOL)"; GOBIN=$(TOOLS)/bin go install $(TOOL) && mkdir -p $(TOOLS)/stamp && touch $$stamp; fi
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf $(BIN) $(TOOLS)

@@ -1,0 +1,105 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Page is a daemon's HTTP page: health, metrics and, on loopback, profiles.
+type Page struct {
+	// Flag is the flag that named the address, for errors.
+	Flag string
+	// Address is host:port. Empty: no page.
+	Address string
+	// TLS, if set, serves with mutual TLS, on any address.
+	TLS *tls.Config
+	// Insecure allows a plain page on an address that is not loopback. It then
+	// serves /healthz, /readyz and /metrics alone.
+	Insecure bool
+	// Handler is the whole page.
+	Handler http.Handler
+	// Logger is for errors of the server.
+	Logger *slog.Logger
+}
+
+// Listen binds the address. A plain page beyond loopback is refused unless
+// Insecure says otherwise.
+func (p *Page) Listen() (net.Listener, error) {
+	if p.Address == "" {
+		return nil, nil
+	}
+	host, _, err := net.SplitHostPort(p.Address)
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %w", p.Flag, err)
+	}
+	if p.TLS == nil && !isLoopback(host) {
+		if !p.Insecure {
+			return nil, fmt.Errorf("--%s: %s is not a loopback address: serve it with mutual TLS (--%s-tls), or serve only /healthz, /readyz and /metrics in plain text (--insecure-admin)", p.Flag, p.Address, p.Flag)
+		}
+		p.Handler = publicOnly(p.Handler)
+	}
+	listener, err := net.Listen("tcp", p.Address)
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %w", p.Flag, err)
+	}
+	return listener, nil
+}
+
+// Serve answers on listener until ctx ends. A nil listener serves nothing.
+func (p *Page) Serve(ctx context.Context, listener net.Listener) error {
+	if listener == nil {
+		<-ctx.Done()
+		return nil
+	}
+	server := &http.Server{
+		Handler:           p.Handler,
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(p.Logger.Handler(), slog.LevelDebug),
+	}
+	server.TLSConfig = p.TLS
+	stop := context.AfterFunc(ctx, func() {
+		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if server.Shutdown(bounded) != nil {
+			server.Close()
+		}
+	})
+	defer stop()
+	var err error
+	if p.TLS != nil {
+		err = server.ServeTLS(listener, "", "")
+	} else {
+		err = server.Serve(listener)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("--%s: %w", p.Flag, err)
+}
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+func publicOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/healthz", "/readyz", "/metrics":
+			next.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}

@@ -1,0 +1,78 @@
+// Command reseal-edge runs one edge of a Reseal fleet.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+
+	// Images from scratch have no system roots; these are used where the
+	// system has none.
+	_ "golang.org/x/crypto/x509roots/fallback"
+
+	"github.com/reseal/reseal/cmd/daemon"
+	"github.com/reseal/reseal/edge"
+)
+
+var version = "devel" // set by the linker
+
+const summary = `reseal-edge terminates client TLS and re-encrypts to TLS backends, as the control
+plane says.
+
+The first start needs a join token (resealctl token create --id ID). Later starts
+use the certificate in the state directory.`
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	flags := daemon.NewFlags("reseal-edge", summary, stderr)
+	var cfg edge.Config
+	flags.StringSliceVar(&cfg.ControlPlane, "control-plane", nil, "control-plane replicas, `HOST:PORT[,…]` (required)")
+	flags.StringVar(&cfg.ID, "id", "", "this edge's id, as in its join token (required)")
+	flags.StringToStringVar(&cfg.Labels, "labels", nil, "labels for selectors, `k=v,…`; those of the join token win")
+	flags.StringVar(&cfg.StateDir, "state-dir", "reseal-edge-state", "identity and last good configuration, sealed, `DIR`")
+	flags.StringVar(&cfg.StateKeyFile, "state-key-file", "", "key that seals the state, `FILE` (default STATE-DIR/key, generated)")
+	page := daemon.Page{Flag: "admin"}
+	flags.StringVar(&page.Address, "admin", "127.0.0.1:7481", "/healthz, /readyz, /metrics and /debug/pprof, `ADDRESS`; empty: off")
+	pageTLS := flags.Bool("admin-tls", false, "serve --admin with mutual TLS: callers need an operator's certificate of this fleet")
+	flags.BoolVar(&page.Insecure, "insecure-admin", false, "allow --admin in plain text beyond loopback, without /debug/pprof")
+	flags.StringVar(&cfg.JoinTokenFile, "join-token-file", "", "join token for the first start, `FILE`")
+	flags.StringVar(&cfg.CAHash, "ca-hash", "", "SHA-256 of the control plane's CA, for a join token without one, `HEX`")
+	flags.StringVar(&cfg.TrustDomain, "trust-domain", "reseal", "authority of the fleet's spiffe:// identities, `NAME`")
+	flags.DurationVar(&cfg.FeedWait, "feed-wait", edge.DefaultFeedWait, "how long a start waits for the feed before it serves the last good configuration")
+	accessLog := flags.String("access-log", "-", "JSON access log, `FILE`; -: standard output; empty: off")
+	if done, code := flags.Parse(args, version); done {
+		return code
+	}
+	if cfg.ID == "" || len(cfg.ControlPlane) == 0 {
+		_, code := flags.Usagef("--id and --control-plane are required")
+		return code
+	}
+	logger, err := flags.Logger(stderr)
+	if err != nil {
+		_, code := flags.Usagef("%v", err)
+		return code
+	}
+	cfg.Logger, cfg.Version = logger, version
+	access, closeAccess, err := openAccessLog(*accessLog, stdout)
+	if err != nil {
+		_, code := flags.Usagef("--access-log: %v", err)
+		return code
+	}
+	defer closeAccess()
+	cfg.AccessLog = access
+
+	ctx, stop := daemon.SignalContext()
+	defer stop()
+	node := edge.New(cfg)
+	page.Handler, page.Logger = node.Handler(), logger
+	if *pageTLS {
+		page.TLS = node.PageTLS()
+	}
+	listener, err := page.Listen()
+	if err != nil {
+		_, code := flags.Usagef("%v", err)
+		return code
+	}
+	return daemon.Run(ctx, logger, node.Run, func(ctx context.Context) error { return page.Serve(ctx, listener) })
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+func newAuthCommand(a *app) *cobra.Command {
+	return newGroupCommand("auth", "Show who you are and what you may do",
+		"Show who you are and what you may do.", newCanICommand(a), newWhoamiCommand(a))
+}
+
+// deed is something that people do with a noun of this command, and the method
+// that it takes.
+type deed struct {
+	nouns  []string // none means resources of any kind
+	verbs  []string
+	method string
+}
+
+var deeds = []deed{
+	{nil, []string{"get", "describe"}, resealv1.AdminService_Get_FullMethodName},
+	{nil, []string{"list"}, resealv1.AdminService_List_FullMethodName},
+	{nil, []string{"watch"}, resealv1.AdminService_Watch_FullMethodName},
+	{nil, []string{"apply", "create", "update", "patch", "diff"}, resealv1.AdminService_Apply_FullMethodName},
+	{nil, []string{"delete"}, resealv1.AdminService_Delete_FullMethodName},
+	{nil, []string{"rollback"}, resealv1.AdminService_Rollback_FullMethodName},
+	{nil, []string{"history"}, resealv1.AdminService_ListRevisions_FullMethodName},
+	{[]string{"history", "revisions", "revision"}, []string{"get", "list"}, resealv1.AdminService_ListRevisions_FullMethodName},
+	{[]string{"history", "revisions", "revision"}, []string{"rollback"}, resealv1.AdminService_Rollback_FullMethodName},
+	{[]string{"edges", "edge"}, []string{"get", "list", "describe"}, resealv1.FleetService_ListEdges_FullMethodName},
+	{[]string{"edges", "edge"}, []string{"watch"}, resealv1.FleetService_WatchEdges_FullMethodName},
+	{[]string{"edges", "edge"}, []string{"drain"}, resealv1.FleetService_DrainEdge_FullMethodName},
+	{[]string{"stats"}, []string{"get", "list"}, resealv1.TallyService_GetStats_FullMethodName},
+	{[]string{"stats"}, []string{"watch"}, resealv1.TallyService_WatchStats_FullMethodName},
+	{[]string{"tokens", "token"}, []string{"create"}, resealv1.EnrollmentService_CreateToken_FullMethodName},
+	{[]string{"tokens", "token"}, []string{"get", "list"}, resealv1.EnrollmentService_ListTokens_FullMethodName},
+	{[]string{"tokens", "token"}, []string{"revoke", "delete"}, resealv1.EnrollmentService_RevokeToken_FullMethodName},
+}
+
+// methodOf finds the method for a verb and a noun.
+func methodOf(verb, noun string) (string, error) {
+	verb, noun = strings.ToLower(verb), strings.ToLower(noun)
+	noun, _, _ = strings.Cut(noun, "/")
+	special := slices.ContainsFunc(deeds, func(d deed) bool { return slices.Contains(d.nouns, noun) })
+	if !special && noun != "*" {
+		if _, err := kindByName(noun); err != nil {
+			return "", usagef("there is no %q; there are %s, history, stats and tokens", noun, kindList())
+		}
+	}
+	var verbs []string
+	for _, d := range deeds {
+		if special != (len(d.nouns) > 0) || special && !slices.Contains(d.nouns, noun) {
+			continue
+		}
+		if slices.Contains(d.verbs, verb) {
+			return d.method, nil
+		}
+		verbs = append(verbs, d.verbs...)
+	}
+	return "", usagef("%q is nothing that can be done with %s; try %s", verb, noun, strings.Join(verbs, ", "))
+}
+
+func newCanICommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "can-i VERB RESOURCE",
+		Short: "Say whether your role may do something",
+		Long: `Say whether the role in your certificate may do something. It prints yes or no
+and exits with 0 or 1. The control plane is not asked.`,
+		Example:           "  resealctl auth can-i apply backendpools\n  resealctl auth can-i create tokens",
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: completeDeeds,
+		RunE: func(_ *cobra.Command, args []string) error {
+			method, err := methodOf(args[0], args[1])
+			if err != nil {
+				return err
+			}
+			t, err := a.target()
+			if err != nil {
+				return err
+			}
+			who, err := t.identity()
+			if err != nil {
+				return err
+			}
+			if who.mayCall(method) {
+				a.printf("yes\n")
+				return nil
+			}
+			a.printf("no\n")
+			return &exitError{code: exitFailure}
+		},
+	}
+}
+
+// whoamiView is an identity as -o json and yaml show it.
+type whoamiView struct {
+	Name         string   `json:"name"`
+	Role         string   `json:"role"`
+	TrustDomain  string   `json:"trustDomain"`
+	Expires      string   `json:"expires"`
+	Context      string   `json:"context"`
+	ControlPlane []string `json:"controlPlane"`
+}
+
+func newWhoamiCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "whoami",
+		Short: "Show the identity in your certificate",
+		Args:  cobra.NoArgs,
+	}
+	format := registerFormat(cmd, "table", "json", "yaml")
+	cmd.RunE = func(*cobra.Command, []string) error {
+		t, err := a.target()
+		if err != nil {
+			return err
+		}
+		who, err := t.identity()
+		if err != nil {
+			return err
+		}
+		if format.structured() {
+			return a.printDocument(format, whoamiView{who.name, resealv1.Label(who.role), who.trustDomain,
+				who.expires.UTC().Format(time.RFC3339), t.name, t.controlPlane})
+		}
+		d := describer{w: a.out}
+		d.line(0, "Name", who.name)
+		d.line(0, "Role", resealv1.Label(who.role))
+		d.line(0, "Trust domain", who.trustDomain)
+		d.line(0, "Expires", who.expires.Local().Format(time.RFC3339)+" ("+expiry(who.expires)+")")
+		d.line(0, "Context", orNone(t.name))
+		d.line(0, "Control plane", strings.Join(t.controlPlane, ", "))
+		d.flush()
+		return nil
+	}
+	return cmd
+}

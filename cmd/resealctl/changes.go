@@ -1,0 +1,284 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/reseal/reseal/proto/manifest"
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// changeFlags are the flags of commands that change resources.
+type changeFlags struct {
+	files            []string
+	dryRun           bool
+	message          string
+	expectedRevision int64
+}
+
+func (f *changeFlags) registerFiles(cmd *cobra.Command) {
+	cmd.Flags().StringArrayVarP(&f.files, "filename", "f", nil, "manifest: `file`, directory, or - for standard input; may be given several times")
+	_ = cmd.MarkFlagFilename("filename", "yaml", "yml", "json")
+}
+
+func (f *changeFlags) registerChange(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "check and report, but change nothing")
+	cmd.Flags().StringVarP(&f.message, "message", "m", "", "why, for the history")
+	f.registerExpected(cmd)
+}
+
+func (f *changeFlags) registerExpected(cmd *cobra.Command) {
+	cmd.Flags().Int64Var(&f.expectedRevision, "expected-revision", 0, "fail unless the configuration is at this `revision`")
+}
+
+func newApplyCommand(a *app) *cobra.Command {
+	var flags changeFlags
+	cmd := &cobra.Command{
+		Use:   "apply -f FILE|DIR|-",
+		Short: "Create and change resources",
+		Long: `Create and change resources as manifests say. All of them change at one
+revision, or none does. Resources that no manifest names stay as they are.`,
+		Example: "  resealctl apply -f pools.yaml -m 'add a second endpoint'\n  resealctl apply -f deploy/ --dry-run",
+		Args:    cobra.NoArgs,
+	}
+	flags.registerFiles(cmd)
+	flags.registerChange(cmd)
+	_ = cmd.MarkFlagRequired("filename")
+	format := registerFormat(cmd, "table", "name", "json", "yaml")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		response, err := a.apply(cmd.Context(), flags)
+		if err != nil {
+			return err
+		}
+		return a.printChanges(format, response.GetChanges(), response.GetRevision(), flags.dryRun)
+	}
+	return cmd
+}
+
+// apply loads manifests and applies them. What the control plane refuses is
+// named with its place in the files.
+func (a *app) apply(ctx context.Context, flags changeFlags) (*resealv1.ApplyResponse, error) {
+	objects, err := a.load(manifest.Load, flags.files)
+	if err != nil {
+		return nil, err
+	}
+	client, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	request := &resealv1.ApplyRequest{
+		ExpectedRevision: flags.expectedRevision,
+		DryRun:           flags.dryRun,
+		Message:          flags.message,
+	}
+	for _, object := range objects {
+		request.Resources = append(request.Resources, object.Resource)
+	}
+	response, err := client.admin.Apply(ctx, request)
+	return response, located(objects, err)
+}
+
+// located gives violations their place in the files.
+func located(objects []manifest.Object, err error) error {
+	var refused *refusedError
+	if !errors.As(err, &refused) {
+		return err
+	}
+	other := &refusedError{}
+	var placed []*resealv1.Violation
+	for _, violation := range refused.violations {
+		if violation.GetResource() == nil {
+			other.violations = append(other.violations, violation)
+		} else {
+			placed = append(placed, violation)
+		}
+	}
+	err = manifest.Locate(objects, placed)
+	if len(other.violations) > 0 {
+		err = errors.Join(err, other)
+	}
+	return err
+}
+
+// loader is manifest.Load or manifest.LoadNames.
+type loader func(paths []string, stdin io.Reader) ([]manifest.Object, error)
+
+func newDeleteCommand(a *app) *cobra.Command {
+	var (
+		flags         changeFlags
+		ignoreMissing bool
+	)
+	cmd := &cobra.Command{
+		Use:   "delete -f FILE|DIR|- | KIND NAME...",
+		Short: "Delete resources",
+		Long: `Delete resources, named by manifests or by kind and name. All of them must
+exist, and nothing that stays may refer to them: else nothing is deleted.`,
+		Example:           "  resealctl delete -f pools.yaml\n  resealctl delete route api web\n  resealctl delete route/api backendpool/api",
+		ValidArgsFunction: a.completeKindsAndNames,
+	}
+	flags.registerFiles(cmd)
+	flags.registerChange(cmd)
+	cmd.Flags().BoolVar(&ignoreMissing, "ignore-not-found", false, "resources that do not exist are no error")
+	format := registerFormat(cmd, "table", "name", "json", "yaml")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		refs, objects, err := a.refsToDelete(flags.files, args)
+		if err != nil {
+			return err
+		}
+		return a.delete(cmd.Context(), format, flags, refs, objects, ignoreMissing)
+	}
+	return cmd
+}
+
+// refsToDelete reads what is named, by manifests or by arguments.
+func (a *app) refsToDelete(files, args []string) ([]*resealv1.ResourceRef, []manifest.Object, error) {
+	var refs []*resealv1.ResourceRef
+	switch {
+	case len(files) > 0 && len(args) > 0:
+		return nil, nil, usagef("either -f or KIND NAME..., not both")
+	case len(files) > 0:
+		objects, err := a.load(manifest.LoadNames, files)
+		for _, object := range objects {
+			refs = append(refs, object.Resource.Ref())
+		}
+		return refs, objects, err
+	}
+	selection, err := parseSelection(args)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, kind := range selection.kinds {
+		names := selection.names[kind]
+		switch {
+		case kind == kindEdges:
+			return nil, nil, usagef("edges are no resources: to take one out of service, use: resealctl drain EDGE")
+		case len(names) == 0:
+			return nil, nil, usagef("name what to delete: resealctl delete %s NAME...", strings.ToLower(kind))
+		}
+		for _, name := range names {
+			refs = append(refs, &resealv1.ResourceRef{Kind: kind, Name: name})
+		}
+	}
+	return refs, nil, nil
+}
+
+func (a *app) delete(ctx context.Context, f *format, flags changeFlags, refs []*resealv1.ResourceRef, objects []manifest.Object, ignoreMissing bool) error {
+	client, err := a.connect()
+	if err != nil {
+		return err
+	}
+	if ignoreMissing {
+		if refs, err = client.existing(ctx, refs); err != nil || len(refs) == 0 {
+			return err
+		}
+	}
+	response, err := client.admin.Delete(ctx, &resealv1.DeleteRequest{
+		Resources:        refs,
+		ExpectedRevision: flags.expectedRevision,
+		DryRun:           flags.dryRun,
+		Message:          flags.message,
+	})
+	if err != nil {
+		return describeMissing(located(objects, err), refs...)
+	}
+	return a.printChanges(f, response.GetChanges(), response.GetRevision(), flags.dryRun)
+}
+
+// existing returns the refs whose resources exist.
+func (c *client) existing(ctx context.Context, refs []*resealv1.ResourceRef) ([]*resealv1.ResourceRef, error) {
+	list, err := c.admin.List(ctx, &resealv1.ListRequest{})
+	if err != nil {
+		return nil, err
+	}
+	have := make(map[string]bool)
+	for _, r := range list.GetResources() {
+		have[r.Ref().Key()] = true
+	}
+	var found []*resealv1.ResourceRef
+	for _, ref := range refs {
+		if have[ref.Key()] {
+			found = append(found, ref)
+		}
+	}
+	return found, nil
+}
+
+// changesView is what -o json and yaml show of a change.
+type changesView struct {
+	Revision     int64        `json:"revision"`
+	RolledBackTo int64        `json:"rolledBackTo,omitempty"`
+	DryRun       bool         `json:"dryRun"`
+	Changes      []changeView `json:"changes"`
+}
+
+type changeView struct {
+	Kind           string           `json:"kind"`
+	Name           string           `json:"name"`
+	Action         string           `json:"action"`
+	ChangedSecrets []string         `json:"changedSecrets,omitempty"`
+	Before         *json.RawMessage `json:"before,omitempty"`
+	After          *json.RawMessage `json:"after,omitempty"`
+}
+
+func viewChanges(changes []*resealv1.Change) []changeView {
+	views := make([]changeView, len(changes))
+	for i, c := range changes {
+		views[i] = changeView{Kind: c.GetResource().GetKind(), Name: c.GetResource().GetName(),
+			Action: resealv1.Label(c.GetAction()), ChangedSecrets: c.GetChangedSecrets()}
+	}
+	return views
+}
+
+// printChanges says what became of each resource, and the revision.
+func (a *app) printChanges(f *format, changes []*resealv1.Change, revision int64, dryRun bool) error {
+	if f.structured() {
+		return a.printDocument(f, changesView{Revision: revision, DryRun: dryRun, Changes: viewChanges(changes)})
+	}
+	if f.value == "name" {
+		for _, c := range changes {
+			a.printf("%s\n", refName(c.GetResource()))
+		}
+		return nil
+	}
+	a.printActions(changes, dryRun)
+	if dryRun {
+		a.printf("revision %d (dry run: nothing was changed)\n", revision)
+	} else {
+		a.printf("revision %d\n", revision)
+	}
+	return nil
+}
+
+func (a *app) printActions(changes []*resealv1.Change, dryRun bool) {
+	suffix := ""
+	if dryRun {
+		suffix = " (dry run)"
+	}
+	for _, c := range changes {
+		a.printf("%s %s%s\n", refName(c.GetResource()), resealv1.Label(c.GetAction()), suffix)
+	}
+}
+
+// load reads manifests; none at all is an error.
+func (a *app) load(load loader, files []string) ([]manifest.Object, error) {
+	stdins := 0
+	for _, file := range files {
+		if file == "-" {
+			stdins++
+		}
+	}
+	if stdins > 1 {
+		return nil, usagef("-f - may be given once")
+	}
+	objects, err := load(files, a.in)
+	if err == nil && len(objects) == 0 {
+		err = fmt.Errorf("%s: holds no resource", strings.Join(files, ", "))
+	}
+	return objects, err
+}

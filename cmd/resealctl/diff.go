@@ -1,0 +1,83 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/reseal/reseal/proto/manifest"
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// exitDiffers is the exit code of a diff that found something.
+const exitDiffers = 1
+
+func newDiffCommand(a *app) *cobra.Command {
+	var flags changeFlags
+	cmd := &cobra.Command{
+		Use:   "diff -f FILE|DIR|-",
+		Short: "Show what apply would change",
+		Long: `Show what apply would change, as a unified diff. Of private keys it only says
+that they change.
+
+Exit codes: 0 nothing differs, 1 something differs, 2 it failed.`,
+		Example: "  resealctl diff -f pools.yaml",
+		Args:    cobra.NoArgs,
+	}
+	flags.registerFiles(cmd)
+	flags.registerExpected(cmd)
+	_ = cmd.MarkFlagRequired("filename")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		flags.dryRun = true
+		response, err := a.apply(cmd.Context(), flags)
+		if err != nil {
+			return &exitError{code: exitUsage, err: err}
+		}
+		if differs := a.printDiffs(response.GetChanges()); differs {
+			return &exitError{code: exitDiffers}
+		}
+		return nil
+	}
+	return cmd
+}
+
+// printDiffs writes what each change does and says whether any does something.
+func (a *app) printDiffs(changes []*resealv1.Change) bool {
+	differs := false
+	for _, c := range changes {
+		if c.GetAction() == resealv1.Change_ACTION_UNCHANGED {
+			continue
+		}
+		differs = true
+		text := manifest.Diff(c.GetBefore(), c.GetAfter(), c.GetChangedSecrets()...)
+		for line := range strings.Lines(text) {
+			a.printf("%s\n", a.coloured(strings.TrimRight(line, "\n")))
+		}
+	}
+	return differs
+}
+
+// coloured gives a line of a diff its colour on a terminal.
+func (a *app) coloured(line string) string {
+	if !a.colour() {
+		return line
+	}
+	const (
+		reset = "\x1b[0m"
+		bold  = "\x1b[1m"
+		red   = "\x1b[31m"
+		green = "\x1b[32m"
+		cyan  = "\x1b[36m"
+	)
+	switch {
+	case strings.HasPrefix(line, "--- "), strings.HasPrefix(line, "+++ "):
+		return bold + line + reset
+	case strings.HasPrefix(line, "@@"):
+		return cyan + line + reset
+	case strings.HasPrefix(line, "-"):
+		return red + line + reset
+	case strings.HasPrefix(line, "+"):
+		return green + line + reset
+	}
+	return line
+}

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// edgeView is an edge as -o json and yaml show it.
+type edgeView struct {
+	ID             string            `json:"id"`
+	State          string            `json:"state"`
+	Labels         map[string]string `json:"labels"`
+	Version        string            `json:"version"`
+	BootID         string            `json:"bootId"`
+	Address        string            `json:"address"`
+	AckedRevision  int64             `json:"ackedRevision"`
+	TargetRevision int64             `json:"targetRevision"`
+	Nack           *nackView         `json:"nack,omitempty"`
+	Draining       bool              `json:"draining"`
+	StartedAt      string            `json:"startedAt,omitempty"`
+	ConnectedAt    string            `json:"connectedAt,omitempty"`
+	DisconnectedAt string            `json:"disconnectedAt,omitempty"`
+	Resources      int32             `json:"resources"`
+	ResourcesSent  int64             `json:"resourcesSent"`
+	Convergence    string            `json:"convergence,omitempty"`
+}
+
+type nackView struct {
+	Revision        int64           `json:"revision"`
+	ServingRevision int64           `json:"servingRevision"`
+	Violations      []violationView `json:"violations"`
+}
+
+type violationView struct {
+	Resource    string `json:"resource"`
+	Field       string `json:"field,omitempty"`
+	Description string `json:"description"`
+}
+
+func viewEdge(e *resealv1.Edge) edgeView {
+	view := edgeView{
+		ID: e.GetId(), State: resealv1.Label(e.GetState()), Labels: e.GetLabels(), Version: e.GetVersion(),
+		BootID: e.GetBootId(), Address: e.GetAddress(), AckedRevision: e.GetAckedRevision(),
+		TargetRevision: e.GetTargetRevision(), Draining: e.GetDraining(), Resources: e.GetResources(),
+		ResourcesSent: e.GetResourcesSent(), StartedAt: utcStamp(e.GetStartedAt()),
+		ConnectedAt: utcStamp(e.GetConnectedAt()), DisconnectedAt: utcStamp(e.GetDisconnectedAt()),
+	}
+	if view.Labels == nil {
+		view.Labels = map[string]string{}
+	}
+	if e.GetConvergence() != nil {
+		view.Convergence = e.GetConvergence().AsDuration().String()
+	}
+	if nack := e.GetNack(); nack != nil {
+		view.Nack = &nackView{Revision: nack.GetRevision(), ServingRevision: nack.GetServingRevision(), Violations: []violationView{}}
+		for _, v := range nack.GetViolations() {
+			view.Nack.Violations = append(view.Nack.Violations,
+				violationView{Resource: v.GetResource().Key(), Field: v.GetField(), Description: v.GetDescription()})
+		}
+	}
+	return view
+}
+
+// edgeHeaders and edgeCells are the table of edges.
+func edgeHeaders(wide bool) []string {
+	headers := []string{"ID", "STATE", "REVISION", "LABELS", "VERSION", "UPTIME", "ADDRESS"}
+	if wide {
+		headers = append(headers, "CONNECTED", "RESOURCES", "CONVERGENCE", "BOOT")
+	}
+	return append(headers, "REASON")
+}
+
+func edgeCells(e *resealv1.Edge, wide bool) []string {
+	cells := []string{e.GetId(), edgeState(e), edgeRevision(e), joinLabels(e.GetLabels()),
+		orNone(e.GetVersion()), age(e.GetStartedAt()), orNone(e.GetAddress())}
+	if wide {
+		convergence := "<unknown>"
+		if e.GetConvergence() != nil {
+			convergence = e.GetConvergence().AsDuration().String()
+		}
+		cells = append(cells, age(e.GetConnectedAt()), fmt.Sprint(e.GetResources()), convergence, orNone(e.GetBootId()))
+	}
+	return append(cells, edgeReason(e))
+}
+
+// edgeState is the state in capitals, as it stands out in a table.
+func edgeState(e *resealv1.Edge) string {
+	if state := resealv1.Label(e.GetState()); state != "" {
+		return strings.ToUpper(state)
+	}
+	return "UNKNOWN"
+}
+
+// edgeRevision is the acked revision, and the target where it differs.
+func edgeRevision(e *resealv1.Edge) string {
+	if e.GetAckedRevision() == e.GetTargetRevision() {
+		return fmt.Sprint(e.GetAckedRevision())
+	}
+	return fmt.Sprintf("%d/%d", e.GetAckedRevision(), e.GetTargetRevision())
+}
+
+// edgeReason says in short why an edge is not SYNCED.
+func edgeReason(e *resealv1.Edge) string {
+	const limit = 80
+	switch violations := e.GetNack().GetViolations(); {
+	case len(violations) > 0:
+		text := violations[0].Text()
+		if runes := []rune(text); len(runes) > limit {
+			text = string(runes[:limit-1]) + "…"
+		}
+		if more := len(violations) - 1; more > 0 {
+			text += fmt.Sprintf(" (+%d more)", more)
+		}
+		return text
+	case e.GetNack() != nil:
+		return fmt.Sprintf("refused revision %d", e.GetNack().GetRevision())
+	case e.GetDisconnectedAt() != nil:
+		return "gone for " + age(e.GetDisconnectedAt())
+	}
+	return ""
+}
+
+// describeEdge writes all that is known of an edge.
+func (a *app) describeEdge(e *resealv1.Edge) {
+	d := describer{w: a.out}
+	d.line(0, "ID", e.GetId())
+	d.line(0, "State", edgeState(e))
+	d.labels("Labels", e.GetLabels())
+	d.line(0, "Version", orNone(e.GetVersion()))
+	d.line(0, "Address", orNone(e.GetAddress()))
+	d.line(0, "Boot ID", orNone(e.GetBootId()))
+	d.line(0, "Started", ago(e.GetStartedAt()))
+	d.line(0, "Connected", ago(e.GetConnectedAt()))
+	if e.GetDisconnectedAt() != nil {
+		d.line(0, "Disconnected", ago(e.GetDisconnectedAt()))
+	}
+	d.line(0, "Draining", yesNo(e.GetDraining()))
+	d.line(0, "Acked revision", fmt.Sprint(e.GetAckedRevision()))
+	d.line(0, "Target revision", fmt.Sprint(e.GetTargetRevision()))
+	if e.GetConvergence() != nil {
+		d.line(0, "Convergence", e.GetConvergence().AsDuration().String())
+	}
+	d.line(0, "Resources", fmt.Sprintf("%d held, %d sent on this stream", e.GetResources(), e.GetResourcesSent()))
+	nack := e.GetNack()
+	if nack == nil {
+		d.flush()
+		return
+	}
+	d.line(0, "Refused", fmt.Sprintf("revision %d; it serves revision %d on", nack.GetRevision(), nack.GetServingRevision()))
+	d.heading(0, "Violations")
+	for _, v := range nack.GetViolations() {
+		d.text(1, v.Text())
+	}
+	d.flush()
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}

@@ -1,0 +1,297 @@
+// Package controlplane wires the control plane: the store on etcd, trust, the
+// gRPC services and the metrics page.
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/reseal/reseal/controlplane/admin"
+	"github.com/reseal/reseal/controlplane/feed"
+	"github.com/reseal/reseal/controlplane/store"
+	"github.com/reseal/reseal/controlplane/tally"
+	"github.com/reseal/reseal/controlplane/trust"
+	"github.com/reseal/reseal/proto/manifest"
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// Config is what a control plane needs. It is read once, by New.
+type Config struct {
+	// DataDir holds the embedded store, the key-encryption key and the admin
+	// context. It is created with mode 0700.
+	DataDir string
+	// Listen is the address of the gRPC services. Default ":7443".
+	Listen string
+	// Advertise are the addresses that the admin context names. Default:
+	// 127.0.0.1 with the port of Listen.
+	Advertise []string
+	// EtcdEndpoints is the external cluster. Empty: a store in this process.
+	EtcdEndpoints []string
+	// EtcdCA, EtcdCert and EtcdKey are PEM files for TLS to the external
+	// cluster.
+	EtcdCA, EtcdCert, EtcdKey string
+	// KEKFile holds the key that encrypts all other secrets. Default
+	// DataDir/kek, generated when it does not exist.
+	KEKFile string
+	// TrustDomain is the authority of the spiffe:// identities. Default
+	// "reseal".
+	TrustDomain string
+	// HistoryLimit is how many revisions are kept. Default 100.
+	HistoryLimit int
+	// Version is shown to operators.
+	Version string
+	// Logger is for the operator of this process. Required.
+	Logger *slog.Logger
+}
+
+// ControlPlane is one replica.
+type ControlPlane struct {
+	cfg      Config
+	registry *prometheus.Registry
+	ready    chan struct{}
+
+	trust *trust.Trust // set before ready is closed
+	store *store.Store // likewise
+}
+
+// New makes a control plane that does nothing before Run.
+func New(cfg Config) *ControlPlane {
+	if cfg.Listen == "" {
+		cfg.Listen = ":7443"
+	}
+	if cfg.KEKFile == "" {
+		cfg.KEKFile = filepath.Join(cfg.DataDir, "kek")
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return &ControlPlane{cfg: cfg, registry: registry, ready: make(chan struct{})}
+}
+
+// Registry holds the control plane's metrics.
+func (c *ControlPlane) Registry() *prometheus.Registry { return c.registry }
+
+// Run serves until ctx ends and returns when all that it started has ended. It
+// returns an error when the store, the trust material or the listening address
+// can't be had.
+func (c *ControlPlane) Run(ctx context.Context) error {
+	if err := os.MkdirAll(c.cfg.DataDir, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	unlock, err := lockDir(c.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Listening comes first: a port in use must not leave a store behind that
+	// was started for nothing.
+	listener, err := net.Listen("tcp", c.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	defer listener.Close()
+
+	etcd, err := openEtcd(ctx, c.cfg)
+	if err != nil {
+		return err
+	}
+	defer etcd.close(c.cfg.Logger)
+	if err := c.openTrust(ctx, etcd, listener); err != nil {
+		return err
+	}
+	c.store = store.New(store.Config{
+		Client:       etcd.client,
+		HistoryLimit: c.cfg.HistoryLimit,
+		MaxOps:       etcd.maxOps,
+		MaxBytes:     etcd.maxBytes,
+		Seal:         c.trust.Seal,
+		Open:         c.trust.Unseal,
+		Validate:     manifest.ValidateSnapshot,
+		Logger:       c.cfg.Logger.With("part", "store"),
+	})
+	return c.serve(ctx, etcd, listener)
+}
+
+// openTrust loads or makes the certificate authority, and writes the admin
+// context of the replica that made it.
+func (c *ControlPlane) openTrust(ctx context.Context, etcd *etcdStore, listener net.Listener) error {
+	c.trust = trust.New(trust.Config{
+		Client:      etcd.client,
+		TrustDomain: c.cfg.TrustDomain,
+		KEKFile:     c.cfg.KEKFile,
+		Logger:      c.cfg.Logger.With("part", "trust"),
+	})
+	if err := c.trust.Open(ctx); err != nil {
+		return err
+	}
+	path := filepath.Join(c.cfg.DataDir, "admin.yaml")
+	_, statErr := os.Stat(path)
+	if etcd.embedded == nil && !c.trust.Created() && errors.Is(statErr, os.ErrNotExist) {
+		return nil // a further replica does not mint administrators
+	}
+	servers := c.cfg.Advertise
+	if len(servers) == 0 {
+		_, port, err := net.SplitHostPort(listener.Addr().String())
+		if err != nil {
+			return err
+		}
+		servers = []string{net.JoinHostPort("127.0.0.1", port)}
+	}
+	if err := c.trust.WriteAdminContext(path, servers); err != nil {
+		return fmt.Errorf("write the admin context: %w", err)
+	}
+	return nil
+}
+
+func (c *ControlPlane) serve(ctx context.Context, etcd *etcdStore, listener net.Listener) error {
+	feedServer := feed.New(feed.Config{
+		Source:     c.store,
+		Unseal:     c.store.Unseal,
+		Edge:       c.edge,
+		Logger:     c.cfg.Logger.With("part", "feed"),
+		Registerer: c.registry,
+	})
+	tallyServer := tally.New(tally.Config{
+		Edge:       c.edgeID,
+		Live:       feedServer.Live,
+		Logger:     c.cfg.Logger.With("part", "tally"),
+		Registerer: c.registry,
+	})
+	adminServer := admin.New(admin.Config{
+		Store:    c.store,
+		Author:   c.author,
+		Codes:    storeCodes,
+		Validate: manifest.Validate,
+		Logger:   c.cfg.Logger.With("part", "admin"),
+	})
+	server, health := newGRPCServer(c.trust, feed.Codec{}, c.cfg.Version)
+	resealv1.RegisterAdminServiceServer(server, adminServer)
+	resealv1.RegisterFeedServiceServer(server, feedServer)
+	resealv1.RegisterFleetServiceServer(server, feedServer)
+	resealv1.RegisterTallyServiceServer(server, tallyServer)
+	resealv1.RegisterEnrollmentServiceServer(server, c.trust)
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.trust.Run(ctx) })
+	group.Go(func() error { return c.store.Run(ctx) })
+	group.Go(func() error { return feedServer.Run(ctx) })
+	group.Go(func() error { return tallyServer.Run(ctx) })
+	group.Go(func() error {
+		select {
+		case err := <-etcd.failed():
+			return fmt.Errorf("embedded store: %w", err)
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	group.Go(func() error { return c.serveGRPC(ctx, server, health, listener) })
+	return group.Wait()
+}
+
+// serveGRPC takes calls once the store holds a snapshot, so that no edge hears
+// of an empty configuration.
+func (c *ControlPlane) serveGRPC(ctx context.Context, server *grpc.Server, health *healthServer, listener net.Listener) error {
+	select {
+	case <-c.store.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	close(c.ready)
+	health.serving()
+	c.cfg.Logger.Info("control plane is ready", "listen", listener.Addr().String(), "version", c.cfg.Version,
+		"revision", c.store.Snapshot().Revision(), "admin_context", filepath.Join(c.cfg.DataDir, "admin.yaml"))
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("gRPC server: %w", err)
+	case <-ctx.Done():
+	}
+	health.Shutdown()
+	// Streams of edges don't end by themselves; calls get a moment to finish.
+	force := time.AfterFunc(time.Second, server.Stop)
+	defer force.Stop()
+	server.GracefulStop()
+	<-served
+	return nil
+}
+
+// Handler serves /healthz, /readyz and /metrics.
+func (c *ControlPlane) Handler() http.Handler { return newHandler(c.registry, c.ready) }
+
+// PageTLS serves the handler with mutual TLS: callers need a certificate of this
+// fleet. Handshakes fail until the control plane is ready.
+func (c *ControlPlane) PageTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			select {
+			case <-c.ready:
+			default:
+				return nil, errors.New("the control plane is not ready")
+			}
+			config := c.trust.ServerTLS().Clone()
+			config.ClientAuth = tls.RequireAndVerifyClientCert
+			config.NextProtos = []string{"h2", "http/1.1"}
+			return config, nil
+		},
+	}
+}
+
+// edge names the calling edge and the labels that its join token gave it.
+func (c *ControlPlane) edge(ctx context.Context) (string, map[string]string, error) {
+	id, err := c.edgeID(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	labels, enrolled, err := c.trust.EdgeLabels(ctx, id)
+	if err != nil {
+		return "", nil, err
+	}
+	if !enrolled || len(labels) == 0 {
+		return id, nil, nil
+	}
+	return id, labels, nil
+}
+
+func (c *ControlPlane) edgeID(ctx context.Context) (string, error) {
+	caller, err := trust.Caller(ctx)
+	if err != nil {
+		return "", err
+	}
+	if caller.Role != resealv1.Role_ROLE_EDGE {
+		return "", status.Errorf(codes.PermissionDenied, "%s is not an edge", caller)
+	}
+	return caller.Name, nil
+}
+
+func (c *ControlPlane) author(ctx context.Context) string {
+	caller, err := trust.Caller(ctx)
+	if err != nil {
+		return "unknown"
+	}
+	return caller.String()
+}
+
+// storeCodes is what the store's errors are to a caller.
+var storeCodes = []admin.ErrorCode{
+	{Is: store.ErrConflict, Code: codes.Aborted},
+	{Is: store.ErrNotFound, Code: codes.NotFound},
+	{Is: store.ErrNotKept, Code: codes.FailedPrecondition},
+	{Is: store.ErrTooLarge, Code: codes.ResourceExhausted},
+	{Is: store.ErrUnavailable, Code: codes.Unavailable},
+}

@@ -1,0 +1,83 @@
+package controlplane
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/reseal/reseal/controlplane/trust"
+)
+
+// maxMessage bounds what a caller may send, in bytes.
+const maxMessage = 16 << 20
+
+type healthServer struct{ *health.Server }
+
+func (h *healthServer) serving() { h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING) }
+
+// versionHeader is the response header that tells the control plane's version.
+const versionHeader = "reseal-version"
+
+// tellVersion answers health checks with the version, for resealctl version.
+func tellVersion(version string) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		if info.FullMethod == healthpb.Health_Check_FullMethodName {
+			if err := grpc.SetHeader(ctx, metadata.Pairs(versionHeader, version)); err != nil {
+				return nil, err
+			}
+		}
+		return handler(ctx, req)
+	}
+}
+
+func newGRPCServer(t *trust.Trust, codec encoding.CodecV2, version string) (*grpc.Server, *healthServer) {
+	server := grpc.NewServer(
+		grpc.Creds(t.Credentials()),
+		// Callers that will be refused are, before their message is decoded.
+		grpc.InTapHandle(t.Tap),
+		grpc.ChainUnaryInterceptor(t.UnaryInterceptor, tellVersion(version)),
+		grpc.ChainStreamInterceptor(t.StreamInterceptor),
+		grpc.ForceServerCodecV2(codec),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(256),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		// Thousands of mostly idle streams: buffers only while they are used.
+		grpc.ReadBufferSize(0),
+		grpc.WriteBufferSize(4096),
+		grpc.SharedWriteBuffer(true),
+	)
+	h := &healthServer{health.NewServer()}
+	h.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	healthpb.RegisterHealthServer(server, h)
+	reflection.Register(server)
+	return server, h
+}
+
+func newHandler(registry *prometheus.Registry, ready <-chan struct{}) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-ready:
+			_, _ = w.Write([]byte("ok\n"))
+		default:
+			http.Error(w, "the store is not loaded yet", http.StatusServiceUnavailable)
+		}
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	return mux
+}

@@ -1,0 +1,184 @@
+package tally
+
+import (
+	"cmp"
+	"slices"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// Places of the plain counters.
+const (
+	requests = iota
+	full
+	resumedSessionID
+	resumedTicket
+	resumedPSK
+	failed
+	opened
+	reused
+	plain
+)
+
+// Places of the counters that are divided by a key.
+const (
+	byError = iota
+	byMiss
+	byClose
+	byCloser
+	divided
+)
+
+// counters are the counters of one pool or listener, in a form that is small
+// and quick to add: an hour of them is kept. They are immutable once they are
+// in a report.
+type counters struct {
+	name   string
+	plain  [plain]uint64
+	active int64
+	idle   int64
+	shares [divided][]share // sorted by key
+}
+
+type share struct {
+	key   string
+	count uint64
+}
+
+// fromStats copies what an edge reports, within bounds.
+func fromStats(stats *resealv1.Stats, words *vocabularies) *counters {
+	h, c := stats.GetHandshakes(), stats.GetConnections()
+	made := &counters{
+		name: stats.GetName(),
+		plain: [plain]uint64{
+			requests: stats.GetRequests(),
+			full:     h.GetFull(), resumedSessionID: h.GetResumedSessionId(), resumedTicket: h.GetResumedTicket(),
+			resumedPSK: h.GetResumedPsk(), failed: h.GetFailed(),
+			opened: c.GetOpened(), reused: c.GetReused(),
+		},
+		active: max(c.GetActive(), 0),
+		idle:   max(c.GetIdle(), 0),
+	}
+	for i, counts := range [divided]map[string]uint64{stats.GetErrors(), stats.GetMisses(), stats.GetCloses(), stats.GetClosesBy()} {
+		made.shares[i] = words[i].shares(counts)
+	}
+	return made
+}
+
+func (c *counters) stats() *resealv1.Stats {
+	return &resealv1.Stats{
+		Name:     c.name,
+		Requests: c.plain[requests],
+		Errors:   toMap(c.shares[byError]),
+		Handshakes: &resealv1.Handshakes{
+			Full: c.plain[full], ResumedSessionId: c.plain[resumedSessionID], ResumedTicket: c.plain[resumedTicket],
+			ResumedPsk: c.plain[resumedPSK], Failed: c.plain[failed],
+		},
+		Misses: toMap(c.shares[byMiss]),
+		Connections: &resealv1.ConnectionStats{
+			Opened: c.plain[opened], Reused: c.plain[reused], Active: c.active, Idle: c.idle,
+		},
+		Closes:   toMap(c.shares[byClose]),
+		ClosesBy: toMap(c.shares[byCloser]),
+	}
+}
+
+func toMap(shares []share) map[string]uint64 {
+	counts := make(map[string]uint64, len(shares))
+	for _, s := range shares {
+		counts[s.key] = s.count
+	}
+	return counts
+}
+
+func (c *counters) equal(other *counters) bool {
+	if c.name != other.name || c.plain != other.plain || c.active != other.active || c.idle != other.idle {
+		return false
+	}
+	for i := range c.shares {
+		if !slices.Equal(c.shares[i], other.shares[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// add returns the sum. The receiver may be nil.
+func (c *counters) add(other *counters) *counters {
+	if c == nil {
+		return other
+	}
+	total := &counters{name: c.name, active: c.active + other.active, idle: c.idle + other.idle}
+	for i := range total.plain {
+		total.plain[i] = c.plain[i] + other.plain[i]
+	}
+	for i := range total.shares {
+		total.shares[i] = merge(c.shares[i], other.shares[i], func(a, b uint64) uint64 { return a + b })
+	}
+	return total
+}
+
+// since returns what was counted after base, a nil base being all 0. A counter
+// that is below base was started again meanwhile, and so were all.
+func (c *counters) since(base *counters) *counters {
+	if base == nil || c.below(base) {
+		return c
+	}
+	grown := &counters{name: c.name, active: c.active, idle: c.idle}
+	for i := range grown.plain {
+		grown.plain[i] = c.plain[i] - base.plain[i]
+	}
+	for i := range grown.shares {
+		grown.shares[i] = merge(c.shares[i], base.shares[i], func(a, b uint64) uint64 { return a - b })
+	}
+	return grown
+}
+
+func (c *counters) below(base *counters) bool {
+	for i := range c.plain {
+		if c.plain[i] < base.plain[i] {
+			return true
+		}
+	}
+	for i := range c.shares {
+		for _, s := range base.shares[i] {
+			if s.count > find(c.shares[i], s.key) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func find(shares []share, key string) uint64 {
+	i, ok := slices.BinarySearchFunc(shares, key, func(s share, key string) int { return cmp.Compare(s.key, key) })
+	if !ok {
+		return 0
+	}
+	return shares[i].count
+}
+
+// merge combines sorted lists. A key that is missing counts 0, and a result of
+// 0 is left out.
+func merge(a, b []share, combine func(a, b uint64) uint64) []share {
+	merged := make([]share, 0, max(len(a), len(b)))
+	put := func(key string, count uint64) {
+		if count > 0 {
+			merged = append(merged, share{key, count})
+		}
+	}
+	for len(a) > 0 || len(b) > 0 {
+		switch {
+		case len(b) == 0 || len(a) > 0 && a[0].key < b[0].key:
+			put(a[0].key, combine(a[0].count, 0))
+			a = a[1:]
+		case len(a) == 0 || b[0].key < a[0].key:
+			put(b[0].key, combine(0, b[0].count))
+			b = b[1:]
+		default:
+			put(a[0].key, combine(a[0].count, b[0].count))
+			a, b = a[1:], b[1:]
+		}
+	}
+	return merged
+}

@@ -1,0 +1,166 @@
+package tally
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	// maxSince is the longest window.
+	maxSince = time.Hour
+	// sampleInterval is the resolution of windows.
+	sampleInterval = 5 * time.Second
+	// maxCells bounds the counters that are kept for windows, of all edges. At
+	// a few hundred bytes each that is about 100 MB. Over it windows get
+	// shorter.
+	maxCells = 250_000
+
+	// maxReports bounds the history of an edge, also of one that restarts again
+	// and again.
+	maxReports = 1024
+	// maxPerReport bounds the pools and the listeners of a report.
+	maxPerReport = 5000
+	// maxName is the longest name, in bytes.
+	maxName = 253
+)
+
+// report is what an edge counted until a moment. It is immutable.
+type report struct {
+	at        time.Time // on this replica's clock
+	bootID    string
+	pools     []*counters // sorted by name
+	listeners []*counters
+	cells     int // what it costs to keep: itself, and counters that no earlier report holds
+}
+
+// newReport copies a message, within bounds. What has not changed since the
+// report before is shared with it.
+func newReport(message *resealv1.ReportRequest, at time.Time, words *vocabularies, before *report) *report {
+	made := &report{at: at, bootID: message.GetBootId(), cells: 1}
+	if before == nil {
+		before = &report{}
+	}
+	made.pools = made.take(message.GetPools(), words, before.pools)
+	made.listeners = made.take(message.GetListeners(), words, before.listeners)
+	return made
+}
+
+func (r *report) take(all []*resealv1.Stats, words *vocabularies, before []*counters) []*counters {
+	taken := make([]*counters, 0, min(len(all), maxPerReport))
+	for _, stats := range all {
+		if name := stats.GetName(); name != "" && len(name) <= maxName && len(taken) < maxPerReport {
+			taken = append(taken, fromStats(stats, words))
+		}
+	}
+	slices.SortStableFunc(taken, compareNames)
+	taken = slices.CompactFunc(taken, func(a, b *counters) bool { return a.name == b.name })
+	for i, c := range taken {
+		if same := byName(before, c.name); same != nil && same.equal(c) {
+			taken[i] = same
+			continue
+		}
+		r.cells++
+	}
+	if slices.Equal(taken, before) {
+		return before
+	}
+	return taken
+}
+
+func compareNames(a, b *counters) int { return cmp.Compare(a.name, b.name) }
+
+// byName finds counters in a sorted list.
+func byName(all []*counters, name string) *counters {
+	i, ok := slices.BinarySearchFunc(all, name, func(c *counters, name string) int { return cmp.Compare(c.name, name) })
+	if !ok {
+		return nil
+	}
+	return all[i]
+}
+
+// history are the reports of an edge that windows start from, oldest first.
+type history []*report
+
+// keep takes a report in if its time slot has none yet.
+func (h history) keep(r *report) (history, bool) {
+	if len(h) > 0 && slot(h[len(h)-1].at) == slot(r.at) && h[len(h)-1].bootID == r.bootID {
+		return h, false
+	}
+	return append(h, r), true
+}
+
+func slot(at time.Time) int64 { return at.UnixNano() / int64(sampleInterval) }
+
+// trim drops what no window can start from. Of what is older than the longest
+// window one report stays, the base of that window.
+func (h history) trim(now time.Time) (kept, dropped history) {
+	first := max(0, len(h)-maxReports)
+	for first+1 < len(h) && now.Sub(h[first+1].at) >= maxSince {
+		first++
+	}
+	return h[first:], h[:first]
+}
+
+// window returns what an edge counted in the last time, until its newest report.
+// What an earlier process of the edge counted in it is in, and a process that
+// started in it counts from 0. A window that reaches beyond the history starts
+// with the history.
+func (h history) window(newest *report, start time.Time) (pools, listeners totals) {
+	pools, listeners = totals{}, totals{}
+	reports := append(slices.Clip(h), newest)
+	first := 0
+	for first+1 < len(reports) && !reports[first+1].at.After(start) {
+		first++
+	}
+	base := reports[first]
+	for i := first; i < len(reports); i++ {
+		r := reports[i]
+		if i+1 < len(reports) && reports[i+1].bootID == r.bootID {
+			continue
+		}
+		// r is the last report of its process.
+		pools.addSince(r.pools, base.pools, r == newest)
+		listeners.addSince(r.listeners, base.listeners, r == newest)
+		base = &report{}
+	}
+	return pools, listeners
+}
+
+// totals are sums by name.
+type totals map[string]*counters
+
+func (t totals) add(c *counters) { t[c.name] = t[c.name].add(c) }
+
+// addSince adds what was counted after base. Gauges count only now.
+func (t totals) addSince(all, base []*counters, now bool) {
+	for _, c := range all {
+		grown := c.since(byName(base, c.name))
+		if !now {
+			still := *grown
+			still.active, still.idle = 0, 0
+			grown = &still
+		}
+		t.add(grown)
+	}
+}
+
+func (t totals) addAll(all []*counters) {
+	for _, c := range all {
+		t.add(c)
+	}
+}
+
+// stats are the totals sorted by name, of one name unless it is empty.
+func (t totals) stats(name string) []*resealv1.Stats {
+	var sorted []*resealv1.Stats
+	for _, c := range t {
+		if name == "" || c.name == name {
+			sorted = append(sorted, c.stats())
+		}
+	}
+	slices.SortFunc(sorted, func(a, b *resealv1.Stats) int { return cmp.Compare(a.GetName(), b.GetName()) })
+	return sorted
+}

@@ -1,0 +1,128 @@
+package tally
+
+import (
+	"errors"
+	"io"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+var (
+	errTooManyEdges = status.Error(codes.ResourceExhausted, "this replica has as many edges as it takes")
+	errStopping     = status.Error(codes.Unavailable, "this replica stops")
+)
+
+// stream is one stream of reports.
+type stream struct {
+	id         string
+	wake       chan struct{} // something is to be asked
+	superseded chan struct{} // closed when a newer stream took over
+	done       chan struct{} // closed when the stream has ended
+
+	// Guarded by Server.mu.
+
+	counted  bool          // a report has come
+	asked    uint64        // the newest request that somebody waits for
+	sent     uint64        // the newest that was sent
+	answered uint64        // the newest that a report answers
+	reported chan struct{} // closed at the next report
+}
+
+// Report implements resealv1.TallyServiceServer.
+func (s *Server) Report(reports grpc.BidiStreamingServer[resealv1.ReportRequest, resealv1.ReportResponse]) error {
+	ctx := reports.Context()
+	id, err := s.config.Edge(ctx)
+	if err != nil {
+		if _, ok := status.FromError(err); ok {
+			return err
+		}
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	c := &stream{
+		id:         id,
+		wake:       make(chan struct{}, 1),
+		superseded: make(chan struct{}),
+		done:       make(chan struct{}),
+		reported:   make(chan struct{}),
+	}
+	defer close(c.done)
+	defer s.leave(c)
+	// It ends with the stream, which gRPC ends when this function returns.
+	failed := make(chan error, 1)
+	go func() { failed <- s.receive(c, reports) }()
+	for {
+		if request := s.due(c); request > 0 {
+			if err := reports.Send(&resealv1.ReportResponse{Request: request}); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-c.wake:
+		case err := <-failed:
+			return err
+		case <-c.superseded:
+			return status.Errorf(codes.Aborted, "edge %q has started another stream", id)
+		case <-s.stopped:
+			return errStopping
+		}
+	}
+}
+
+func (s *Server) receive(c *stream, reports grpc.BidiStreamingServer[resealv1.ReportRequest, resealv1.ReportResponse]) error {
+	for {
+		message, err := reports.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if message.GetEdge() != c.id {
+			return status.Errorf(codes.PermissionDenied, "edge %q can't report for another", c.id)
+		}
+		if len(message.GetBootId()) > maxName {
+			return status.Errorf(codes.InvalidArgument, "boot_id has more than %d bytes", maxName)
+		}
+		if err := s.take(c, message); err != nil {
+			return err
+		}
+	}
+}
+
+// due returns the request to send now, or 0. At most one is under way, so an
+// edge that does not answer is not asked on and on.
+func (s *Server) due(c *stream) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.asked <= c.sent || c.answered < c.sent {
+		return 0
+	}
+	c.sent = c.asked
+	return c.sent
+}
+
+// askLocked asks for a report newer than now and returns the request's number.
+// Callers that ask before it is sent share it.
+func (c *stream) askLocked() uint64 {
+	c.asked = c.sent + 1
+	c.poke()
+	return c.asked
+}
+
+func (c *stream) answeredLocked(request uint64) {
+	c.answered = max(c.answered, min(request, c.sent))
+	close(c.reported)
+	c.reported = make(chan struct{})
+	c.poke()
+}
+
+func (c *stream) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}

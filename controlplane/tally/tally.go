@@ -1,0 +1,219 @@
+// Package tally gathers the counters of the edges: the newest report of each,
+// the totals of the fleet, and a short history.
+package tally
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	// maxEdges bounds the edges that are remembered.
+	maxEdges = 16384
+	// lingerFor is how long an edge counts after its stream ended, if Live does
+	// not say otherwise.
+	lingerFor = 30 * time.Second
+	// expireInterval is how often edges that left are looked for.
+	expireInterval = 10 * time.Second
+)
+
+// Config is what the tally needs. It is read once, by New.
+type Config struct {
+	// Edge names the caller of a stream. An error that carries no gRPC status
+	// is PERMISSION_DENIED. Required.
+	Edge func(ctx context.Context) (id string, err error)
+	// Live returns the ids of the edges that should report. Nil: those that do.
+	Live func() []string
+	// Logger is for the operator of this process. Required.
+	Logger *slog.Logger
+	// Registerer takes the metrics. Nil: none.
+	Registerer prometheus.Registerer
+}
+
+// Server implements TallyService. Counters live in memory only: edges report
+// all of theirs to whichever replica they come to.
+type Server struct {
+	resealv1.UnimplementedTallyServiceServer
+
+	config  Config
+	words   *vocabularies
+	stopped chan struct{} // closed when Run has ended
+
+	mu    sync.Mutex
+	edges map[string]*edge
+	cells int // in all histories
+}
+
+// edge is what is known of an edge. It outlives streams, for the windows.
+type edge struct {
+	id      string
+	stream  *stream // nil: not connected
+	ended   time.Time
+	newest  *report
+	history history
+}
+
+// New makes a tally. It panics when its metrics are on the Registerer already.
+func New(config Config) *Server {
+	s := &Server{
+		config:  config,
+		words:   newVocabularies(),
+		stopped: make(chan struct{}),
+		edges:   map[string]*edge{},
+	}
+	if config.Registerer != nil {
+		config.Registerer.MustRegister(&collector{s})
+	}
+	return s
+}
+
+// Run forgets edges that left, until ctx ends, and then ends all streams. It may
+// be called once and returns nil.
+func (s *Server) Run(ctx context.Context) error {
+	defer close(s.stopped)
+	ticker := time.NewTicker(expireInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			s.expire()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// expire forgets edges of which nothing is in the longest window.
+func (s *Server) expire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.edges {
+		if e.stream == nil && time.Since(e.newest.at) > maxSince {
+			s.forgetLocked(e)
+		}
+	}
+}
+
+func (s *Server) forgetLocked(e *edge) {
+	for _, r := range e.history {
+		s.cells -= r.cells
+	}
+	delete(s.edges, e.id)
+}
+
+// evictLocked makes room by forgetting the edge that was not heard of longest.
+func (s *Server) evictLocked() bool {
+	var first *edge
+	for _, e := range s.edges {
+		if e.stream == nil && (first == nil || e.newest.at.Before(first.newest.at)) {
+			first = e
+		}
+	}
+	if first == nil {
+		return false
+	}
+	s.forgetLocked(first)
+	return true
+}
+
+// take makes a report the newest of its edge. The first on a stream makes the
+// stream the one of its edge.
+func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.edges[from.id]
+	if e == nil {
+		if len(s.edges) >= maxEdges && !s.evictLocked() {
+			return errTooManyEdges
+		}
+		e = &edge{id: from.id}
+		s.edges[from.id] = e
+	}
+	switch {
+	case e.stream == from:
+	case from.counted:
+		return nil // a newer stream took over
+	default:
+		if e.stream != nil {
+			close(e.stream.superseded)
+		}
+		e.stream, from.counted = from, true
+	}
+	before := e.newest
+	e.newest = newReport(message, time.Now(), s.words, before)
+	if before != nil && before.bootID != e.newest.bootID && before != e.history[len(e.history)-1] {
+		// The last that the earlier process said.
+		e.history = append(e.history, before)
+		s.cells += before.cells
+	}
+	s.keepLocked(e)
+	from.answeredLocked(message.GetAnswers())
+	return nil
+}
+
+func (s *Server) keepLocked(e *edge) {
+	var kept bool
+	if e.history, kept = e.history.keep(e.newest); kept {
+		s.cells += e.newest.cells
+	}
+	var dropped history
+	e.history, dropped = e.history.trim(time.Now())
+	for _, r := range dropped {
+		s.cells -= r.cells
+	}
+	for s.cells > maxCells && len(e.history) > 1 {
+		s.cells -= e.history[0].cells
+		e.history = e.history[1:]
+	}
+}
+
+// leave notes the end of a stream.
+func (s *Server) leave(from *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.edges[from.id]; e != nil && e.stream == from {
+		e.stream, e.ended = nil, time.Now()
+	}
+}
+
+// presentLocked are the edges that count, sorted: those that report, did a
+// moment ago, or should.
+func (s *Server) presentLocked(live []string) []string {
+	present := slices.Clone(live)
+	for id, e := range s.edges {
+		if e.stream != nil || time.Since(e.ended) < lingerFor {
+			present = append(present, id)
+		}
+	}
+	slices.Sort(present)
+	return slices.Compact(present)
+}
+
+func (s *Server) live() []string {
+	if s.config.Live == nil {
+		return nil
+	}
+	return s.config.Live()
+}
+
+// fleet are the totals of the fleet since the start of each edge.
+func (s *Server) fleet() (pools, listeners totals) {
+	live := s.live()
+	pools, listeners = totals{}, totals{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range s.presentLocked(live) {
+		if e := s.edges[id]; e != nil {
+			pools.addAll(e.newest.pools)
+			listeners.addAll(e.newest.listeners)
+		}
+	}
+	return pools, listeners
+}

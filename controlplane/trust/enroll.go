@@ -1,0 +1,218 @@
+package trust
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// maxRequestSize bounds a certificate request, in bytes.
+const maxRequestSize = 16 << 10
+
+// errRefused does not say whether the token is unknown, used, revoked or
+// expired: whoever guesses learns nothing.
+var errRefused = status.Error(codes.PermissionDenied, "the join token was refused: it is unknown, used, revoked or expired")
+
+// Enroll implements resealv1.EnrollmentServiceServer. Whoever reaches the port
+// can call it, so failed calls are limited, all callers together, and few are
+// worked on at the same time.
+func (t *Trust) Enroll(ctx context.Context, req *resealv1.EnrollRequest) (*resealv1.EnrollResponse, error) {
+	opened := t.opened.Load()
+	if opened == nil {
+		return nil, status.Error(codes.Unavailable, ErrNotOpen.Error())
+	}
+	secret, ok := parseCredential(req.GetToken(), opened.authority.hash())
+	if !ok {
+		return nil, errRefused
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	select {
+	case t.enrolling <- struct{}{}:
+		defer func() { <-t.enrolling }()
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	if t.failures.Tokens() < 1 {
+		return nil, status.Error(codes.ResourceExhausted, "too many enrolments failed just now; try again in some seconds")
+	}
+	response, err := t.enroll(ctx, opened.authority, secret, req)
+	switch status.Code(err) {
+	case codes.PermissionDenied, codes.InvalidArgument:
+		t.failures.Allow()
+		t.logger.Warn("enrolment refused", "token", secret.id, "edge", req.GetId(), "error", err)
+	}
+	return response, err
+}
+
+func (t *Trust) enroll(ctx context.Context, authority *authority, secret credential, req *resealv1.EnrollRequest) (*resealv1.EnrollResponse, error) {
+	var request certificateRequest
+	for {
+		token, err := t.findToken(ctx, secret)
+		if err != nil {
+			return nil, err
+		}
+		if token.Edge != req.GetId() {
+			return nil, invalid("id", fmt.Errorf("the join token is for edge %q, not for %q", token.Edge, req.GetId()))
+		}
+		// Only now: to verify a signature costs more than what is before.
+		if request, err = parseRequest(req.GetCertificateRequest()); err != nil {
+			return nil, invalid("certificate_request", err)
+		}
+		now := time.Now().UTC()
+		if token.repeats(now, request.keyHash) {
+			return t.admit(authority, token, request, "edge enrolled again with the same key")
+		}
+		if !token.open(now) {
+			return nil, errRefused
+		}
+		err = t.useToken(ctx, *token, request.keyHash, now)
+		if errors.Is(err, errTaken) {
+			continue // at most once: a token is used once, or gone
+		}
+		if err != nil {
+			return nil, t.storeError(ctx, err)
+		}
+		return t.admit(authority, token, request, "edge enrolled")
+	}
+}
+
+// findToken gives back the token that belongs to secret, or a status.
+func (t *Trust) findToken(ctx context.Context, secret credential) (*storedToken, error) {
+	token, err := t.token(ctx, secret.id)
+	if err != nil {
+		return nil, t.storeError(ctx, err)
+	}
+	// The same work whether there is a token or not.
+	want := make([]byte, sha256.Size)
+	if token != nil {
+		want = token.SecretHash
+	}
+	if equal := subtle.ConstantTimeCompare(want, secret.hash()); token == nil || equal != 1 {
+		return nil, errRefused
+	}
+	return token, nil
+}
+
+func (t *Trust) admit(authority *authority, token *storedToken, request certificateRequest, message string) (*resealv1.EnrollResponse, error) {
+	certificate, err := t.issueEdge(authority, token.Edge, token.id, request.publicKey)
+	if err != nil {
+		return nil, err
+	}
+	t.logger.Info(message, "edge", token.Edge, "labels", token.Labels, "token", token.id, "invited_by", token.CreatedBy, "not_after", certificate.NotAfter)
+	return &resealv1.EnrollResponse{
+		CertificatePem: string(certificatePEM(certificate.Raw)),
+		CaPem:          string(authority.pem()),
+		TrustDomain:    t.trustDomain,
+	}, nil
+}
+
+// Renew implements resealv1.EnrollmentServiceServer.
+func (t *Trust) Renew(ctx context.Context, req *resealv1.RenewRequest) (*resealv1.RenewResponse, error) {
+	who, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	opened := t.opened.Load()
+	if opened == nil {
+		return nil, status.Error(codes.Unavailable, ErrNotOpen.Error())
+	}
+	if who.identity.Role != resealv1.Role_ROLE_EDGE {
+		return nil, status.Errorf(codes.PermissionDenied, "%s is not an edge", who.identity)
+	}
+	request, err := parseRequest(req.GetCertificateRequest())
+	if err != nil {
+		return nil, invalid("certificate_request", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	record, err := t.edge(ctx, who.identity.Name)
+	if err != nil {
+		return nil, t.storeError(ctx, err)
+	}
+	if record == nil || record.Enrolment != who.certificate.Subject.SerialNumber {
+		t.logger.Warn("renewal refused", "edge", who.identity.Name, "enrolled", record != nil)
+		return nil, status.Errorf(codes.PermissionDenied, "%s was removed or enrolled anew with another join token; this certificate can't be renewed", who.identity)
+	}
+	certificate, err := t.issueEdge(opened.authority, who.identity.Name, record.Enrolment, request.publicKey)
+	if err != nil {
+		return nil, err
+	}
+	t.logger.Debug("edge certificate renewed", "edge", who.identity.Name, "not_after", certificate.NotAfter)
+	return &resealv1.RenewResponse{
+		CertificatePem: string(certificatePEM(certificate.Raw)),
+		CaPem:          string(opened.authority.pem()),
+	}, nil
+}
+
+func (t *Trust) issueEdge(authority *authority, id, enrolment string, key crypto.PublicKey) (*x509.Certificate, error) {
+	certificate, err := authority.issue(leaf{
+		uri:       t.uri("edge/" + id),
+		publicKey: key,
+		ttl:       t.edgeCertTTL,
+		// Also a server's, for the edge's own administration page.
+		usages:    []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		enrolment: enrolment,
+	})
+	if err != nil {
+		t.logger.Error("issue an edge certificate", "edge", id, "error", err)
+		return nil, status.Error(codes.Internal, "the certificate could not be issued; see the control plane's log")
+	}
+	return certificate, nil
+}
+
+// certificateRequest is what counts of a PKCS #10 request.
+type certificateRequest struct {
+	publicKey crypto.PublicKey
+	keyHash   []byte // SHA-256 of the SubjectPublicKeyInfo
+}
+
+// parseRequest reads a request and verifies that its sender holds the key.
+func parseRequest(der []byte) (certificateRequest, error) {
+	if len(der) > maxRequestSize {
+		return certificateRequest{}, fmt.Errorf("%d bytes, at most %d are allowed", len(der), maxRequestSize)
+	}
+	request, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return certificateRequest{}, errors.New("not a PKCS #10 certificate request in DER")
+	}
+	// Before the signature: the cost of RSA grows with the key.
+	if err := checkPublicKey(request.PublicKey); err != nil {
+		return certificateRequest{}, err
+	}
+	if err := request.CheckSignature(); err != nil {
+		return certificateRequest{}, errors.New("its signature was not made with its key")
+	}
+	sum := sha256.Sum256(request.RawSubjectPublicKeyInfo)
+	return certificateRequest{publicKey: request.PublicKey, keyHash: sum[:]}, nil
+}
+
+func checkPublicKey(key crypto.PublicKey) error {
+	switch key := key.(type) {
+	case *ecdsa.PublicKey:
+		if key.Curve == elliptic.P256() || key.Curve == elliptic.P384() {
+			return nil
+		}
+	case ed25519.PublicKey:
+		return nil
+	case *rsa.PublicKey:
+		if bits := key.N.BitLen(); bits >= 2048 && bits <= 8192 {
+			return nil
+		}
+	}
+	return errors.New("its key must be ECDSA P-256 or P-384, Ed25519, or RSA with 2048 to 8192 bits")
+}

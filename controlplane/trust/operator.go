@@ -1,0 +1,161 @@
+package trust
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	defaultOperatorTTL = 365 * 24 * time.Hour
+	localName          = "local" // of the context, and of its administrator
+)
+
+// IssueOperator makes a key and a certificate for a person or a tool. role is
+// ROLE_VIEWER, ROLE_OPERATOR or ROLE_ADMIN; ttl 0 means a year. It does not
+// outlive the authority. Errors: ErrNotOpen, a bad role or name.
+func (t *Trust) IssueOperator(role resealv1.Role, name string, ttl time.Duration) (certPEM, keyPEM []byte, err error) {
+	opened := t.opened.Load()
+	if opened == nil {
+		return nil, nil, ErrNotOpen
+	}
+	if role < resealv1.Role_ROLE_VIEWER || role > resealv1.Role_ROLE_ADMIN {
+		return nil, nil, fmt.Errorf("%s is not a role of people", role)
+	}
+	if err := checkName(name); err != nil {
+		return nil, nil, fmt.Errorf("name: %w", err)
+	}
+	if ttl == 0 {
+		ttl = defaultOperatorTTL
+	}
+	if ttl < 0 {
+		return nil, nil, fmt.Errorf("lifetime %s is negative", ttl)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	identity := Identity{Role: role, Name: name}
+	certificate, err := opened.authority.issue(leaf{
+		uri:       t.uri(identity.String()),
+		publicKey: key.Public(),
+		ttl:       ttl,
+		usages:    []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	t.logger.Info("operator certificate issued", "identity", identity.String(), "not_after", certificate.NotAfter)
+	return certificatePEM(certificate.Raw), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// contextFile is the file that resealctl reads with --config.
+type contextFile struct {
+	CurrentContext string          `yaml:"currentContext"`
+	Contexts       []clientContext `yaml:"contexts"`
+}
+
+type clientContext struct {
+	Name           string   `yaml:"name"`
+	ControlPlane   []string `yaml:"controlPlane,flow"`
+	TrustDomain    string   `yaml:"trustDomain"`
+	CAPEM          string   `yaml:"caPem"`
+	CertificatePEM string   `yaml:"certificatePem"`
+	PrivateKeyPEM  string   `yaml:"privateKeyPem"`
+}
+
+// WriteAdminContext writes a context named "local", with a new administrator's
+// certificate of a year, to path, mode 0600. servers are host:port. A file that
+// has the context already is left as it is, unless the certificate expired or
+// the authority is another one; other contexts in the file are kept in any case.
+// Errors: ErrNotOpen, those of the file system, a file that is not a context
+// file.
+func (t *Trust) WriteAdminContext(path string, servers []string) error {
+	opened := t.opened.Load()
+	if opened == nil {
+		return ErrNotOpen
+	}
+	file, err := readContextFile(path)
+	if err != nil {
+		return err
+	}
+	at := slices.IndexFunc(file.Contexts, func(c clientContext) bool { return c.Name == localName })
+	if at >= 0 && usable(file.Contexts[at], opened.authority) {
+		return nil
+	}
+	certificate, key, err := t.IssueOperator(resealv1.Role_ROLE_ADMIN, localName, defaultOperatorTTL)
+	if err != nil {
+		return err
+	}
+	made := clientContext{
+		Name:           localName,
+		ControlPlane:   servers,
+		TrustDomain:    t.trustDomain,
+		CAPEM:          string(opened.authority.pem()),
+		CertificatePEM: string(certificate),
+		PrivateKeyPEM:  string(key),
+	}
+	if at >= 0 {
+		file.Contexts[at] = made
+	} else {
+		file.Contexts = append(file.Contexts, made)
+	}
+	if file.CurrentContext == "" {
+		file.CurrentContext = localName
+	}
+	var text bytes.Buffer
+	encoder := yaml.NewEncoder(&text)
+	encoder.SetIndent(2)
+	if err := errors.Join(encoder.Encode(file), encoder.Close()); err != nil {
+		return err
+	}
+	if err := replaceFile(path, text.Bytes()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	t.logger.Info("admin context written", "file", path)
+	return nil
+}
+
+func readContextFile(path string) (contextFile, error) {
+	var file contextFile
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return file, nil
+	}
+	if err != nil {
+		return file, err
+	}
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		// The decoder's error would quote the key.
+		return file, fmt.Errorf("%s is not a context file; move it away to get a new one", path)
+	}
+	return file, nil
+}
+
+// usable tells whether a context still works with authority.
+func usable(c clientContext, authority *authority) bool {
+	ca, _ := pem.Decode([]byte(c.CAPEM))
+	block, _ := pem.Decode([]byte(c.CertificatePEM))
+	if ca == nil || block == nil || !bytes.Equal(ca.Bytes, authority.certificate.Raw) {
+		return false
+	}
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	return err == nil && time.Now().Before(certificate.NotAfter)
+}

@@ -1,0 +1,271 @@
+package trust
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	tokensPrefix = "trust/tokens/"
+	edgesPrefix  = "trust/edges/"
+
+	tokenIDSize     = 8 // bytes
+	tokenSecretSize = 32
+	maxTokenText    = 256 // bytes
+	maxTokens       = 10_000
+
+	// For so long the edge that used a token may use it again, for the case
+	// that the answer was lost.
+	repeatWindow = 10 * time.Minute
+)
+
+// joinToken is what the store holds of a token, under trust/tokens/<id>. The
+// secret is not there, only its hash. The key is on a lease, so that etcd
+// removes it when the token ends.
+type joinToken struct {
+	Edge       string            `json:"edge"`
+	Labels     map[string]string `json:"labels,omitempty"`
+	CreatedAt  time.Time         `json:"createdAt"`
+	ExpiresAt  time.Time         `json:"expiresAt"`
+	CreatedBy  string            `json:"createdBy"`
+	SecretHash []byte            `json:"secretHash"` // SHA-256
+	UsedAt     time.Time         `json:"usedAt,omitzero"`
+	UsedKey    []byte            `json:"usedKey,omitempty"` // SHA-256 of the edge's public key
+}
+
+// storedToken is a joinToken with where it was found.
+type storedToken struct {
+	joinToken
+	id       string
+	revision int64 // of its key
+}
+
+func (k *joinToken) used() bool { return !k.UsedAt.IsZero() }
+
+// open tells whether the token can still be used for the first time.
+func (k *joinToken) open(now time.Time) bool { return !k.used() && now.Before(k.ExpiresAt) }
+
+// repeats tells whether the edge that used the token may use it again.
+func (k *joinToken) repeats(now time.Time, keyHash []byte) bool {
+	return k.used() && now.Before(k.UsedAt.Add(repeatWindow)) && subtle.ConstantTimeCompare(k.UsedKey, keyHash) == 1
+}
+
+func (k *storedToken) info() *resealv1.JoinToken {
+	return &resealv1.JoinToken{
+		TokenId:   k.id,
+		Edge:      k.Edge,
+		Labels:    k.Labels,
+		CreatedAt: timestamppb.New(k.CreatedAt),
+		ExpiresAt: timestamppb.New(k.ExpiresAt),
+		CreatedBy: k.CreatedBy,
+	}
+}
+
+// edgeRecord is what the store holds of an edge, under trust/edges/<id>. Without
+// it an edge can't renew.
+type edgeRecord struct {
+	Labels map[string]string `json:"labels,omitempty"`
+	// Enrolment is the id of the token that the edge used last. It is in the
+	// edge's certificates, so that those from an earlier enrolment don't renew.
+	Enrolment  string    `json:"enrolment"`
+	EnrolledAt time.Time `json:"enrolledAt"`
+	InvitedBy  string    `json:"invitedBy"`
+}
+
+// credential is a join token as an edge presents it.
+type credential struct {
+	id     string
+	secret []byte
+}
+
+func newCredential() credential {
+	random := make([]byte, tokenIDSize+tokenSecretSize)
+	_, _ = rand.Read(random) // never fails
+	return credential{id: hex.EncodeToString(random[:tokenIDSize]), secret: random[tokenIDSize:]}
+}
+
+func (c credential) text(caHash string) string {
+	return caHash + "." + c.id + "." + base64.RawURLEncoding.EncodeToString(c.secret)
+}
+
+func (c credential) hash() []byte {
+	sum := sha256.Sum256(c.secret)
+	return sum[:]
+}
+
+// parseCredential reads "<ca hash>.<token id>.<secret>", or without the hash,
+// which concerns only the edge. ok is false for anything else, and for the hash
+// of another authority.
+func parseCredential(text, caHash string) (c credential, ok bool) {
+	if len(text) > maxTokenText {
+		return credential{}, false
+	}
+	parts := strings.Split(text, ".")
+	if len(parts) == 3 && strings.EqualFold(parts[0], caHash) {
+		parts = parts[1:]
+	}
+	if len(parts) != 2 || !isTokenID(parts[0]) {
+		return credential{}, false
+	}
+	secret, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil || len(secret) != tokenSecretSize {
+		return credential{}, false
+	}
+	return credential{id: parts[0], secret: secret}, true
+}
+
+func isTokenID(text string) bool {
+	if len(text) != 2*tokenIDSize {
+		return false
+	}
+	for _, r := range text {
+		if !('0' <= r && r <= '9' || 'a' <= r && r <= 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+// errTaken is the error of useToken when the token changed since it was read.
+var errTaken = errors.New("the token changed")
+
+// addToken stores a new token.
+func (t *Trust) addToken(ctx context.Context, id string, token joinToken) error {
+	value, err := json.Marshal(token)
+	if err != nil {
+		return err
+	}
+	lease, err := t.client.Grant(ctx, leaseSeconds(token.ExpiresAt.Sub(token.CreatedAt)))
+	if err != nil {
+		return err
+	}
+	// An id that exists already is as likely as a guessed one.
+	if _, err := t.client.Put(ctx, t.prefix+tokensPrefix+id, string(value), clientv3.WithLease(lease.ID)); err != nil {
+		t.dropLease(ctx, lease.ID)
+		return err
+	}
+	return nil
+}
+
+// useToken marks a token as used by the key with the given hash, and stores the
+// edge, in one transaction. Errors: errTaken when another use was faster.
+func (t *Trust) useToken(ctx context.Context, token storedToken, keyHash []byte, now time.Time) error {
+	token.UsedAt, token.UsedKey = now, keyHash
+	tokenValue, err := json.Marshal(token.joinToken)
+	if err != nil {
+		return err
+	}
+	edgeValue, err := json.Marshal(edgeRecord{Labels: token.Labels, Enrolment: token.id, EnrolledAt: now, InvitedBy: token.CreatedBy})
+	if err != nil {
+		return err
+	}
+	lease, err := t.client.Grant(ctx, leaseSeconds(repeatWindow))
+	if err != nil {
+		return err
+	}
+	key := t.prefix + tokensPrefix + token.id
+	answer, err := t.client.Txn(ctx).
+		If(clientv3.Compare(clientv3.ModRevision(key), "=", token.revision)).
+		Then(
+			clientv3.OpPut(key, string(tokenValue), clientv3.WithLease(lease.ID)),
+			clientv3.OpPut(t.prefix+edgesPrefix+token.Edge, string(edgeValue)),
+		).
+		Commit()
+	if err != nil {
+		// It may have been carried out: then the lease is needed.
+		return err
+	}
+	if !answer.Succeeded {
+		t.dropLease(ctx, lease.ID)
+		return errTaken
+	}
+	return nil
+}
+
+// dropLease ends a lease that holds nothing. If that fails, it ends by itself.
+func (t *Trust) dropLease(ctx context.Context, lease clientv3.LeaseID) {
+	if _, err := t.client.Revoke(ctx, lease); err != nil {
+		t.logger.Debug("an unused lease stays until it expires", "error", err)
+	}
+}
+
+// leaseSeconds rounds up: the expiry in the record decides, the lease only
+// cleans up.
+func leaseSeconds(d time.Duration) int64 { return int64(d/time.Second) + 1 }
+
+// token reads one token; nil when there is none.
+func (t *Trust) token(ctx context.Context, id string) (*storedToken, error) {
+	answer, err := t.client.Get(ctx, t.prefix+tokensPrefix+id)
+	if err != nil || len(answer.Kvs) == 0 {
+		return nil, err
+	}
+	token, err := t.parseToken(answer.Kvs[0])
+	return &token, err
+}
+
+// openTokens reads all tokens that can be used, sorted by edge, then id.
+func (t *Trust) openTokens(ctx context.Context) ([]storedToken, error) {
+	answer, err := t.client.Get(ctx, t.prefix+tokensPrefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	var tokens []storedToken
+	for _, kv := range answer.Kvs {
+		token, err := t.parseToken(kv)
+		if err != nil {
+			return nil, err
+		}
+		if token.open(now) {
+			tokens = append(tokens, token)
+		}
+	}
+	slices.SortFunc(tokens, func(a, b storedToken) int {
+		if c := strings.Compare(a.Edge, b.Edge); c != 0 {
+			return c
+		}
+		return strings.Compare(a.id, b.id)
+	})
+	return tokens, nil
+}
+
+func (t *Trust) parseToken(kv *mvccpb.KeyValue) (storedToken, error) {
+	token := storedToken{id: strings.TrimPrefix(string(kv.Key), t.prefix+tokensPrefix), revision: kv.ModRevision}
+	if err := json.Unmarshal(kv.Value, &token.joinToken); err != nil {
+		return storedToken{}, fmt.Errorf("%w: %s: %w", errRecord, kv.Key, err)
+	}
+	return token, nil
+}
+
+// errRecord is the error for a record in the store that can't be read.
+var errRecord = errors.New("malformed record")
+
+// edge reads the record of an edge; nil when it is not enrolled.
+func (t *Trust) edge(ctx context.Context, id string) (*edgeRecord, error) {
+	key := t.prefix + edgesPrefix + id
+	answer, err := t.client.Get(ctx, key)
+	if err != nil || len(answer.Kvs) == 0 {
+		return nil, err
+	}
+	record := &edgeRecord{}
+	if err := json.Unmarshal(answer.Kvs[0].Value, record); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", errRecord, key, err)
+	}
+	return record, nil
+}

@@ -1,0 +1,245 @@
+// Package trust is the control plane's certificate authority: it keeps the
+// authority's key sealed in etcd, enrols edges, issues certificates and decides
+// who may call which method.
+//
+// Callers are known by the one URI in their certificate:
+//
+//	spiffe://<trust domain>/controlplane
+//	spiffe://<trust domain>/edge/<id>
+//	spiffe://<trust domain>/viewer/<name>, /operator/<name>, /admin/<name>
+package trust
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/time/rate"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	defaultPrefix      = "/reseal/v1/"
+	defaultTrustDomain = "reseal"
+	defaultEdgeCertTTL = 24 * time.Hour
+	serverCertTTL      = 24 * time.Hour
+
+	// Failed enrolments a second, all callers together, and how many may come
+	// at once. Successful ones don't count.
+	failedEnrolments      = 5
+	failedEnrolmentsBurst = 50
+	// Enrolments that are worked on at the same time.
+	maxEnrolling = 16
+)
+
+// Config is what a Trust needs. It is read once, by New.
+type Config struct {
+	// Client reaches the store. Required.
+	Client *clientv3.Client
+	// Prefix is put before every key; those of this package start with
+	// Prefix+"trust/". Default "/reseal/v1/".
+	Prefix string
+	// TrustDomain is the authority of all identities. It can't change once the
+	// certificate authority was made. Lower-case letters, digits, "-", "_" and
+	// ".". Default "reseal".
+	TrustDomain string
+	// KEKFile holds the key-encryption key: 32 random bytes, raw or in base64.
+	// It is generated, with mode 0600, when it does not exist and nothing was
+	// sealed yet. All replicas need the same one. Whoever has it and the store's
+	// content has every secret. Required.
+	KEKFile string
+	// EdgeCertTTL is for how long an edge's certificate is valid. Default 24h.
+	EdgeCertTTL time.Duration
+	// Logger gets who created, revoked and used join tokens. Default: nowhere.
+	Logger *slog.Logger
+}
+
+// Trust is the authority as one replica holds it. Its methods may be called
+// concurrently; those but Open need Open before.
+type Trust struct {
+	resealv1.UnimplementedEnrollmentServiceServer
+
+	client      *clientv3.Client
+	prefix      string
+	trustDomain string
+	kekFile     string
+	edgeCertTTL time.Duration
+	logger      *slog.Logger
+
+	methods   map[string][]resealv1.Role // by full method name
+	failures  *rate.Limiter              // failed enrolments
+	enrolling chan struct{}              // a slot for each enrolment under way
+
+	opened atomic.Pointer[opened] // nil before Open
+	server atomic.Pointer[tls.Certificate]
+}
+
+// opened is what Open found or made. Immutable.
+type opened struct {
+	envelope  *envelope
+	authority *authority
+	created   bool
+}
+
+// New makes a Trust that does nothing before Open.
+func New(cfg Config) *Trust {
+	t := &Trust{
+		client:      cfg.Client,
+		prefix:      cfg.Prefix,
+		trustDomain: cfg.TrustDomain,
+		kekFile:     cfg.KEKFile,
+		edgeCertTTL: cfg.EdgeCertTTL,
+		logger:      cfg.Logger,
+		methods:     allowedRoles(),
+		failures:    rate.NewLimiter(failedEnrolments, failedEnrolmentsBurst),
+		enrolling:   make(chan struct{}, maxEnrolling),
+	}
+	if t.prefix == "" {
+		t.prefix = defaultPrefix
+	}
+	if t.trustDomain == "" {
+		t.trustDomain = defaultTrustDomain
+	}
+	if t.edgeCertTTL <= 0 {
+		t.edgeCertTTL = defaultEdgeCertTTL
+	}
+	if t.logger == nil {
+		t.logger = slog.New(slog.DiscardHandler)
+	}
+	return t
+}
+
+// Created tells whether Open made the certificate authority: true for the first
+// start of the first replica.
+func (t *Trust) Created() bool {
+	opened := t.opened.Load()
+	return opened != nil && opened.created
+}
+
+// CAPEM is the authority's certificate, nil before Open.
+func (t *Trust) CAPEM() []byte {
+	if opened := t.opened.Load(); opened != nil {
+		return opened.authority.pem()
+	}
+	return nil
+}
+
+// CAHash is the SHA-256 of the authority's certificate in DER, as 64 hex digits:
+// what join tokens pin. It is "" before Open. From the PEM file:
+//
+//	openssl x509 -in ca.pem -outform der | sha256sum
+func (t *Trust) CAHash() string {
+	if opened := t.opened.Load(); opened != nil {
+		return opened.authority.hash()
+	}
+	return ""
+}
+
+// Run renews the server's certificate at half of its life, until ctx ends.
+// Errors: ErrNotOpen.
+func (t *Trust) Run(ctx context.Context) error {
+	if t.opened.Load() == nil {
+		return ErrNotOpen
+	}
+	for {
+		timer := time.NewTimer(time.Until(renewAt(t.server.Load().Leaf)))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+		if err := t.renewServer(); err != nil {
+			return err
+		}
+		t.logger.Debug("renewed the server certificate", "not_after", t.server.Load().Leaf.NotAfter)
+	}
+}
+
+func renewAt(certificate *x509.Certificate) time.Time {
+	return certificate.NotBefore.Add(certificate.NotAfter.Sub(certificate.NotBefore) / 2)
+}
+
+// renewServer issues the certificate of this replica, with a new key that stays
+// in memory.
+func (t *Trust) renewServer() error {
+	authority := t.opened.Load().authority
+	if err := authority.check(t.trustDomain); err != nil {
+		return fmt.Errorf("certificate authority: %w", err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("server certificate: %w", err)
+	}
+	certificate, err := authority.issue(leaf{
+		uri:       t.uri("controlplane"),
+		publicKey: key.Public(),
+		ttl:       serverCertTTL,
+		usages:    []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return fmt.Errorf("server certificate: %w", err)
+	}
+	t.server.Store(&tls.Certificate{
+		// With the authority's certificate, which enrolling edges compare with
+		// their pin.
+		Certificate: [][]byte{certificate.Raw, authority.certificate.Raw},
+		PrivateKey:  key,
+		Leaf:        certificate,
+	})
+	return nil
+}
+
+// ServerTLS is the configuration for the gRPC port: TLS 1.3, always with the
+// newest server certificate, asking for a client certificate and verifying it
+// if there is one. The interceptors decide what callers without one may do.
+// Before Open every handshake fails.
+func (t *Trust) ServerTLS() *tls.Config {
+	roots := x509.NewCertPool() // never nil: that would mean the system's roots
+	if opened := t.opened.Load(); opened != nil {
+		roots.AddCert(opened.authority.certificate)
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{"h2"},
+		ClientAuth: tls.VerifyClientCertIfGiven,
+		ClientCAs:  roots,
+		// Connections live for hours; tickets would only add a way to outlive
+		// a certificate.
+		SessionTicketsDisabled: true,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if certificate := t.server.Load(); certificate != nil {
+				return certificate, nil
+			}
+			return nil, ErrNotOpen
+		},
+	}
+}
+
+func (t *Trust) uri(path string) *url.URL {
+	return &url.URL{Scheme: "spiffe", Host: t.trustDomain, Path: "/" + path}
+}
+
+// checkTrustDomain follows SPIFFE-ID, 2.1.
+func checkTrustDomain(name string) error {
+	if name == "" || len(name) > 255 {
+		return errors.New("the trust domain must have 1 to 255 bytes")
+	}
+	for _, r := range name {
+		if !('a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '-' || r == '_' || r == '.') {
+			return fmt.Errorf("trust domain %q: only lower-case letters, digits, \"-\", \"_\" and \".\" are allowed", name)
+		}
+	}
+	return nil
+}

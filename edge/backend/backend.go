@@ -1,0 +1,383 @@
+// Package backend is the edge's leg to TLS backends: pools of endpoints,
+// connections that are reused only within their identity, balancing, health,
+// retries, and the closing of connections.
+//
+// It is built so that a backend never pays for a handshake in vain: a dial is
+// not tied to the request that caused it, connections are kept as long as they
+// may be, and every one ends with close_notify on both sides where the peer
+// allows it (close.go), since some servers forget the TLS session otherwise.
+package backend
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// Handshaker makes client handshakes and keeps the sessions they give.
+type Handshaker interface {
+	// Handshake makes a handshake on conn. A completed one is either resumed
+	// (mechanism) or has a miss reason. identity is everything a session may be
+	// shared within: pool identity, endpoint or pool, SNI, ALPN. An error that
+	// implements FullHandshaker asks for one more try on a new connection.
+	Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
+		tc *tls.Conn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
+	// Forget drops the sessions of all identities that begin with prefix.
+	Forget(prefix string)
+	// Unclean notes that a connection of identity ended without close_notify.
+	Unclean(identity string)
+}
+
+// FullHandshaker is the error of a handshake that failed while a session was
+// offered. FullHandshake repeats it on a new connection without one.
+type FullHandshaker interface {
+	error
+	FullHandshake(ctx context.Context, conn net.Conn) (
+		tc *tls.Conn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
+}
+
+// Counters counts what happens in one pool. Implementations are safe for
+// concurrent use and fast.
+type Counters interface {
+	// Opened counts a connection whose handshake completed.
+	Opened()
+	// Closed counts its end, once, and whether the peer began it.
+	Closed(kind resealv1.CloseKind, byPeer bool)
+	// Active and Idle move the gauges of open connections.
+	Active(delta int)
+	Idle(delta int)
+	// Handshake counts a completed handshake, health checks included.
+	Handshake(mechanism resealv1.Mechanism, miss resealv1.MissReason, version uint16, d time.Duration)
+	// HandshakeFailed counts one that did not complete.
+	HandshakeFailed(d time.Duration)
+	// Request counts a finished request or tunnel, failed ones included.
+	// reused is whether its connection had served one before.
+	Request(reused bool, d time.Duration)
+	// Error counts a request that failed for a reason on this leg.
+	Error(reason string)
+}
+
+// Config configures a Backend.
+type Config struct {
+	// Handshaker makes the handshakes. Required.
+	Handshaker Handshaker
+	// Counters returns the counters of a pool. Required.
+	Counters func(pool string) Counters
+	// Logger gets changes of health, ejections and look-ups that fail. Default:
+	// nothing is logged.
+	Logger *slog.Logger
+	// Resolve looks up the addresses of a DNS pool. Default: the system's
+	// resolver.
+	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+	// Dial opens TCP connections. Default: a net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Pool is one pool, as compiled from a snapshot.
+type Pool struct {
+	// Name is the BackendPool's name, UID its uid.
+	Name, UID string
+	// Spec is the BackendPool with defaults applied.
+	Spec *resealv1.BackendPool
+	// TLS is the client configuration without ServerName.
+	TLS *tls.Config
+	// Identity is a hash of all that sessions and connections may depend on
+	// besides endpoint and SNI. A change makes the pool start anew.
+	Identity string
+}
+
+// Call is what a request brings along, and what is told about it.
+type Call struct {
+	// Pool is the name of the pool.
+	Pool string
+	// ServerName is the SNI to use when the pool fixes none. Empty: the client
+	// may not choose one, and the request is refused with 421.
+	ServerName string
+	// Client is unique per client connection. First marks its first request.
+	Client uint64
+	First  bool
+	// Source is the client's address.
+	Source netip.AddrPort
+	// ResponseHeaderTimeout replaces the pool's, if above 0.
+	ResponseHeaderTimeout time.Duration
+
+	// Endpoint is the address that answered, Protocol "h2", "http/1.1" or
+	// "tcp". Set by RoundTrip and Tunnel, as all that follows.
+	Endpoint, Protocol string
+	// Reused is whether the connection had served a request before, Resumed
+	// whether its handshake was resumed, TLSVersion its version.
+	Reused, Resumed bool
+	TLSVersion      uint16
+	// Attempts counts the tries.
+	Attempts int
+	// Connect is the time that TCP and TLS took, if this request waited for a
+	// new connection.
+	Connect time.Duration
+	// Status and Reason are set when the call failed for a reason on this leg.
+	Status int
+	Reason string
+}
+
+// Tunnel is a connection that carries bytes. CloseWrite ends our direction
+// with close_notify; Close ends both.
+type Tunnel interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+}
+
+// Backend holds all pools. Its methods are safe for concurrent use.
+type Backend struct {
+	cfg    Config
+	ctx    context.Context // ends when Run does
+	cancel context.CancelFunc
+	live   *tracker
+
+	mu      sync.RWMutex
+	pools   map[string]*pool
+	running bool
+	closed  bool
+
+	connMu sync.Mutex
+	conns  map[*conn]struct{}
+}
+
+// New returns a Backend without pools. It starts nothing.
+func New(cfg Config) *Backend {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Resolve == nil {
+		cfg.Resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		}
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{}).DialContext
+	}
+	b := &Backend{cfg: cfg, live: newTracker(), pools: map[string]*pool{}, conns: map[*conn]struct{}{}}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	return b
+}
+
+// Run looks after the pools (health checks, look-ups, idle connections) until
+// ctx ends. Then it closes all connections, those in use included, and returns
+// when that is done, at most the longest closeTimeout and a second later.
+// Callers drain requests before. It returns nil.
+func (b *Backend) Run(ctx context.Context) error {
+	b.mu.Lock()
+	b.running = true
+	for _, p := range b.pools {
+		p.start()
+	}
+	b.mu.Unlock()
+	<-ctx.Done()
+	b.shutdown()
+	return nil
+}
+
+func (b *Backend) shutdown() {
+	b.mu.Lock()
+	b.closed = true
+	bound := time.Second
+	for _, p := range b.pools {
+		p.stop()
+		bound = max(bound, p.state.Load().settings.closeTimeout+time.Second)
+	}
+	b.mu.Unlock()
+	b.cancel()
+	for _, c := range b.open() {
+		c.abort()
+	}
+	timer := time.NewTimer(bound)
+	defer timer.Stop()
+	select {
+	case <-b.live.finish():
+	case <-timer.C:
+		for _, c := range b.open() {
+			c.wire.Close()
+		}
+		b.cfg.Logger.Warn("connections to backends did not end in time", "count", len(b.open()))
+	}
+}
+
+// open lists the open connections.
+func (b *Backend) open() []*conn {
+	b.connMu.Lock()
+	defer b.connMu.Unlock()
+	all := make([]*conn, 0, len(b.conns))
+	for c := range b.conns {
+		all = append(all, c)
+	}
+	return all
+}
+
+// track enters a connection whose handshake completed.
+func (b *Backend) track(c *conn) {
+	b.live.add()
+	b.connMu.Lock()
+	b.conns[c] = struct{}{}
+	b.connMu.Unlock()
+}
+
+// untrack takes out a connection whose socket is closed.
+func (b *Backend) untrack(c *conn) {
+	b.connMu.Lock()
+	delete(b.conns, c)
+	b.connMu.Unlock()
+	b.live.done()
+}
+
+// spawn runs f on a goroutine that Run waits for.
+func (b *Backend) spawn(f func()) {
+	b.live.add()
+	go func() {
+		defer b.live.done()
+		f()
+	}()
+}
+
+// Update replaces the pools. A pool of the same name and Identity keeps its
+// endpoints' connections, health and ejections; otherwise, and for pools and
+// endpoints that are gone, requests under way finish and connections are then
+// closed. Sessions of identities that no pool has any more are forgotten.
+func (b *Backend) Update(pools []Pool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return
+	}
+	before, next := identities(b.pools), make(map[string]*pool, len(pools))
+	for _, spec := range pools {
+		p := b.pools[spec.Name]
+		if p == nil || p.state.Load().identity != spec.Identity || p.state.Load().uid != spec.UID {
+			p = newPool(b, spec)
+			if b.running {
+				p.start()
+			}
+		} else {
+			p.update(spec)
+		}
+		next[spec.Name] = p
+	}
+	for name, p := range b.pools {
+		if next[name] != p {
+			p.stop()
+			p.retire()
+		}
+	}
+	b.pools = next
+	after := identities(next)
+	for identity := range before {
+		if !after[identity] {
+			b.cfg.Handshaker.Forget(identity + "|")
+		}
+	}
+}
+
+func identities(pools map[string]*pool) map[string]bool {
+	all := make(map[string]bool, len(pools))
+	for _, p := range pools {
+		all[p.state.Load().identity] = true
+	}
+	return all
+}
+
+func (b *Backend) pool(name string) (*pool, error) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.closed {
+		return nil, fail(ReasonOverloaded, errClosed)
+	}
+	p := b.pools[name]
+	if p == nil {
+		return nil, fail(ReasonUnknownPool, nil)
+	}
+	return p, nil
+}
+
+// RoundTrip sends req to an endpoint of the call's pool and returns the
+// response as soon as its header is there. As with http.RoundTripper the
+// caller closes the response's body, and req.Body is always closed, maybe
+// later. Informational responses go to the request context's
+// httptrace.ClientTrace. A 101 response has a Body that is a Tunnel. Errors are
+// *Error, or the context's when it ended.
+func (b *Backend) RoundTrip(req *http.Request, call *Call) (*http.Response, error) {
+	p, err := b.pool(call.Pool)
+	if err != nil {
+		closeBody(req.Body)
+		return nil, call.failed(err)
+	}
+	return p.roundTrip(req, call)
+}
+
+// Tunnel opens a connection to an endpoint of the call's pool, whose protocol
+// is tcp. ctx bounds only the opening. The tunnel ends by itself when no byte
+// went in either direction for timeouts.idle.
+func (b *Backend) Tunnel(ctx context.Context, call *Call) (Tunnel, error) {
+	p, err := b.pool(call.Pool)
+	if err != nil {
+		return nil, call.failed(err)
+	}
+	return p.tunnel(ctx, call)
+}
+
+// failed notes an error in the call.
+func (c *Call) failed(err error) error {
+	if e, ok := err.(*Error); ok {
+		c.Status, c.Reason = e.HTTPStatus()
+	}
+	return err
+}
+
+func closeBody(body io.Closer) {
+	if body != nil {
+		body.Close()
+	}
+}
+
+// tracker counts what Run has to wait for.
+type tracker struct {
+	mu       sync.Mutex
+	n        int
+	finished chan struct{}
+	waiting  bool
+}
+
+func newTracker() *tracker { return &tracker{finished: make(chan struct{})} }
+
+func (t *tracker) add() {
+	t.mu.Lock()
+	t.n++
+	t.mu.Unlock()
+}
+
+func (t *tracker) done() {
+	t.mu.Lock()
+	t.n--
+	t.check()
+	t.mu.Unlock()
+}
+
+// finish returns a channel that is closed when nothing is left.
+func (t *tracker) finish() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waiting = true
+	t.check()
+	return t.finished
+}
+
+func (t *tracker) check() {
+	if t.waiting && t.n == 0 {
+		t.waiting = false
+		close(t.finished)
+	}
+}

@@ -1,0 +1,139 @@
+package backend
+
+import (
+	"io"
+	"sync"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// This file is the one place where connections to backends end. Every end goes
+// through conn.close (after a completed handshake) or lingerClose (before).
+//
+// A server may forget the TLS session of a connection that ended without
+// close_notify, and a RST can destroy a close_notify that is still on its way.
+// So we wait for a Write under way (crypto/tls skips close_notify during one),
+// send close_notify, read on to the peer's close_notify and to its FIN, and
+// only then close the socket. All this happens off the request's path and
+// within closeTimeout. Since the peer's FIN comes first, TIME_WAIT stays with
+// it.
+
+// close begins the end of the connection and returns at once. Only the first
+// call has an effect.
+func (c *conn) close() {
+	if !c.closing.CompareAndSwap(false, true) {
+		return
+	}
+	close(c.ended)
+	c.count(gaugeEnded)
+	b := c.e.pool.b
+	b.spawn(func() {
+		if c.leave != nil {
+			c.leave()
+		}
+		kind := c.end(time.Now().Add(c.timeout))
+		if unclean(kind) {
+			b.cfg.Handshaker.Unclean(c.identity)
+		}
+		c.e.pool.counters.Closed(kind, c.peerEnded.Load())
+		b.untrack(c)
+		if c.slot {
+			c.e.slotFreed()
+		}
+	})
+}
+
+// end ends the connection by deadline and says how it ended.
+func (c *conn) end(deadline time.Time) resealv1.CloseKind {
+	c.wire.capWrites(deadline)
+	if h := c.hooks.Load(); h != nil && h.goodbye != nil && !c.peerEnded.Load() {
+		h.goodbye(deadline)
+	}
+	c.wire.interrupt()
+	c.readMu.Lock() // whoever read has let go
+	defer c.readMu.Unlock()
+	c.wire.SetReadDeadline(deadline)
+
+	peerEnded := c.peerEnded.Load()
+	before := c.wire.came.Load()
+	sent := c.notify()
+	drain(c.tc.Read, c.observeEnd)
+	notified := <-sent == nil
+	// What is left on the socket after close_notify, or after a damaged record.
+	drain(c.wire.Read, nil)
+	streaming := c.wire.pending() || c.wire.came.Load() > before && !c.wire.fin.Load() && !c.peerNotify.Load()
+	c.wire.Close()
+	return c.kind(peerEnded, notified, streaming)
+}
+
+// notify sends close_notify. While a Write is under way it must wait for it; a
+// peer that writes as well may not read before we do, so the caller reads on
+// meanwhile.
+func (c *conn) notify() <-chan error {
+	sent := make(chan error, 1)
+	if c.writes.Load() == 0 {
+		sent <- c.tc.CloseWrite()
+		return sent
+	}
+	c.e.pool.b.spawn(func() { sent <- c.tc.CloseWrite() })
+	return sent
+}
+
+// observeEnd notes the peer's close_notify when it comes after ours.
+func (c *conn) observeEnd(err error) {
+	if err == io.EOF && !c.wire.fin.Load() {
+		c.peerNotify.Store(true)
+	}
+}
+
+// kind classifies the end.
+func (c *conn) kind(peerEnded, notified, streaming bool) resealv1.CloseKind {
+	fin, reset, theirs := c.wire.fin.Load(), c.wire.reset.Load(), c.peerNotify.Load()
+	switch {
+	case theirs && notified:
+		return resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_BOTH
+	case peerEnded && fin && !theirs:
+		return resealv1.CloseKind_CLOSE_KIND_FIN_WITHOUT_NOTIFY
+	case reset:
+		return resealv1.CloseKind_CLOSE_KIND_RESET_BY_PEER
+	case notified && fin:
+		return resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_SENT
+	case streaming:
+		return resealv1.CloseKind_CLOSE_KIND_RESET_BY_US
+	case fin && !theirs:
+		return resealv1.CloseKind_CLOSE_KIND_FIN_WITHOUT_NOTIFY
+	default:
+		return resealv1.CloseKind_CLOSE_KIND_TIMEOUT
+	}
+}
+
+// drainBuffers hold what is read only to be thrown away.
+var drainBuffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
+
+// drain reads until an error and passes it on.
+func drain(read func([]byte) (int, error), ended func(error)) {
+	buffer := drainBuffers.Get().(*[16 << 10]byte)
+	defer drainBuffers.Put(buffer)
+	for {
+		if _, err := read(buffer[:]); err != nil {
+			if ended != nil {
+				ended(err)
+			}
+			return
+		}
+	}
+}
+
+// lingerClose ends a connection whose handshake did not complete: FIN, then
+// what the peer still sends is read so that no RST overtakes an alert of ours.
+func (w *wire) lingerClose(b *Backend, timeout time.Duration) {
+	b.spawn(func() {
+		defer w.Close()
+		if half, ok := w.Conn.(interface{ CloseWrite() error }); ok {
+			half.CloseWrite()
+		}
+		w.SetReadDeadline(time.Now().Add(timeout))
+		drain(w.Read, nil)
+	})
+}

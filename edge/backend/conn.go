@@ -1,0 +1,150 @@
+package backend
+
+import (
+	"crypto/tls"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// connKey is what connections of an endpoint may be shared within. The pool's
+// Identity is the same for all of an endpoint's connections.
+type connKey struct {
+	serverName string
+	http1      bool // h2 was not offered, for a request with Upgrade
+}
+
+// conn is one TLS connection, whatever is spoken on it.
+type conn struct {
+	e        *endpoint
+	key      connKey
+	identity string // of its TLS session
+	tc       *tls.Conn
+	wire     *wire
+	created  time.Time
+	connect  time.Duration // what dial and handshake took
+	resumed  bool
+	version  uint16
+	timeout  time.Duration // for closing
+	slot     bool          // counts in the endpoint's open connections
+
+	readMu     sync.Mutex   // held by whoever reads from tc
+	writes     atomic.Int32 // Writes under way
+	closing    atomic.Bool
+	ended      chan struct{} // closed when closing begins
+	peerEnded  atomic.Bool   // the peer ended the connection before we did
+	peerNotify atomic.Bool   // its close_notify has come
+
+	gaugeMu sync.Mutex
+	gauge   gauge
+
+	// leave takes the connection out of its set. May be nil.
+	leave func()
+	// hooks are set once something runs on the connection.
+	hooks atomic.Pointer[hooks]
+}
+
+// hooks are how a protocol takes part in the connection's end.
+type hooks struct {
+	// goodbye says farewell before close_notify. May be nil.
+	goodbye func(deadline time.Time)
+	// broken ends what runs when the edge shuts down.
+	broken func()
+}
+
+type gauge int8
+
+const (
+	gaugeNone gauge = iota
+	gaugeIdle
+	gaugeActive
+	gaugeEnded // for good
+)
+
+// count moves the connection in the gauges.
+func (c *conn) count(to gauge) {
+	c.gaugeMu.Lock()
+	from := c.gauge
+	if from != gaugeEnded {
+		c.gauge = to
+	}
+	c.gaugeMu.Unlock()
+	if from == to || from == gaugeEnded {
+		return
+	}
+	c.move(from, -1)
+	c.move(to, 1)
+}
+
+func (c *conn) move(g gauge, delta int) {
+	switch g {
+	case gaugeIdle:
+		c.e.pool.counters.Idle(delta)
+	case gaugeActive:
+		c.e.pool.counters.Active(delta)
+	}
+}
+
+// Read reads decrypted bytes, until the connection is being closed.
+func (c *conn) Read(p []byte) (int, error) {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	if c.closing.Load() {
+		return 0, net.ErrClosed
+	}
+	n, err := c.tc.Read(p)
+	if err != nil {
+		if c.closing.Load() {
+			return n, net.ErrClosed
+		}
+		c.observe(err)
+	}
+	return n, err
+}
+
+// observe notes that the peer ended the connection. crypto/tls returns io.EOF
+// for close_notify and for FIN alike; only the wire knows.
+func (c *conn) observe(err error) {
+	if err == io.EOF && !c.wire.fin.Load() {
+		c.peerNotify.Store(true)
+		c.peerEnded.Store(true)
+	}
+	if c.wire.fin.Load() || c.wire.reset.Load() {
+		c.peerEnded.Store(true)
+	}
+}
+
+// Write writes bytes as TLS records.
+func (c *conn) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	defer c.writes.Add(-1)
+	if c.closing.Load() {
+		return 0, net.ErrClosed
+	}
+	return c.tc.Write(p)
+}
+
+// abort ends the connection and what runs on it.
+func (c *conn) abort() {
+	if h := c.hooks.Load(); h != nil {
+		h.broken()
+	}
+	c.close()
+}
+
+// fill tells a call about the connection that served it.
+func (c *conn) fill(call *Call, protocol string, reused bool) {
+	call.Endpoint, call.Protocol = c.e.address, protocol
+	call.Reused, call.Resumed, call.TLSVersion = reused, c.resumed, c.version
+	call.Connect = 0
+}
+
+// unclean are the ends after which a strict server forgets the session.
+func unclean(kind resealv1.CloseKind) bool {
+	return kind != resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_BOTH &&
+		kind != resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_SENT
+}

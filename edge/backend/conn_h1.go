@@ -1,0 +1,214 @@
+package backend
+
+import (
+	"bufio"
+	"bytes"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// h1Conn is an HTTP/1.1 connection.
+//
+// One goroutine (watch) keeps a Read pending whenever no response is being
+// read. So a connection that dies idle is gone before a request could use it,
+// and TLS 1.3 tickets, which arrive only on Read, are collected. When a
+// response begins, watch reads its header into reader and hands over to the
+// request's goroutine by ready; with resume it gets the connection back.
+type h1Conn struct {
+	*conn
+	state  atomic.Int32 // h1Idle, h1Active, h1Dead
+	ready  chan struct{}
+	resume chan struct{}
+
+	// Owned by watch, or by the request between ready and resume.
+	reader *bufio.Reader
+	first  [1]byte
+	unread bool // first holds a byte that reader has not got yet
+	err    error
+	limit  int64 // bytes that a header may still have; <0 is no limit
+
+	exchange atomic.Pointer[h1Exchange] // under way, to be told of an abort
+	timer    *time.Timer                // for the response header; used by the request
+
+	// Guarded by endpoint.mu.
+	since  time.Time // idle since
+	served int
+	owner  uint64
+}
+
+const (
+	h1Idle int32 = iota
+	h1Active
+	h1Dead
+)
+
+// maxResponseHeader bounds a response's header, in bytes.
+const maxResponseHeader = 1 << 20
+
+// noLimit is h1Conn.limit outside of headers.
+const noLimit = -1
+
+// h1Readers are in use only while a response is read.
+var h1Readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 16<<10) }}
+
+// newH1Conn starts to watch c. It is active until it is offered.
+func newH1Conn(c *conn) *h1Conn {
+	h := &h1Conn{
+		conn: c, ready: make(chan struct{}, 1), resume: make(chan struct{}, 1),
+		limit: noLimit, timer: time.NewTimer(time.Hour),
+	}
+	h.timer.Stop()
+	h.state.Store(h1Active)
+	c.hooks.Store(&hooks{broken: func() {
+		if x := h.exchange.Load(); x != nil {
+			x.abort(fail(ReasonReset, errClosed))
+		}
+	}})
+	c.e.pool.b.spawn(h.watch)
+	return h
+}
+
+// watch waits for responses until the connection ends.
+func (c *h1Conn) watch() {
+	for {
+		err := c.await()
+		if !c.closing.Load() && err != nil && (err == errUnsolicited || c.state.CompareAndSwap(h1Idle, h1Dead)) {
+			// It ended, or sent what nobody asked for, while idle.
+			c.e.dropIdle(c)
+			c.close()
+			return
+		}
+		c.err = err
+		c.ready <- struct{}{}
+		if err != nil {
+			return
+		}
+		select {
+		case <-c.resume:
+		case <-c.ended:
+			return
+		}
+	}
+}
+
+// await reads until a whole header is buffered, or as much of it as fits.
+func (c *h1Conn) await() error {
+	if c.reader == nil {
+		// Idle connections hold no buffer: one byte tells that more has come.
+		if _, err := c.conn.Read(c.first[:]); err != nil {
+			return err
+		}
+		if c.state.CompareAndSwap(h1Idle, h1Dead) {
+			return errUnsolicited
+		}
+		c.unread = true
+		c.reader = h1Readers.Get().(*bufio.Reader)
+		c.reader.Reset(c)
+	}
+	c.limit = maxResponseHeader
+	if _, err := c.reader.Peek(1); err != nil {
+		return err
+	}
+	seen := 0
+	for {
+		have := c.reader.Buffered()
+		peeked, _ := c.reader.Peek(have)
+		if bytes.Contains(peeked[max(seen-3, 0):], []byte("\r\n\r\n")) || have == c.reader.Size() {
+			return nil
+		}
+		seen = have
+		if _, err := c.reader.Peek(have + 1); err != nil {
+			if have > 0 {
+				return nil // let the parser say what is wrong with it
+			}
+			return err
+		}
+	}
+}
+
+// Read is what reader reads from.
+func (c *h1Conn) Read(p []byte) (int, error) {
+	if c.unread && len(p) > 0 {
+		c.unread = false
+		p[0] = c.first[0]
+		return 1, nil
+	}
+	if c.limit == 0 {
+		return 0, errHeaderTooBig
+	}
+	if c.limit > 0 && int64(len(p)) > c.limit {
+		p = p[:c.limit]
+	}
+	n, err := c.conn.Read(p)
+	if c.limit > 0 {
+		c.limit -= int64(n)
+	}
+	if x := c.exchange.Load(); x != nil && n > 0 {
+		x.touch()
+	}
+	return n, err
+}
+
+// freeReader gives the buffer back once nothing of a response is left in it.
+func (c *h1Conn) freeReader() {
+	if c.reader != nil {
+		c.reader.Reset(nil)
+		h1Readers.Put(c.reader)
+		c.reader = nil
+	}
+}
+
+// take makes an idle connection active. It fails if the connection has just
+// died. endpoint.mu is held.
+func (c *h1Conn) take() bool { return c.state.CompareAndSwap(h1Idle, h1Active) }
+
+// rest makes an active connection idle. endpoint.mu is held.
+func (c *h1Conn) rest(now time.Time) bool {
+	if c.closing.Load() || len(c.ready) > 0 {
+		return false
+	}
+	c.since = now
+	c.count(gaugeIdle)
+	c.state.Store(h1Idle)
+	return true
+}
+
+// granted counts the request that the connection is about to serve.
+// endpoint.mu is held.
+func (c *h1Conn) granted(w *waiter) grant {
+	c.served++
+	c.owner = w.call.Client
+	c.count(gaugeActive)
+	return grant{h1: c, reused: c.served > 1}
+}
+
+// expired reports whether the connection may serve no more requests.
+// endpoint.mu is held.
+func (c *h1Conn) expired(s *settings, now time.Time) bool {
+	return s.maxRequests > 0 && c.served >= s.maxRequests ||
+		s.maxLifetime > 0 && now.Sub(c.created) >= s.maxLifetime ||
+		c.state.Load() == h1Idle && now.Sub(c.since) >= s.idleTimeout
+}
+
+// drop ends an idle connection that has been taken out of its set.
+func (c *h1Conn) drop() {
+	c.state.Store(h1Dead)
+	c.close()
+}
+
+// dropIdle takes a connection that died out of the idle ones.
+func (e *endpoint) dropIdle(c *h1Conn) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	set := e.sets[c.key]
+	if set == nil {
+		return
+	}
+	for i, idle := range set.idle {
+		if idle == c {
+			set.idle = append(set.idle[:i], set.idle[i+1:]...)
+			return
+		}
+	}
+}

@@ -1,0 +1,171 @@
+package backend
+
+import (
+	"context"
+	"crypto/tls"
+	"net/http"
+	"slices"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// h2Conn is an HTTP/2 connection. x/net/http2 speaks the protocol; reading,
+// writing and closing of the connection stay with conn.
+type h2Conn struct {
+	*conn
+	cc *http2.ClientConn
+
+	// Guarded by endpoint.mu.
+	listed    bool // in its connSet
+	streams   int  // requests granted and not over
+	served    int
+	owner     uint64
+	idleSince time.Time
+	retired   bool
+}
+
+// h2Net is the net.Conn that x/net/http2 sees.
+type h2Net struct {
+	*tls.Conn // addresses, deadlines, ConnectionState
+	h         *h2Conn
+}
+
+func (n h2Net) Read(p []byte) (int, error)  { return n.h.conn.Read(p) }
+func (n h2Net) Write(p []byte) (int, error) { return n.h.conn.Write(p) }
+
+// Close is called by x/net/http2 when the connection is broken, or idle after
+// GOAWAY.
+func (n h2Net) Close() error {
+	n.h.conn.close()
+	return nil
+}
+
+// newH2Conn starts HTTP/2 on c.
+func newH2Conn(c *conn, transport *http2.Transport) (*h2Conn, error) {
+	h := &h2Conn{conn: c, idleSince: time.Now()}
+	c.leave = h.forget
+	cc, err := transport.NewClientConn(h2Net{c.tc, h})
+	if err != nil {
+		return nil, fail(ReasonProtocolError, err)
+	}
+	h.cc = cc
+	c.hooks.Store(&hooks{broken: func() { cc.Close() }, goodbye: h.goodbye})
+	c.count(gaugeIdle)
+	return h, nil
+}
+
+// goodbye sends GOAWAY.
+func (h *h2Conn) goodbye(deadline time.Time) {
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	h.cc.Shutdown(ctx)
+}
+
+// forget takes a connection that is ending out of its set.
+func (h *h2Conn) forget() {
+	h.e.mu.Lock()
+	defer h.e.mu.Unlock()
+	h.unlist()
+}
+
+// unlist takes the connection out of its set. endpoint.mu is held.
+func (h *h2Conn) unlist() {
+	if !h.listed {
+		return
+	}
+	h.listed = false
+	if set := h.e.sets[h.key]; set != nil {
+		if i := slices.Index(set.h2, h); i >= 0 {
+			set.h2 = slices.Delete(set.h2, i, i+1)
+		}
+	}
+}
+
+// reserve takes a stream, if the connection has one free. endpoint.mu is held.
+func (h *h2Conn) reserve(s *settings) bool {
+	if h.closing.Load() || h.retired || h.old(s, time.Now()) || !h.cc.ReserveNewRequest() {
+		return false
+	}
+	h.streams++
+	h.served++
+	h.count(gaugeActive)
+	return true
+}
+
+// granted returns the reserved stream as a grant. endpoint.mu is held.
+func (h *h2Conn) granted(w *waiter) grant {
+	h.owner = w.call.Client
+	return grant{h2: h, reused: h.served > 1}
+}
+
+// unreserve gives back a reserved stream that was not used.
+func (h *h2Conn) unreserve() {
+	canceled, cancel := context.WithCancel(context.Background())
+	cancel()
+	// x/net/http2 takes a reservation back only by a request.
+	if req, err := http.NewRequestWithContext(canceled, http.MethodGet, "https://unused.invalid/", nil); err == nil {
+		h.cc.RoundTrip(req)
+	}
+	h.release()
+}
+
+// release notes that a stream is over, and gives what is free to waiters.
+func (h *h2Conn) release() {
+	h.e.mu.Lock()
+	defer h.e.mu.Unlock()
+	h.streams--
+	settings := h.e.settings()
+	if h.streams == 0 {
+		h.idleSince = time.Now()
+		h.count(gaugeIdle)
+	}
+	if h.retired || h.old(settings, time.Now()) || h.e.retired {
+		h.retireLocked()
+	}
+	if set := h.e.sets[h.key]; set != nil && len(set.waiters) > 0 {
+		h.e.serve(set, settings)
+		h.e.dialMore(set, settings)
+		if len(set.waiters) > 0 {
+			// x/net/http2 frees a stream a moment after its body has ended.
+			time.AfterFunc(2*time.Millisecond, func() { h.e.serveAgain(set) })
+		}
+	}
+}
+
+// serveAgain gives waiters what has become free since.
+func (e *endpoint) serveAgain(set *connSet) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.serve(set, e.settings())
+}
+
+// old reports whether the connection may not take more requests.
+func (h *h2Conn) old(s *settings, now time.Time) bool {
+	return s.maxRequests > 0 && h.served >= s.maxRequests ||
+		s.maxLifetime > 0 && now.Sub(h.created) >= s.maxLifetime
+}
+
+func (h *h2Conn) idleNow() bool { return h.streams == 0 }
+
+// retireLocked ends the connection, now or after its last stream. endpoint.mu
+// is held.
+func (h *h2Conn) retireLocked() {
+	h.retired = true
+	h.unlist()
+	if h.streams == 0 {
+		h.close()
+	}
+}
+
+// sweep closes the connection when it is idle for too long, too old, or the
+// peer wants no more requests on it. endpoint.mu is held.
+func (h *h2Conn) sweep(s *settings, now time.Time) {
+	state := h.cc.State()
+	switch {
+	case state.Closed || state.Closing || h.old(s, now):
+		h.retireLocked()
+	case h.streams == 0 && now.Sub(h.idleSince) >= s.idleTimeout:
+		h.retireLocked()
+	}
+}

@@ -1,0 +1,211 @@
+package backend
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// What is spoken on a connection, as a Call tells it.
+const (
+	protocolHTTP1 = "http/1.1"
+	protocolHTTP2 = "h2"
+	protocolTCP   = "tcp"
+)
+
+func (s *settings) speaksHTTP1Only() bool {
+	return s.protocol == resealv1.BackendPool_PROTOCOL_HTTP1 || s.protocol == resealv1.BackendPool_PROTOCOL_TCP
+}
+
+// dial opens one connection for a set. It belongs to no request: whoever waits
+// first gets it, and if nobody does it stays idle for the next.
+func (e *endpoint) dial(set *connSet) {
+	c, err := e.connect(e.pool.b.ctx, e.pool.state.Load(), set.key)
+	var protocol string
+	var h2 *h2Conn
+	if err == nil {
+		c.slot = true
+		protocol, err = e.protocolOf(c)
+		if protocol == protocolHTTP2 {
+			h2, err = newH2Conn(c, e.pool.state.Load().h2)
+		}
+		if err != nil {
+			c.close() // gives the slot back
+		}
+	}
+	e.dialled(set, c, h2, protocol, err)
+}
+
+// protocolOf returns what is spoken on c.
+func (e *endpoint) protocolOf(c *conn) (string, error) {
+	asked := e.settings().protocol
+	switch {
+	case asked == resealv1.BackendPool_PROTOCOL_TCP:
+		return protocolTCP, nil
+	case c.tc.ConnectionState().NegotiatedProtocol == protocolHTTP2:
+		return protocolHTTP2, nil
+	case asked == resealv1.BackendPool_PROTOCOL_HTTP2 && c.key.http1:
+		return "", fail(ReasonProtocolError, errUpgradeH2)
+	case asked == resealv1.BackendPool_PROTOCOL_HTTP2:
+		return "", fail(ReasonProtocolError, errNotH2)
+	}
+	return protocolHTTP1, nil
+}
+
+// dialled hands a new connection, or the failure, to the waiters.
+func (e *endpoint) dialled(set *connSet, c *conn, h2 *h2Conn, protocol string, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	settings := e.settings()
+	set.dials--
+	if err != nil {
+		e.failWaiters(set, settings, err)
+		if c == nil {
+			e.freeSlot()
+		}
+		e.tidy(set)
+		return
+	}
+	set.protocol = protocol
+	switch protocol {
+	case protocolHTTP2:
+		set.h2 = append(set.h2, h2)
+		h2.listed = true
+		if c.closing.Load() {
+			h2.unlist()
+		}
+		e.serve(set, settings)
+		if e.retired || e.pool.b.ctx.Err() != nil {
+			h2.retireLocked()
+		}
+	case protocolTCP:
+		e.offerRaw(set, c)
+	default:
+		h1 := newH1Conn(c)
+		if !e.offer(h1, settings) {
+			c.close()
+		}
+	}
+	e.dialMore(set, settings)
+}
+
+// offerRaw gives a connection to the first tunnel. Without one it is closed:
+// servers that speak first would leave it in an unknown state.
+func (e *endpoint) offerRaw(set *connSet, c *conn) {
+	if len(set.waiters) == 0 {
+		c.close()
+		return
+	}
+	w := set.waiters[0]
+	set.waiters = append(set.waiters[:0], set.waiters[1:]...)
+	e.waiting--
+	c.count(gaugeActive)
+	w.got <- grant{raw: c}
+}
+
+// failWaiters tells a failed dial to those who waited for it alone. Calls that
+// may yet get a stream of an open h2 connection wait on.
+func (e *endpoint) failWaiters(set *connSet, settings *settings, err error) {
+	n := len(set.waiters)
+	switch {
+	case e.manyDials(set, settings):
+		n = min(n, 1)
+	case len(set.h2) > 0:
+		n = 0
+	}
+	for _, w := range set.waiters[:n] {
+		e.waiting--
+		w.got <- grant{err: err}
+	}
+	set.waiters = append(set.waiters[:0:0], set.waiters[n:]...)
+}
+
+// connect opens a TCP connection and makes the handshake, once more in full on
+// another connection if an offered session broke it.
+func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey) (*conn, error) {
+	begin := time.Now()
+	config := e.clientConfig(state, key)
+	identity := state.sessionIdentity(e.address, key)
+	h := e.pool.b.cfg.Handshaker
+	c, err := e.shake(ctx, state, func(ctx context.Context, w *wire) (
+		*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+		return h.Handshake(ctx, w, identity, config)
+	})
+	var redo FullHandshaker
+	if err != nil && errors.As(err, &redo) && worthRedoing(err) {
+		c, err = e.shake(ctx, state, func(ctx context.Context, w *wire) (
+			*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+			return redo.FullHandshake(ctx, w)
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.key, c.identity, c.connect = key, identity, time.Since(begin)
+	e.pool.b.track(c)
+	e.pool.counters.Opened()
+	return c, nil
+}
+
+// worthRedoing reports whether a handshake without session may do better.
+func worthRedoing(err error) bool {
+	var failure *Error
+	var netErr net.Error
+	if errors.As(err, &failure) && failure.Reason == ReasonVerifyFailure {
+		return false
+	}
+	return !(errors.As(err, &netErr) && netErr.Timeout()) && !errors.Is(err, context.DeadlineExceeded) &&
+		!errors.Is(err, context.Canceled)
+}
+
+type handshake func(context.Context, *wire) (*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error)
+
+// shake opens one TCP connection and makes one handshake, which is counted.
+func (e *endpoint) shake(ctx context.Context, state *poolState, do handshake) (*conn, error) {
+	settings, b := state.settings, e.pool.b
+	dialing, cancel := context.WithTimeout(ctx, settings.connectTimeout)
+	socket, err := b.cfg.Dial(dialing, "tcp", e.address)
+	cancel()
+	if err != nil {
+		return nil, dialError(err)
+	}
+	w := &wire{Conn: socket}
+	shaking, cancel := context.WithTimeout(ctx, settings.handshakeTimeout)
+	defer cancel()
+	begin := time.Now()
+	tc, mechanism, miss, err := do(shaking, w)
+	took := time.Since(begin)
+	if err != nil {
+		e.pool.counters.HandshakeFailed(took)
+		w.lingerClose(b, settings.closeTimeout)
+		return nil, handshakeError(err)
+	}
+	tls := tc.ConnectionState()
+	e.pool.counters.Handshake(mechanism, miss, tls.Version, took)
+	return &conn{
+		e: e, tc: tc, wire: w, created: begin, timeout: settings.closeTimeout,
+		resumed: tls.DidResume, version: tls.Version, ended: make(chan struct{}),
+	}, nil
+}
+
+// clientConfig is the pool's TLS configuration for one name.
+func (e *endpoint) clientConfig(state *poolState, key connKey) *tls.Config {
+	config := state.tls.Clone()
+	config.ServerName = key.serverName
+	if key.http1 {
+		config.NextProtos = []string{protocolHTTP1}
+	}
+	if verify := config.VerifyConnection; verify != nil {
+		config.VerifyConnection = func(cs tls.ConnectionState) error {
+			if err := verify(cs); err != nil {
+				return verifyError{err}
+			}
+			return nil
+		}
+	}
+	return config
+}

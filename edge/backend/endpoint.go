@@ -1,0 +1,391 @@
+package backend
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// endpoint is one address of a pool, with its connections. It outlives specs:
+// what it may do is read from the pool's current settings.
+type endpoint struct {
+	pool    *pool
+	address string
+
+	inFlight     atomic.Int64 // requests, for balancing
+	unhealthy    atomic.Bool
+	failures     atomic.Int32 // in a row
+	ejectedUntil atomic.Int64 // Unix ns; 0 = never ejected
+
+	mu      sync.Mutex // guards what follows
+	sets    map[connKey]*connSet
+	open    int // connections and dials that hold a slot
+	waiting int
+	retired bool
+}
+
+// connSet is the connections of one identity at one endpoint.
+type connSet struct {
+	key     connKey
+	idle    []*h1Conn // longest idle first
+	h2      []*h2Conn
+	waiters []*waiter // longest waiting first
+	dials   int       // under way
+	// protocol is what the endpoint chose last; "" is not known yet.
+	protocol string
+}
+
+// waiter is a call that needs a connection.
+type waiter struct {
+	call  *Call
+	fresh bool // only a connection that has served nothing
+	raw   bool // for a tunnel
+	since time.Time
+	got   chan grant // of capacity 1; sent to once, under endpoint.mu
+}
+
+// grant is the connection that a waiter gets, or why it gets none.
+type grant struct {
+	h1     *h1Conn
+	h2     *h2Conn
+	raw    *conn
+	reused bool
+	err    error
+}
+
+func newEndpoint(p *pool, address string) *endpoint {
+	return &endpoint{pool: p, address: address, sets: map[connKey]*connSet{}}
+}
+
+func (e *endpoint) settings() *settings { return e.pool.state.Load().settings }
+
+func (e *endpoint) set(key connKey) *connSet {
+	s := e.sets[key]
+	if s == nil {
+		s = &connSet{key: key}
+		e.sets[key] = s
+	}
+	return s
+}
+
+// acquire returns a connection for a call: an idle one if one may be used, else
+// the first that becomes free or is dialled. The dial goes on when ctx ends.
+func (e *endpoint) acquire(ctx context.Context, key connKey, w *waiter) (grant, error) {
+	settings := e.settings()
+	e.mu.Lock()
+	set := e.set(key)
+	if !w.raw {
+		if g, ok := e.takeIdle(set, w, settings); ok {
+			e.mu.Unlock()
+			return g, nil
+		}
+	}
+	if e.waiting >= settings.maxPending {
+		e.tidy(set)
+		e.mu.Unlock()
+		return grant{}, fail(ReasonOverloaded, errQueueFull)
+	}
+	w.since, w.got = time.Now(), make(chan grant, 1)
+	set.waiters = append(set.waiters, w)
+	e.waiting++
+	e.dialMore(set, settings)
+	e.mu.Unlock()
+	return e.await(ctx, set, w, settings)
+}
+
+func (e *endpoint) await(ctx context.Context, set *connSet, w *waiter, settings *settings) (grant, error) {
+	timer := time.NewTimer(settings.queueTimeout())
+	defer timer.Stop()
+	var err error
+	select {
+	case g := <-w.got:
+		return g, g.err
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-timer.C:
+		err = fail(ReasonOverloaded, errQueueLate)
+	}
+	e.leave(set, w)
+	return grant{}, err
+}
+
+// leave takes out a waiter that gave up. What it was granted meanwhile goes to
+// the next one.
+func (e *endpoint) leave(set *connSet, w *waiter) {
+	e.mu.Lock()
+	if i := slices.Index(set.waiters, w); i >= 0 {
+		set.waiters = slices.Delete(set.waiters, i, i+1)
+		e.waiting--
+		e.tidy(set)
+		e.mu.Unlock()
+		return
+	}
+	e.mu.Unlock()
+	g := <-w.got
+	switch {
+	case g.h1 != nil:
+		e.putUnused(g.h1)
+	case g.h2 != nil:
+		g.h2.unreserve()
+	case g.raw != nil:
+		g.raw.close()
+	}
+}
+
+// takeIdle finds a connection that is ready. e.mu is held.
+func (e *endpoint) takeIdle(set *connSet, w *waiter, settings *settings) (grant, bool) {
+	now := time.Now()
+	for i := len(set.idle) - 1; i >= 0; i-- {
+		c := set.idle[i]
+		if w.fresh && c.served > 0 || !settings.mayUse(w.call, c.served, c.owner) {
+			continue
+		}
+		set.idle = slices.Delete(set.idle, i, i+1)
+		if c.expired(settings, now) {
+			c.drop()
+			continue
+		}
+		if !c.take() {
+			continue // it has just died
+		}
+		return c.granted(w), true
+	}
+	for _, c := range set.h2 {
+		if w.fresh && c.served > 0 || !settings.mayUse(w.call, c.served, c.owner) || !c.reserve(settings) {
+			continue
+		}
+		return c.granted(w), true
+	}
+	return grant{}, false
+}
+
+// offer gives an HTTP/1 connection that is free to the first waiter that may
+// have it, or keeps it idle. It returns false if the connection is to be
+// closed. e.mu is held.
+func (e *endpoint) offer(c *h1Conn, settings *settings) bool {
+	now := time.Now()
+	if e.retired || !c.slot || c.expired(settings, now) || e.pool.b.ctx.Err() != nil {
+		return false
+	}
+	set := e.set(c.key)
+	for i, w := range set.waiters {
+		if w.raw || w.fresh && c.served > 0 || !settings.mayUse(w.call, c.served, c.owner) {
+			continue
+		}
+		set.waiters = slices.Delete(set.waiters, i, i+1)
+		e.waiting--
+		w.got <- c.granted(w)
+		return true
+	}
+	if settings.maxIdle <= 0 {
+		return false
+	}
+	if !c.rest(now) {
+		return false
+	}
+	set.idle = append(set.idle, c)
+	if len(set.idle) > settings.maxIdle {
+		oldest := set.idle[0]
+		set.idle = slices.Delete(set.idle, 0, 1)
+		oldest.drop()
+	} else {
+		e.roomFor(settings)
+	}
+	return true
+}
+
+// roomFor gives up an idle connection when a waiter of another identity, or one
+// that may not use it, stands before a full house. e.mu is held.
+func (e *endpoint) roomFor(settings *settings) {
+	if e.waiting > 0 && e.open >= settings.maxOpen {
+		e.evict()
+	}
+}
+
+// put takes back a connection whose exchange is over.
+func (e *endpoint) put(c *h1Conn) {
+	e.mu.Lock()
+	kept := e.offer(c, e.settings())
+	e.mu.Unlock()
+	if !kept {
+		c.close()
+		return
+	}
+	c.resume <- struct{}{}
+}
+
+// putUnused takes back a connection that was granted but not used.
+func (e *endpoint) putUnused(c *h1Conn) {
+	e.mu.Lock()
+	if c.served > 0 {
+		c.served--
+	}
+	kept := e.offer(c, e.settings())
+	e.mu.Unlock()
+	if !kept {
+		c.close()
+	}
+}
+
+// serve gives waiters what h2 connections have free. e.mu is held.
+func (e *endpoint) serve(set *connSet, settings *settings) {
+	waiters := set.waiters[:0]
+	for _, w := range set.waiters {
+		served := false
+		for _, c := range set.h2 {
+			if w.raw || w.fresh && c.served > 0 || !settings.mayUse(w.call, c.served, c.owner) {
+				continue
+			}
+			if served = c.reserve(settings); served {
+				e.waiting--
+				w.got <- c.granted(w)
+				break
+			}
+		}
+		if !served {
+			waiters = append(waiters, w)
+		}
+	}
+	clear(set.waiters[len(waiters):])
+	set.waiters = waiters
+}
+
+// dialMore starts the dials that the waiters need. HTTP/1 connections carry one
+// request, so each waiter has a dial; for h2, or while the protocol is not known
+// yet, one dial at a time serves all. e.mu is held.
+func (e *endpoint) dialMore(set *connSet, settings *settings) {
+	want := len(set.waiters)
+	if !e.manyDials(set, settings) {
+		want = min(want, 1)
+	}
+	for set.dials < want {
+		if e.open >= settings.maxOpen {
+			e.evict()
+			return
+		}
+		e.open++
+		set.dials++
+		e.pool.b.spawn(func() { e.dial(set) })
+	}
+}
+
+func (e *endpoint) manyDials(set *connSet, settings *settings) bool {
+	return set.protocol == protocolHTTP1 || set.protocol == protocolTCP || set.key.http1 ||
+		settings.speaksHTTP1Only() || settings.private() && set.protocol != ""
+}
+
+// evict closes an idle connection, of whatever identity, so that its slot
+// becomes free. e.mu is held.
+func (e *endpoint) evict() {
+	var from *connSet
+	var oldest time.Time
+	for _, set := range e.sets {
+		if len(set.idle) > 0 && (from == nil || set.idle[0].since.Before(oldest)) {
+			from, oldest = set, set.idle[0].since
+		}
+		for _, c := range set.h2 {
+			if len(set.waiters) == 0 && c.idleNow() {
+				c.retireLocked()
+				return
+			}
+		}
+	}
+	if from == nil {
+		return
+	}
+	c := from.idle[0]
+	from.idle = slices.Delete(from.idle, 0, 1)
+	c.drop()
+}
+
+// slotFreed gives back the slot of a connection that is closed.
+func (e *endpoint) slotFreed() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.freeSlot()
+}
+
+// freeSlot lets the longest waiting call dial. e.mu is held.
+func (e *endpoint) freeSlot() {
+	e.open--
+	settings := e.settings()
+	for e.open < settings.maxOpen {
+		var next *connSet
+		for _, set := range e.sets {
+			if len(set.waiters) > 0 && e.canDial(set, settings) &&
+				(next == nil || set.waiters[0].since.Before(next.waiters[0].since)) {
+				next = set
+			}
+		}
+		if next == nil {
+			return
+		}
+		e.open++
+		next.dials++
+		e.pool.b.spawn(func() { e.dial(next) })
+	}
+}
+
+func (e *endpoint) canDial(set *connSet, settings *settings) bool {
+	if e.manyDials(set, settings) {
+		return set.dials < len(set.waiters)
+	}
+	return set.dials == 0
+}
+
+// tidy forgets a set that holds nothing. e.mu is held.
+func (e *endpoint) tidy(set *connSet) {
+	if len(set.idle) == 0 && len(set.h2) == 0 && len(set.waiters) == 0 && set.dials == 0 && set.protocol == "" {
+		delete(e.sets, set.key)
+	}
+}
+
+// retire closes idle connections now and the others when they come back.
+func (e *endpoint) retire() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.retired = true
+	for _, set := range e.sets {
+		for _, c := range set.idle {
+			c.drop()
+		}
+		set.idle = nil
+		for _, c := range slices.Clone(set.h2) {
+			c.retireLocked()
+		}
+	}
+}
+
+// maxSets is how many identities without connections an endpoint remembers the
+// protocol of.
+const maxSets = 256
+
+// sweep closes what is idle for too long or too old, and forgets empty sets
+// when there are many.
+func (e *endpoint) sweep(now time.Time) {
+	settings := e.settings()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for key, set := range e.sets {
+		kept := set.idle[:0]
+		for _, c := range set.idle {
+			if c.expired(settings, now) {
+				c.drop()
+			} else {
+				kept = append(kept, c)
+			}
+		}
+		clear(set.idle[len(kept):])
+		set.idle = kept
+		for _, c := range slices.Clone(set.h2) {
+			c.sweep(settings, now)
+		}
+		e.serve(set, settings)
+		e.dialMore(set, settings)
+		if len(e.sets) > maxSets && len(set.idle)+len(set.h2)+len(set.waiters)+set.dials == 0 {
+			delete(e.sets, key)
+		}
+	}
+}

@@ -1,0 +1,292 @@
+package backend
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// h2Exchange is one request and its response on an HTTP/2 connection.
+type h2Exchange struct {
+	h      *h2Conn
+	a      *attempt
+	cancel context.CancelCauseFunc
+	ctx    context.Context
+	dog    *watchdog
+	late   *time.Timer // for the response header, from the end of the request
+
+	wrote    atomic.Bool // the header went out
+	answered atomic.Bool // a response came
+	over     sync.Once
+}
+
+// roundTrip sends the attempt's request on the stream reserved for it.
+func (h *h2Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, error) {
+	x := &h2Exchange{h: h, a: a}
+	x.ctx, x.cancel = context.WithCancelCause(ctx)
+	stream, err := a.x.body.next()
+	if err != nil {
+		x.cancel(err)
+		h.unreserve()
+		return nil, err
+	}
+	upload := &h2Upload{src: stream}
+	x.late = time.AfterFunc(time.Hour, func() {
+		if !x.answered.Load() {
+			x.cancel(fail(ReasonTimeoutHeader, errHeaderLate))
+		}
+	})
+	x.late.Stop()
+	x.dog = newWatchdog(a.x.state.settings.bodyTimeout, func() { x.cancel(fail(ReasonTimeoutIdle, errIdle)) })
+	upload.dog = x.dog
+	x.dog.wait(1)
+	resp, err := h.cc.RoundTrip(x.request(upload))
+	x.late.Stop()
+	if err != nil {
+		err = x.classify(err)
+		var lost *lostError
+		if errors.As(err, &lost) && upload.untouched() {
+			a.x.body.used = false // the next attempt may have it
+		} else {
+			upload.keep()
+		}
+		x.end()
+		return nil, err
+	}
+	x.answered.Store(true)
+	upload.keep()
+	return x.respond(resp, stream != nil), nil
+}
+
+// request is the request as x/net/http2 wants it.
+func (x *h2Exchange) request(upload *h2Upload) *http.Request {
+	trace := &httptrace.ClientTrace{
+		WroteHeaders: func() { x.wrote.Store(true) },
+		WroteRequest: func(httptrace.WroteRequestInfo) {
+			x.dog.wait(-1)
+			x.late.Reset(x.a.x.header)
+		},
+	}
+	out := x.a.x.req.WithContext(httptrace.WithClientTrace(x.ctx, trace))
+	if out.URL.Scheme != "https" {
+		url := *out.URL
+		url.Scheme = "https"
+		out.URL = &url
+	}
+	out.Header = http2Header(out.Header)
+	body := x.a.x.body
+	switch {
+	case body.small != nil:
+		out.Body, out.ContentLength = io.NopCloser(bytes.NewReader(body.small)), int64(len(body.small))
+	case upload.src != nil:
+		out.Body, out.ContentLength = upload, body.length
+	default:
+		out.Body, out.ContentLength = nil, 0
+	}
+	out.GetBody, out.Close = nil, false
+	return out
+}
+
+// http2Header leaves out what HTTP/2 forbids (RFC 9113 section 8.2.2), and
+// keeps x/net/http2 from adding a User-Agent.
+func http2Header(header http.Header) http.Header {
+	_, agent := header["User-Agent"]
+	clean := agent
+	for name := range header {
+		if ownHeader(name) || name == "Upgrade" {
+			clean = false
+		}
+	}
+	if clean {
+		return header
+	}
+	out := maps.Clone(header)
+	if out == nil {
+		out = http.Header{}
+	}
+	maps.DeleteFunc(out, func(name string, _ []string) bool { return ownHeader(name) || name == "Upgrade" })
+	if !agent {
+		out["User-Agent"] = []string{""}
+	}
+	return out
+}
+
+// classify says what an error of x/net/http2 means for the request.
+func (x *h2Exchange) classify(err error) error {
+	if cause := context.Cause(x.ctx); cause != nil {
+		return cause
+	}
+	var stream http2.StreamError
+	if errors.As(err, &stream) {
+		if stream.Code == http2.ErrCodeRefusedStream {
+			return &lostError{err: err} // RFC 9113 section 8.7: not processed
+		}
+		return fail(ReasonReset, err)
+	}
+	// A GOAWAY that does not cover the stream has no error type of its own.
+	if !x.wrote.Load() || strings.Contains(err.Error(), "graceful shutdown GOAWAY") {
+		return &lostError{err: err}
+	}
+	return &lostError{err: err, written: true}
+}
+
+// respond returns the response with a body of ours.
+func (x *h2Exchange) respond(resp *http.Response, upload bool) *http.Response {
+	req := x.a.x.req
+	resp.Request = req
+	if (resp.ContentLength == 0 || req.Method == http.MethodHead) && len(resp.Trailer) == 0 && !upload {
+		x.end()
+		x.a.done(nil)
+		return resp
+	}
+	resp.Body = &h2Body{x: x, src: resp.Body, upload: upload}
+	return resp
+}
+
+// end gives the stream back.
+func (x *h2Exchange) end() {
+	x.over.Do(func() {
+		x.dog.stop()
+		x.late.Stop()
+		x.cancel(nil)
+		x.h.release()
+	})
+}
+
+// h2Body is the body of a response.
+type h2Body struct {
+	x      *h2Exchange
+	src    io.ReadCloser
+	upload bool // the request had a stream, which may still be under way
+	ended  atomic.Bool
+}
+
+// Read implements io.Reader.
+func (b *h2Body) Read(p []byte) (int, error) {
+	x := b.x
+	x.dog.wait(1)
+	n, err := b.src.Read(p)
+	x.dog.wait(-1)
+	if n > 0 {
+		x.dog.touch()
+	}
+	if err == nil {
+		return n, nil
+	}
+	if err != io.EOF {
+		if cause := context.Cause(x.ctx); cause != nil {
+			err = cause
+		} else if reasonOf(err) == "" {
+			err = fail(ReasonReset, err)
+		}
+	}
+	b.end(err)
+	return n, err
+}
+
+func (b *h2Body) end(err error) {
+	if !b.ended.CompareAndSwap(false, true) {
+		return
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	x := b.x
+	if err == nil && b.upload {
+		// The stream is open until the request has ended as well; Close or
+		// the end of the request's body ends it.
+		x.a.done(nil)
+		return
+	}
+	if err == nil {
+		b.src.Close() // waits until x/net/http2 has freed the stream
+		x.end()
+	} else {
+		x.h.e.pool.b.spawn(func() {
+			b.src.Close() // RST_STREAM; it may wait for a Write
+			x.end()
+		})
+	}
+	x.a.done(err)
+}
+
+// Close implements io.Closer.
+func (b *h2Body) Close() error {
+	x := b.x
+	if b.ended.Load() {
+		if b.upload {
+			x.h.e.pool.b.spawn(func() {
+				b.src.Close()
+				x.end()
+			})
+		}
+		return nil
+	}
+	cause := error(errBodyClosed)
+	if already := context.Cause(x.ctx); already != nil {
+		cause = already
+	}
+	b.end(cause)
+	return nil
+}
+
+// h2Upload is a request body that notes whether it was read, since x/net/http2
+// closes also those that it has not touched.
+type h2Upload struct {
+	src io.ReadCloser
+	dog *watchdog
+
+	mu     sync.Mutex
+	read   bool
+	kept   bool // no other attempt will want it
+	closed bool
+}
+
+// Read implements io.Reader.
+func (u *h2Upload) Read(p []byte) (int, error) {
+	u.mu.Lock()
+	u.read = true
+	u.mu.Unlock()
+	n, err := u.src.Read(p)
+	u.dog.touch()
+	return n, err
+}
+
+// Close implements io.Closer.
+func (u *h2Upload) Close() error {
+	u.mu.Lock()
+	u.closed = true
+	now := u.read || u.kept
+	u.mu.Unlock()
+	if now {
+		return u.src.Close()
+	}
+	return nil
+}
+
+func (u *h2Upload) untouched() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.src != nil && !u.read
+}
+
+// keep says that the body belongs to this attempt for good.
+func (u *h2Upload) keep() {
+	u.mu.Lock()
+	u.kept = true
+	now := u.closed && !u.read && u.src != nil
+	u.mu.Unlock()
+	if now {
+		u.src.Close()
+	}
+}

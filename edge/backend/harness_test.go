@@ -1,0 +1,626 @@
+package backend
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// authority signs the certificates of all test servers.
+var authority = sync.OnceValue(func() (ca struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}) {
+	ca.key, _ = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &ca.key.PublicKey, ca.key)
+	if err != nil {
+		panic(err)
+	}
+	ca.cert, _ = x509.ParseCertificate(der)
+	ca.pool = x509.NewCertPool()
+	ca.pool.AddCert(ca.cert)
+	return ca
+})
+
+func certificate(t testing.TB, names ...string) tls.Certificate {
+	t.Helper()
+	ca := authority()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: names[0]},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), DNSNames: names,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, &key.PublicKey, ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+const testName = "backend.test"
+
+// server is an HTTPS server that notes how its connections began and ended.
+type server struct {
+	t    testing.TB
+	addr string
+	tls  *tls.Config
+	http *http.Server
+	l    net.Listener
+
+	full, resumed atomic.Int64 // handshakes
+	opened        atomic.Int64
+	open, maxOpen atomic.Int64
+	mu            sync.Mutex
+	ends          map[string]int // of connections that the client ended
+	names         []string       // SNI of each connection
+	conns         []*serverConn
+}
+
+// serverConn sees how a client ends its connection.
+type serverConn struct {
+	*tls.Conn
+	raw   *rawConn
+	s     *server
+	once  sync.Once
+	ended sync.Once
+	sni   string
+}
+
+type rawConn struct {
+	net.Conn
+	fin atomic.Bool
+}
+
+func (r *rawConn) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	if err == io.EOF {
+		r.fin.Store(true)
+	}
+	return n, err
+}
+
+func (c *serverConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.once.Do(func() { c.s.shaken(c) })
+	if err != nil {
+		c.end(err)
+	}
+	return n, err
+}
+
+func (c *serverConn) Close() error {
+	c.end(net.ErrClosed)
+	return c.Conn.Close()
+}
+
+// end notes how the connection ended, as seen first.
+func (c *serverConn) end(err error) {
+	var netErr net.Error
+	if errors.As(err, &netErr) && netErr.Timeout() {
+		return // net/http's background read
+	}
+	c.ended.Do(func() {
+		how := "closed by server"
+		switch {
+		case errors.Is(err, syscall.ECONNRESET):
+			how = "reset"
+		case err == io.EOF && !c.raw.fin.Load():
+			how = "close_notify"
+		case err == io.EOF:
+			how = "fin without notify"
+		case !errors.Is(err, net.ErrClosed):
+			how = err.Error()
+		}
+		c.s.mu.Lock()
+		c.s.ends[how]++
+		c.s.mu.Unlock()
+		c.s.open.Add(-1)
+	})
+}
+
+func (s *server) shaken(c *serverConn) {
+	state := c.ConnectionState()
+	if !state.HandshakeComplete {
+		return
+	}
+	if state.DidResume {
+		s.resumed.Add(1)
+	} else {
+		s.full.Add(1)
+	}
+	s.mu.Lock()
+	s.names = append(s.names, state.ServerName)
+	s.mu.Unlock()
+}
+
+// Accept implements net.Listener.
+func (s *server) Accept() (net.Conn, error) {
+	c, err := s.l.Accept()
+	if err != nil {
+		return nil, err
+	}
+	s.opened.Add(1)
+	for n, m := s.open.Add(1), s.maxOpen.Load(); n > m && !s.maxOpen.CompareAndSwap(m, n); m = s.maxOpen.Load() {
+	}
+	raw := &rawConn{Conn: c}
+	conn := &serverConn{Conn: tls.Server(raw, s.tls), raw: raw, s: s}
+	s.mu.Lock()
+	s.conns = append(s.conns, conn)
+	s.mu.Unlock()
+	return conn, nil
+}
+
+func (s *server) Close() error   { return s.l.Close() }
+func (s *server) Addr() net.Addr { return s.l.Addr() }
+
+func listen(t testing.TB, names ...string) *server {
+	t.Helper()
+	if len(names) == 0 {
+		names = []string{testName}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &server{
+		t: t, addr: l.Addr().String(), l: l, ends: map[string]int{},
+		tls: &tls.Config{Certificates: []tls.Certificate{certificate(t, names...)}},
+	}
+}
+
+// serve starts an HTTP/1.1 server.
+func serve(t testing.TB, handler http.Handler, names ...string) *server {
+	s := listen(t, names...)
+	s.http = &http.Server{Handler: handler, ErrorLog: nil}
+	go s.http.Serve(s)
+	t.Cleanup(func() { s.http.Close() })
+	return s
+}
+
+// serveH2 starts an HTTP/2 server on net/http.
+func serveH2(t testing.TB, handler http.Handler, configure ...func(*http.Server)) *server {
+	s := listen(t)
+	s.http = &http.Server{Handler: handler, TLSConfig: s.tls}
+	s.http.TLSConfig.NextProtos = []string{"h2", "http/1.1"}
+	for _, f := range configure {
+		f(s.http)
+	}
+	go s.http.ServeTLS(&countingListener{s.l, s}, "", "")
+	t.Cleanup(func() { s.http.Close() })
+	return s
+}
+
+type countingListener struct {
+	net.Listener
+	s *server
+}
+
+func (l *countingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.s.opened.Add(1)
+	}
+	return c, err
+}
+
+// serveRaw runs handle on each TLS connection, which is closed after it.
+func serveRaw(t testing.TB, handle func(c *serverConn)) *server {
+	s := listen(t)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := s.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				handle(c.(*serverConn))
+			})
+		}
+	})
+	t.Cleanup(func() {
+		s.l.Close()
+		s.mu.Lock()
+		for _, c := range s.conns {
+			c.raw.Close()
+		}
+		s.mu.Unlock()
+		wg.Wait()
+	})
+	return s
+}
+
+// request reads one request of a raw server.
+func request(br *bufio.Reader) (*http.Request, []byte, error) {
+	req, err := http.ReadRequest(br)
+	if err != nil {
+		return nil, nil, err
+	}
+	body, err := io.ReadAll(req.Body)
+	return req, body, err
+}
+
+// tally implements Counters.
+type tally struct {
+	mu                           sync.Mutex
+	opened, closed, active, idle int
+	full, resumed, failed        int
+	misses                       map[resealv1.MissReason]int
+	kinds                        map[resealv1.CloseKind]int
+	byPeer, requests, reused     int
+	errors                       map[string]int
+}
+
+func newTally() *tally {
+	return &tally{
+		misses: map[resealv1.MissReason]int{}, kinds: map[resealv1.CloseKind]int{}, errors: map[string]int{},
+	}
+}
+
+func (c *tally) with(f func()) { c.mu.Lock(); defer c.mu.Unlock(); f() }
+
+func (c *tally) Opened() { c.with(func() { c.opened++ }) }
+func (c *tally) Closed(kind resealv1.CloseKind, byPeer bool) {
+	c.with(func() {
+		c.closed++
+		c.kinds[kind]++
+		if byPeer {
+			c.byPeer++
+		}
+	})
+}
+func (c *tally) Active(d int) { c.with(func() { c.active += d }) }
+func (c *tally) Idle(d int)   { c.with(func() { c.idle += d }) }
+func (c *tally) Handshake(m resealv1.Mechanism, miss resealv1.MissReason, _ uint16, _ time.Duration) {
+	c.with(func() {
+		if m == 0 {
+			c.full++
+			c.misses[miss]++
+		} else {
+			c.resumed++
+		}
+	})
+}
+func (c *tally) HandshakeFailed(time.Duration) { c.with(func() { c.failed++ }) }
+func (c *tally) Request(reused bool, _ time.Duration) {
+	c.with(func() {
+		c.requests++
+		if reused {
+			c.reused++
+		}
+	})
+}
+func (c *tally) Error(reason string) { c.with(func() { c.errors[reason]++ }) }
+
+// get reads a number under the lock.
+func (c *tally) get(f func(*tally) int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return f(c)
+}
+
+// bench is a Backend with one pool "p", stopped at the end of the test, when
+// gauges, counts and goroutines must have come to rest.
+type bench struct {
+	t     testing.TB
+	b     *Backend
+	tally *tally
+	h     *fakeSessions
+	spec  *resealv1.BackendPool
+	pool  Pool
+	stop  func()
+}
+
+type option func(*resealv1.BackendPool)
+
+func newBench(t testing.TB, addresses []string, options ...option) *bench {
+	t.Helper()
+	spec := &resealv1.BackendPool{Tls: &resealv1.BackendTLS{ServerName: testName}}
+	for _, a := range addresses {
+		spec.Endpoints = append(spec.Endpoints, &resealv1.Endpoint{Address: a})
+	}
+	x := &bench{t: t, tally: newTally(), h: newFakeSessions(), spec: spec}
+	x.b = New(Config{Handshaker: x.h, Counters: func(string) Counters { return x.tally }})
+	x.set(options...)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- x.b.Run(ctx) }()
+	x.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		x.settled()
+	})
+	t.Cleanup(x.stop)
+	return x
+}
+
+// settled checks what must hold after Run.
+func (x *bench) settled() {
+	x.t.Helper()
+	x.tally.with(func() {
+		c := x.tally
+		if c.active != 0 || c.idle != 0 || c.opened != c.closed || c.opened != c.full+c.resumed {
+			x.t.Errorf("after the end: %d active, %d idle, %d opened, %d closed, %d full, %d resumed",
+				c.active, c.idle, c.opened, c.closed, c.full, c.resumed)
+		}
+	})
+	for _, p := range x.b.pools {
+		for _, e := range p.endpoints {
+			if n := e.inFlight.Load(); n != 0 {
+				x.t.Errorf("%d requests in flight at %s", n, e.address)
+			}
+		}
+	}
+}
+
+// set changes the spec and applies it.
+func (x *bench) set(options ...option) {
+	for _, o := range options {
+		o(x.spec)
+	}
+	x.apply("identity")
+}
+
+func (x *bench) apply(identity string) {
+	spec := proto.CloneOf(x.spec).WithDefaults()
+	config := &tls.Config{RootCAs: authority().pool}
+	switch spec.Protocol {
+	case resealv1.BackendPool_PROTOCOL_AUTO:
+		config.NextProtos = []string{"h2", "http/1.1"}
+	case resealv1.BackendPool_PROTOCOL_HTTP2:
+		config.NextProtos = []string{"h2"}
+	case resealv1.BackendPool_PROTOCOL_HTTP1:
+		config.NextProtos = []string{"http/1.1"}
+	}
+	x.pool = Pool{Name: "p", UID: "uid", Spec: spec, TLS: config, Identity: identity}
+	x.b.Update([]Pool{x.pool})
+}
+
+func connections(f func(*resealv1.Connections)) option {
+	return func(p *resealv1.BackendPool) {
+		if p.Connections == nil {
+			p.Connections = &resealv1.Connections{}
+		}
+		f(p.Connections)
+	}
+}
+
+func timeouts(f func(*resealv1.BackendTimeouts)) option {
+	return func(p *resealv1.BackendPool) {
+		if p.Timeouts == nil {
+			p.Timeouts = &resealv1.BackendTimeouts{}
+		}
+		f(p.Timeouts)
+	}
+}
+
+func protocol(v resealv1.BackendPool_Protocol) option {
+	return func(p *resealv1.BackendPool) { p.Protocol = v }
+}
+
+func retries(n uint32, on ...resealv1.Retries_Condition) option {
+	return func(p *resealv1.BackendPool) { p.Retries = &resealv1.Retries{Attempts: &n, On: on} }
+}
+
+func dur(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
+
+func newCall() *Call {
+	return &Call{Pool: "p", Client: 1, Source: netip.MustParseAddrPort("192.0.2.1:1000")}
+}
+
+func newRequest(t testing.TB, method, path string, body io.Reader) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "https://"+testName+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.GetBody = nil // as a server's request
+	return req
+}
+
+// do makes one request and reads the response.
+func (x *bench) do(req *http.Request, call *Call) (*http.Response, []byte) {
+	x.t.Helper()
+	resp, body, err := x.try(req, call)
+	if err != nil {
+		x.t.Fatalf("%s %s: %v", req.Method, req.URL, err)
+	}
+	return resp, body
+}
+
+func (x *bench) try(req *http.Request, call *Call) (*http.Response, []byte, error) {
+	if call == nil {
+		call = newCall()
+	}
+	resp, err := x.b.RoundTrip(req, call)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp, body, err
+}
+
+func (x *bench) get(path string) string {
+	x.t.Helper()
+	resp, body := x.do(newRequest(x.t, "GET", path, nil), nil)
+	if resp.StatusCode != 200 {
+		x.t.Fatalf("GET %s: %s", path, resp.Status)
+	}
+	return string(body)
+}
+
+// eventually waits for a condition that needs another goroutine.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
+}
+
+// wantReason checks an error and its counting.
+func wantReason(t testing.TB, err error, reason string, code int) {
+	t.Helper()
+	var e *Error
+	if !errors.As(err, &e) || e.Reason != reason || e.Code != code {
+		t.Fatalf("got error %v, want %s %d", err, reason, code)
+	}
+}
+
+func (s *server) count(how string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ends[how]
+}
+
+func (s *server) describe() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fmt.Sprint(s.ends)
+}
+
+// fakeSessions is a small Handshaker with a session per identity.
+type fakeSessions struct {
+	mu      sync.Mutex
+	caches  map[string]tls.ClientSessionCache
+	unclean map[string]int
+	forgot  []string
+	seen    []string
+	breakIt func() bool // fail this handshake as if a session had broken it
+}
+
+func newFakeSessions() *fakeSessions {
+	return &fakeSessions{caches: map[string]tls.ClientSessionCache{}, unclean: map[string]int{}}
+}
+
+func (f *fakeSessions) Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
+	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	f.mu.Lock()
+	if f.caches[identity] == nil {
+		f.caches[identity] = tls.NewLRUClientSessionCache(32)
+	}
+	cfg.ClientSessionCache = f.caches[identity]
+	f.seen = append(f.seen, identity)
+	broken := f.breakIt
+	f.mu.Unlock()
+	if broken != nil && broken() {
+		return nil, 0, 0, brokenSession{f, identity, cfg}
+	}
+	return f.shake(ctx, conn, cfg)
+}
+
+func (f *fakeSessions) shake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
+	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	tc := tls.Client(conn, cfg)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		return nil, 0, 0, err
+	}
+	switch state := tc.ConnectionState(); {
+	case !state.DidResume:
+		return tc, 0, resealv1.MissReason_MISS_REASON_NO_SESSION, nil
+	case state.Version == tls.VersionTLS13:
+		return tc, resealv1.Mechanism_MECHANISM_PSK, 0, nil
+	default:
+		return tc, resealv1.Mechanism_MECHANISM_TICKET, 0, nil
+	}
+}
+
+func (f *fakeSessions) Forget(prefix string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forgot = append(f.forgot, prefix)
+	for identity := range f.caches {
+		if strings.HasPrefix(identity, prefix) {
+			delete(f.caches, identity)
+		}
+	}
+}
+
+func (f *fakeSessions) Unclean(identity string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unclean[identity]++
+}
+
+func (f *fakeSessions) identities() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := slices.Clone(f.seen)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+func (f *fakeSessions) uncleanCount() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, c := range f.unclean {
+		n += c
+	}
+	return n
+}
+
+type brokenSession struct {
+	f        *fakeSessions
+	identity string
+	cfg      *tls.Config
+}
+
+func (brokenSession) Error() string { return "broken by the session" }
+
+func (b brokenSession) FullHandshake(ctx context.Context, conn net.Conn) (
+	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	b.cfg.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	return b.f.shake(ctx, conn, b.cfg)
+}

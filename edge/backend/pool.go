@@ -1,0 +1,249 @@
+package backend
+
+import (
+	"context"
+	"crypto/tls"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// pool is one BackendPool with one Identity. What depends on the spec alone is
+// in state and replaced as a whole; endpoints outlive it.
+type pool struct {
+	b        *Backend
+	name     string
+	counters Counters
+	state    atomic.Pointer[poolState]
+
+	mu        sync.Mutex // guards what follows, and changes of state
+	endpoints map[string]*endpoint
+	addresses []weighted // what DNS answered, or the spec's endpoints
+	loops     context.Context
+	stopLoops context.CancelFunc
+	resolved  chan struct{} // closed after the first look-up, or at once
+	ejectMu   sync.Mutex    // one ejection at a time, so that one endpoint stays
+	turns     sync.Mutex    // guards member.turn
+}
+
+// poolState is immutable.
+type poolState struct {
+	uid, identity string
+	tls           *tls.Config
+	settings      *settings
+	members       []*member
+	ring          *ring
+	h2            *http2.Transport
+}
+
+// member is an endpoint with its weight in one state.
+type member struct {
+	*endpoint
+	weight int
+	turn   int // round robin; guarded by pool.turns
+}
+
+type weighted struct {
+	address string
+	weight  int
+}
+
+func newPool(b *Backend, spec Pool) *pool {
+	p := &pool{
+		b: b, name: spec.Name, counters: b.cfg.Counters(spec.Name),
+		endpoints: map[string]*endpoint{}, resolved: make(chan struct{}),
+	}
+	if spec.Spec.GetDns() == nil {
+		close(p.resolved)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.swap(spec)
+	return p
+}
+
+// update takes over a spec with the same Identity.
+func (p *pool) update(spec Pool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.state.Load().settings
+	p.swap(spec)
+	now := p.state.Load().settings
+	if now.dns == nil {
+		select {
+		case <-p.resolved:
+		default:
+			close(p.resolved)
+		}
+	}
+	if p.stopLoops != nil && loopsDiffer(old, now) {
+		p.stopLoops()
+		p.run()
+	}
+}
+
+// loopsDiffer reports whether the pool's goroutines must start anew.
+func loopsDiffer(a, b *settings) bool {
+	if (a.dns == nil) != (b.dns == nil) || (a.check == nil) != (b.check == nil) {
+		return true
+	}
+	return a.dns != nil && (a.dns.GetName() != b.dns.GetName() ||
+		a.dns.GetPort() != b.dns.GetPort() || a.dnsRefresh != b.dnsRefresh) ||
+		a.check != nil && a.checkInterval != b.checkInterval
+}
+
+// swap compiles spec into a new state. p.mu is held.
+func (p *pool) swap(spec Pool) {
+	s := newSettings(spec.Spec)
+	if s.dns == nil {
+		p.addresses = nil
+		for _, e := range spec.Spec.GetEndpoints() {
+			p.addresses = append(p.addresses, weighted{e.GetAddress(), int(e.GetWeight())})
+		}
+	} // else the last addresses stay until the look-up is done
+	config := spec.TLS.Clone()
+	config.SessionTicketsDisabled = config.SessionTicketsDisabled || s.sessionsOff
+	// One record and one write per request: latency ramp-up is for browsers.
+	config.DynamicRecordSizingDisabled = true
+	p.apply(&poolState{
+		uid: spec.UID, identity: spec.Identity, tls: config, settings: s,
+		h2: &http2.Transport{
+			DisableCompression: true,
+			MaxHeaderListSize:  maxResponseHeader,
+			ReadIdleTimeout:    20 * time.Second,
+			PingTimeout:        5 * time.Second,
+			WriteByteTimeout:   s.bodyTimeout,
+		},
+	})
+}
+
+// apply makes endpoints for p.addresses and publishes the state. p.mu is held.
+func (p *pool) apply(state *poolState) {
+	keep := make(map[string]*endpoint, len(p.addresses))
+	for _, a := range p.addresses {
+		if keep[a.address] != nil {
+			continue
+		}
+		e := p.endpoints[a.address]
+		if e == nil {
+			e = newEndpoint(p, a.address)
+		}
+		keep[a.address] = e
+		state.members = append(state.members, &member{endpoint: e, weight: a.weight})
+	}
+	if state.settings.algorithm == resealv1.LoadBalancing_ALGORITHM_RING_HASH {
+		state.ring = newRing(state.members)
+	}
+	p.state.Store(state)
+	for address, e := range p.endpoints {
+		if keep[address] == nil {
+			e.retire()
+		}
+	}
+	p.endpoints = keep
+}
+
+// readdress replaces the endpoints of a DNS pool.
+func (p *pool) readdress(addresses []weighted) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.state.Load()
+	next := *old
+	next.members, next.ring = nil, nil
+	p.addresses = addresses
+	p.apply(&next)
+}
+
+func (p *pool) start() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopLoops == nil {
+		p.run()
+	}
+}
+
+// run starts the pool's goroutines. p.mu is held.
+func (p *pool) run() {
+	p.loops, p.stopLoops = context.WithCancel(p.b.ctx)
+	ctx, s := p.loops, p.state.Load().settings
+	p.b.spawn(func() { p.sweepLoop(ctx) })
+	if s.dns != nil {
+		p.b.spawn(func() { p.resolveLoop(ctx) })
+	}
+	if s.check != nil {
+		p.b.spawn(func() { p.checkLoop(ctx) })
+	}
+}
+
+func (p *pool) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopLoops != nil {
+		p.stopLoops()
+	}
+}
+
+// retire ends the pool's connections once they are not in use.
+func (p *pool) retire() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.endpoints {
+		e.retire()
+	}
+}
+
+// sweepLoop closes connections that are idle for too long or too old.
+func (p *pool) sweepLoop(ctx context.Context) {
+	timer := time.NewTimer(p.sweepInterval())
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		now := time.Now()
+		for _, m := range p.state.Load().members {
+			m.sweep(now)
+		}
+		timer.Reset(p.sweepInterval())
+	}
+}
+
+// sweepInterval is short against the shortest bound that a sweep enforces.
+func (p *pool) sweepInterval() time.Duration {
+	s := p.state.Load().settings
+	shortest := s.idleTimeout
+	if s.maxLifetime > 0 {
+		shortest = min(shortest, s.maxLifetime)
+	}
+	return min(max(shortest/8, 5*time.Millisecond), time.Second)
+}
+
+// serverName returns the SNI of a call, lower case as plans and listeners
+// give it.
+func (s *poolState) serverName(call *Call) (string, error) {
+	if s.settings.serverName != "" {
+		return s.settings.serverName, nil
+	}
+	if call.ServerName == "" {
+		return "", fail(ReasonMisdirected, nil)
+	}
+	return call.ServerName, nil
+}
+
+// sessionIdentity is what a TLS session may be reused within.
+func (s *poolState) sessionIdentity(address string, key connKey) string {
+	if s.settings.poolScope {
+		address = "pool " + s.uid
+	}
+	identity := s.identity + "|" + address + "|" + key.serverName
+	if key.http1 {
+		identity += "|http/1.1"
+	}
+	return identity
+}

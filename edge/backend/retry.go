@@ -1,0 +1,257 @@
+package backend
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// exchange is one request to a pool, over all its attempts.
+type exchange struct {
+	p        *pool
+	state    *poolState
+	call     *Call
+	req      *http.Request
+	body     *requestBody
+	key      connKey
+	header   time.Duration // the time-out for the response header
+	begin    time.Time
+	reused   bool
+	finished atomic.Bool
+}
+
+// finish counts the request, once. err is what failed on this leg, if anything.
+func (x *exchange) finish(err error) {
+	if !x.finished.CompareAndSwap(false, true) {
+		return
+	}
+	x.p.counters.Request(x.reused, time.Since(x.begin))
+	if reason := reasonOf(err); reason != "" {
+		x.p.counters.Error(reason)
+	}
+}
+
+// attempt is one try at one endpoint.
+type attempt struct {
+	x      *exchange
+	e      *endpoint
+	reused bool
+	over   atomic.Bool
+	parts  atomic.Int32 // of two: the transfer is over, the response is accepted
+	err    error        // how the transfer ended
+}
+
+// done notes that the transfer of an attempt that got a response is over. Only
+// the first end counts.
+func (a *attempt) done(err error) {
+	if a.end(err) {
+		a.err = err
+		a.part()
+	}
+}
+
+// part finishes the request once its transfer is over and its response has
+// gone to the caller. An attempt that is repeated is never accepted.
+func (a *attempt) part() {
+	if a.parts.Add(1) == 2 {
+		a.x.finish(a.err)
+	}
+}
+
+// end notes that the endpoint is no longer busy with the attempt, and what
+// that says about the endpoint. It returns false if that is known already.
+func (a *attempt) end(err error) bool {
+	if !a.over.CompareAndSwap(false, true) {
+		return false
+	}
+	a.e.inFlight.Add(-1)
+	switch reasonOf(err) {
+	case ReasonConnectFailure, ReasonHandshakeFailure, ReasonVerifyFailure, ReasonReset,
+		ReasonTimeoutHeader, ReasonTimeoutIdle, ReasonProtocolError:
+		a.e.failed()
+	}
+	return true
+}
+
+// answered notes a response's status.
+func (a *attempt) answered(status int) {
+	if status >= 500 {
+		a.e.failed()
+	} else {
+		a.e.succeeded()
+	}
+}
+
+// lostError is a connection that ended before a byte of the response came.
+type lostError struct {
+	err     error
+	written bool // a byte of the request may have gone out
+}
+
+func (e *lostError) Error() string { return e.err.Error() }
+func (e *lostError) Unwrap() error { return e.err }
+
+func (p *pool) roundTrip(req *http.Request, call *Call) (*http.Response, error) {
+	x := &exchange{p: p, call: call, req: req, begin: time.Now()}
+	resp, err := x.run()
+	if err != nil {
+		x.finish(err)
+		return nil, call.failed(err)
+	}
+	return resp, nil
+}
+
+// prepare checks the request and settles what all attempts share.
+func (x *exchange) prepare() error {
+	if err := checkRequest(x.req); err != nil {
+		return fail(ReasonBadRequest, err)
+	}
+	state, err := x.p.awaitMembers(x.req.Context())
+	if err != nil {
+		return err
+	}
+	x.state = state
+	if state.settings.protocol == resealv1.BackendPool_PROTOCOL_TCP {
+		return fail(ReasonProtocolError, errTunnelsOnly)
+	}
+	if x.key.serverName, err = state.serverName(x.call); err != nil {
+		return err
+	}
+	x.key.http1 = wantsUpgrade(x.req) != "" && !state.settings.speaksHTTP1Only()
+	x.header = state.settings.headerTimeout
+	if x.call.ResponseHeaderTimeout > 0 {
+		x.header = x.call.ResponseHeaderTimeout
+	}
+	x.body, err = newRequestBody(x.req)
+	if err != nil && x.req.Context().Err() != nil {
+		return x.req.Context().Err()
+	}
+	return err
+}
+
+// run tries until an attempt succeeds or must not be repeated.
+func (x *exchange) run() (*http.Response, error) {
+	if err := x.prepare(); err != nil {
+		closeBody(x.req.Body)
+		return nil, err
+	}
+	defer x.body.discard()
+	var tried []*endpoint
+	fresh := false
+	for further := x.state.settings.retries; ; further-- {
+		e := x.p.pick(x.state, x.call, x.req, tried)
+		if e == nil {
+			return nil, fail(ReasonNoEndpoint, nil)
+		}
+		x.call.Attempts++
+		resp, a, err := x.try(e, fresh)
+		again, died := x.again(resp, err)
+		if again && further > 0 && x.req.Context().Err() == nil {
+			if resp != nil {
+				resp.Body.Close()
+			}
+			// A connection that died says little about its endpoint, so the
+			// next try may go there, but not on another old connection.
+			if !died {
+				tried = append(tried, e)
+			}
+			fresh = fresh || died
+			continue
+		}
+		if err != nil {
+			return nil, x.final(err)
+		}
+		a.part()
+		return resp, nil
+	}
+}
+
+// again reports whether the outcome of an attempt allows another one, and
+// whether it was a reused connection that had died.
+func (x *exchange) again(resp *http.Response, err error) (again, died bool) {
+	s := x.state.settings
+	if err == nil {
+		return slices.Contains(s.retryStatuses, resp.StatusCode) && x.repeatable(), false
+	}
+	var lost *lostError
+	if errors.As(err, &lost) {
+		if !x.reused && lost.written {
+			return false, false
+		}
+		return s.retryStale && x.body.replayable() && (!lost.written || x.repeatable()), true
+	}
+	return neverConnected(err) && s.retryConnect && x.body.replayable(), false
+}
+
+// repeatable reports whether the request may be sent twice: it is idempotent
+// (RFC 9110 section 9.2.2), and its body is absent or can be read again.
+func (x *exchange) repeatable() bool {
+	switch x.req.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:
+		return x.body.replayable()
+	}
+	return false
+}
+
+// final turns an attempt's error into the caller's.
+func (x *exchange) final(err error) error {
+	var lost *lostError
+	switch {
+	case x.req.Context().Err() != nil && reasonOf(err) == "":
+		return x.req.Context().Err()
+	case errors.As(err, &lost) && x.reused:
+		return fail(ReasonStaleConnection, lost.err)
+	case errors.As(err, &lost):
+		return fail(ReasonReset, lost.err)
+	}
+	return err
+}
+
+// try makes one attempt at e.
+func (x *exchange) try(e *endpoint, fresh bool) (*http.Response, *attempt, error) {
+	a := &attempt{x: x, e: e}
+	e.inFlight.Add(1)
+	ctx := x.req.Context()
+	begin := time.Now()
+	g, err := e.acquire(ctx, x.key, &waiter{call: x.call, fresh: fresh})
+	if err != nil {
+		x.call.Endpoint, x.call.Connect = e.address, time.Since(begin)
+		x.reused = false
+		a.end(err)
+		return nil, a, err
+	}
+	a.reused, x.reused = g.reused, g.reused
+	var resp *http.Response
+	if g.h2 != nil {
+		g.h2.fill(x.call, protocolHTTP2, g.reused)
+		resp, err = g.h2.roundTrip(ctx, a)
+	} else {
+		g.h1.fill(x.call, protocolHTTP1, g.reused)
+		resp, err = g.h1.roundTrip(ctx, a)
+	}
+	if err != nil {
+		var lost *lostError
+		if errors.As(err, &lost) && !g.reused {
+			a.end(fail(ReasonReset, err))
+		} else {
+			a.end(err)
+		}
+		return nil, a, err
+	}
+	if !g.reused {
+		x.call.Connect = min(g.connectTime(), time.Since(begin))
+	}
+	a.answered(resp.StatusCode)
+	return resp, a, nil
+}
+
+func (g grant) connectTime() time.Duration {
+	if g.h2 != nil {
+		return g.h2.connect
+	}
+	return g.h1.connect
+}

@@ -1,0 +1,127 @@
+package backend
+
+import (
+	"cmp"
+	"hash/fnv"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// ring is a consistent-hash ring. An endpoint that comes or goes moves only the
+// keys that it gains or held.
+type ring struct {
+	points []ringPoint // by hash
+}
+
+type ringPoint struct {
+	hash uint64
+	e    *endpoint
+}
+
+const (
+	pointsPerWeight = 128
+	maxRingPoints   = 1 << 16
+)
+
+// newRing places each member by its weight. With many or heavy members the
+// number of points per weight shrinks, but each member keeps at least one.
+func newRing(members []*member) *ring {
+	total := 0
+	for _, m := range members {
+		total += m.weight
+	}
+	per := pointsPerWeight
+	if total > 0 && total*per > maxRingPoints {
+		per = maxRingPoints / total
+	}
+	r := &ring{}
+	for _, m := range members {
+		if m.weight == 0 {
+			continue
+		}
+		for i := range max(per*m.weight, 1) {
+			r.points = append(r.points, ringPoint{hashString(m.address + "#" + strconv.Itoa(i)), m.endpoint})
+		}
+	}
+	slices.SortFunc(r.points, func(a, b ringPoint) int {
+		if c := cmp.Compare(a.hash, b.hash); c != 0 {
+			return c
+		}
+		return strings.Compare(a.e.address, b.e.address)
+	})
+	return r
+}
+
+// find walks from the key's place to the first endpoint that is ok.
+func (r *ring) find(key uint64, ok func(*endpoint) bool) *endpoint {
+	start, _ := slices.BinarySearchFunc(r.points, key, func(p ringPoint, key uint64) int {
+		return cmp.Compare(p.hash, key)
+	})
+	var refused *endpoint
+	for i := range r.points {
+		e := r.points[(start+i)%len(r.points)].e
+		if e == refused {
+			continue
+		}
+		if ok(e) {
+			return e
+		}
+		refused = e
+	}
+	return nil
+}
+
+// hashSource is what of a request is hashed.
+type hashSource struct {
+	kind string // "source_ip", "host", "path", "header" or "cookie"
+	name string
+}
+
+func parseHashSource(hashOn string) hashSource {
+	kind, name, _ := strings.Cut(hashOn, ":")
+	switch kind {
+	case "host", "path", "header", "cookie":
+		return hashSource{kind, name}
+	default:
+		return hashSource{kind: "source_ip"}
+	}
+}
+
+// of returns the hash of a call's key. A request without the header or cookie
+// is hashed by its source.
+func (s hashSource) of(call *Call, req *http.Request) uint64 {
+	key := ""
+	if req != nil {
+		switch s.kind {
+		case "host":
+			key = req.Host
+		case "path":
+			key = req.URL.Path
+		case "header":
+			key = req.Header.Get(s.name)
+		case "cookie":
+			if cookie, err := req.Cookie(s.name); err == nil {
+				key = cookie.Value
+			}
+		}
+	}
+	if key == "" {
+		key = call.Source.Addr().String()
+	}
+	return hashString(key)
+}
+
+// hashString is FNV-1a with a finalizer, since FNV alone leaves the high bits
+// of similar short strings alike.
+func hashString(s string) uint64 {
+	h := fnv.New64a()
+	h.Write([]byte(s))
+	x := h.Sum64()
+	x ^= x >> 30
+	x *= 0xbf58476d1ce4e5b9
+	x ^= x >> 27
+	x *= 0x94d049bb133111eb
+	return x ^ x>>31
+}

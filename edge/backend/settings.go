@@ -1,0 +1,126 @@
+package backend
+
+import (
+	"slices"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// settings is a pool's spec in the form that the request path wants.
+type settings struct {
+	protocol    resealv1.BackendPool_Protocol
+	serverName  string
+	sessionsOff bool
+	poolScope   bool
+
+	reuse       resealv1.Connections_Reuse
+	maxIdle     int
+	maxOpen     int
+	maxPending  int
+	maxRequests int
+	idleTimeout time.Duration
+	maxLifetime time.Duration
+
+	closeTimeout     time.Duration
+	connectTimeout   time.Duration
+	handshakeTimeout time.Duration
+	headerTimeout    time.Duration
+	bodyTimeout      time.Duration
+
+	retries        int
+	retryConnect   bool
+	retryStale     bool
+	retryStatuses  []int
+	ejectAfter     int
+	ejectTime      time.Duration
+	maxEjectShare  int
+	algorithm      resealv1.LoadBalancing_Algorithm
+	hash           hashSource
+	check          *resealv1.HealthCheck
+	dns            *resealv1.DNSEndpoints
+	dnsRefresh     time.Duration
+	checkInterval  time.Duration
+	checkTimeout   time.Duration
+	checkThreshold struct{ up, down int }
+}
+
+func newSettings(spec *resealv1.BackendPool) *settings {
+	connections, timeouts := spec.GetConnections(), spec.GetTimeouts()
+	outlier, check := spec.GetOutlierDetection(), spec.GetHealthCheck()
+	s := &settings{
+		protocol:         spec.GetProtocol(),
+		serverName:       spec.GetTls().GetServerName(),
+		sessionsOff:      spec.GetSessions().GetMode() == resealv1.Sessions_MODE_OFF,
+		poolScope:        spec.GetSessions().GetScope() == resealv1.Sessions_SCOPE_POOL,
+		reuse:            connections.GetReuse(),
+		maxIdle:          int(connections.GetMaxIdlePerEndpoint()),
+		maxOpen:          int(connections.GetMaxPerEndpoint()),
+		maxPending:       int(connections.GetMaxPending()),
+		maxRequests:      int(connections.GetMaxRequests()),
+		idleTimeout:      connections.GetIdleTimeout().AsDuration(),
+		maxLifetime:      connections.GetMaxLifetime().AsDuration(),
+		closeTimeout:     connections.GetCloseTimeout().AsDuration(),
+		connectTimeout:   timeouts.GetConnect().AsDuration(),
+		handshakeTimeout: timeouts.GetHandshake().AsDuration(),
+		headerTimeout:    timeouts.GetResponseHeader().AsDuration(),
+		bodyTimeout:      timeouts.GetIdle().AsDuration(),
+		retries:          int(spec.GetRetries().GetAttempts()),
+		ejectAfter:       int(outlier.GetConsecutiveErrors()),
+		ejectTime:        outlier.GetEjectionTime().AsDuration(),
+		maxEjectShare:    int(outlier.GetMaxEjectionPercent()),
+		algorithm:        spec.GetLoadBalancing().GetAlgorithm(),
+		hash:             parseHashSource(spec.GetLoadBalancing().GetHashOn()),
+		check:            check,
+		dns:              spec.GetDns(),
+		dnsRefresh:       spec.GetDns().GetRefreshInterval().AsDuration(),
+		checkInterval:    check.GetInterval().AsDuration(),
+		checkTimeout:     check.GetTimeout().AsDuration(),
+	}
+	s.checkThreshold.up = int(check.GetHealthyThreshold())
+	s.checkThreshold.down = int(check.GetUnhealthyThreshold())
+	s.retryOn(spec.GetRetries().GetOn())
+	return s
+}
+
+func (s *settings) retryOn(conditions []resealv1.Retries_Condition) {
+	s.retryConnect = slices.Contains(conditions, resealv1.Retries_CONDITION_CONNECT_FAILURE)
+	s.retryStale = slices.Contains(conditions, resealv1.Retries_CONDITION_STALE_CONNECTION)
+	statuses := map[resealv1.Retries_Condition]int{
+		resealv1.Retries_CONDITION_502: 502,
+		resealv1.Retries_CONDITION_503: 503,
+		resealv1.Retries_CONDITION_504: 504,
+	}
+	for _, condition := range conditions {
+		if code, ok := statuses[condition]; ok {
+			s.retryStatuses = append(s.retryStatuses, code)
+		}
+	}
+}
+
+// queueTimeout bounds the wait for a connection: what a dial of one's own would
+// take at most.
+func (s *settings) queueTimeout() time.Duration { return s.connectTimeout + s.handshakeTimeout }
+
+// private reports whether connections are not shared between clients from their
+// first request on, so that waiters can't count on another's h2 connection.
+func (s *settings) private() bool {
+	return s.reuse == resealv1.Connections_REUSE_NEVER || s.reuse == resealv1.Connections_REUSE_SAFE ||
+		s.reuse == resealv1.Connections_REUSE_AGGRESSIVE
+}
+
+// mayUse reports whether a call may use a connection that has served so many
+// requests, the last ones of owner. A connection that served none is new, also
+// when it was dialled for another request.
+func (s *settings) mayUse(call *Call, served int, owner uint64) bool {
+	switch s.reuse {
+	case resealv1.Connections_REUSE_AGGRESSIVE:
+		return served == 0 || !call.First || served > 1
+	case resealv1.Connections_REUSE_SAFE:
+		return served == 0 || !call.First
+	case resealv1.Connections_REUSE_NEVER:
+		return served == 0 || owner == call.Client
+	default:
+		return true
+	}
+}

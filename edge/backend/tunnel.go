@@ -1,0 +1,131 @@
+package backend
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// tunnelConn is a connection of a tcp pool. Such connections are never reused.
+type tunnelConn struct {
+	c     *conn
+	x     *exchange
+	e     *endpoint
+	dog   *watchdog
+	cause atomic.Pointer[error]
+	once  sync.Once
+}
+
+// tunnel opens a connection, on another endpoint if one fails.
+func (p *pool) tunnel(ctx context.Context, call *Call) (Tunnel, error) {
+	x := &exchange{p: p, call: call, begin: time.Now()}
+	t, err := x.openTunnel(ctx)
+	if err != nil {
+		x.finish(err)
+		return nil, call.failed(err)
+	}
+	return t, nil
+}
+
+func (x *exchange) openTunnel(ctx context.Context) (Tunnel, error) {
+	state, err := x.p.awaitMembers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if x.key.serverName, err = state.serverName(x.call); err != nil {
+		return nil, err
+	}
+	if state.settings.protocol != resealv1.BackendPool_PROTOCOL_TCP {
+		return nil, fail(ReasonProtocolError, errNoTunnel)
+	}
+	x.state = state
+	var tried []*endpoint
+	for further := state.settings.retries; ; further-- {
+		e := x.p.pick(state, x.call, nil, tried)
+		if e == nil {
+			return nil, fail(ReasonNoEndpoint, nil)
+		}
+		x.call.Attempts++
+		t, err := x.tryTunnel(ctx, e)
+		if err == nil {
+			return t, nil
+		}
+		if further <= 0 || ctx.Err() != nil || !state.settings.retryConnect || !neverConnected(err) {
+			return nil, err
+		}
+		tried = append(tried, e)
+	}
+}
+
+// neverConnected reports whether no connection came about.
+func neverConnected(err error) bool {
+	switch reasonOf(err) {
+	case ReasonConnectFailure, ReasonHandshakeFailure, ReasonVerifyFailure:
+		return true
+	}
+	return false
+}
+
+func (x *exchange) tryTunnel(ctx context.Context, e *endpoint) (Tunnel, error) {
+	a := &attempt{x: x, e: e}
+	e.inFlight.Add(1)
+	begin := time.Now()
+	g, err := e.acquire(ctx, x.key, &waiter{call: x.call, raw: true})
+	if err != nil {
+		x.call.Endpoint, x.call.Connect = e.address, time.Since(begin)
+		a.end(err)
+		return nil, err
+	}
+	g.raw.fill(x.call, protocolTCP, false)
+	x.call.Connect = g.raw.connect
+	e.succeeded()
+	t := &tunnelConn{c: g.raw, x: x, e: e}
+	t.dog = newWatchdog(x.state.settings.bodyTimeout, func() { t.end(fail(ReasonTimeoutIdle, errIdle)) })
+	t.dog.wait(1)
+	g.raw.hooks.Store(&hooks{broken: func() { t.end(fail(ReasonReset, errClosed)) }})
+	return t, nil
+}
+
+// Read implements io.Reader. io.EOF is the peer's close_notify or FIN.
+func (t *tunnelConn) Read(p []byte) (int, error) {
+	n, err := t.c.Read(p)
+	t.dog.touch()
+	return n, t.explain(err)
+}
+
+// Write implements io.Writer.
+func (t *tunnelConn) Write(p []byte) (int, error) {
+	n, err := t.c.Write(p)
+	t.dog.touch()
+	return n, t.explain(err)
+}
+
+// explain puts the cause in place of what it led to.
+func (t *tunnelConn) explain(err error) error {
+	if cause := t.cause.Load(); err != nil && cause != nil {
+		return *cause
+	}
+	return err
+}
+
+// CloseWrite sends close_notify; reading goes on (RFC 8446 section 6.1).
+func (t *tunnelConn) CloseWrite() error { return t.c.tc.CloseWrite() }
+
+// Close ends the tunnel.
+func (t *tunnelConn) Close() error {
+	t.end(errBodyClosed)
+	return nil
+}
+
+func (t *tunnelConn) end(cause error) {
+	t.once.Do(func() {
+		t.cause.Store(&cause)
+		t.dog.stop()
+		t.e.inFlight.Add(-1)
+		t.x.finish(cause)
+		t.c.close()
+	})
+}

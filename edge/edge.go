@@ -1,0 +1,305 @@
+// Package edge wires an edge: identity, feed, plan, the frontend and backend
+// legs and the tally.
+package edge
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
+
+	"github.com/reseal/reseal/edge/backend"
+	"github.com/reseal/reseal/edge/feed"
+	"github.com/reseal/reseal/edge/frontend"
+	"github.com/reseal/reseal/edge/identity"
+	"github.com/reseal/reseal/edge/session"
+	"github.com/reseal/reseal/edge/state"
+	"github.com/reseal/reseal/edge/tally"
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// DefaultFeedWait is how long a start waits for the feed.
+const DefaultFeedWait = 2 * time.Second
+
+// maxUpdate bounds an update from the control plane, in bytes.
+const maxUpdate = 64 << 20
+
+// Config is what an edge needs. It is read once, by New.
+type Config struct {
+	// ID is the edge's id. Required.
+	ID string
+	// ControlPlane are the addresses of the control plane's replicas. Required.
+	ControlPlane []string
+	// Labels are matched by selectors. Those of the join token replace them.
+	Labels map[string]string
+	// StateDir keeps identity and last good configuration, sealed.
+	StateDir string
+	// StateKeyFile holds the key that seals the state. Default StateDir/key.
+	StateKeyFile string
+	// JoinTokenFile holds the join token of the first start.
+	JoinTokenFile string
+	// CAHash pins the control plane's CA at the first start, for a token that
+	// carries no hash.
+	CAHash string
+	// TrustDomain is the authority of the fleet's identities. Default "reseal".
+	TrustDomain string
+	// FeedWait is how long a start waits for the feed before it serves the last
+	// good configuration.
+	FeedWait time.Duration
+	// Version is told to the control plane.
+	Version string
+	// Logger is for the operator of this process. Required.
+	Logger *slog.Logger
+	// AccessLog gets one record per request. Nil: none.
+	AccessLog *slog.Logger
+}
+
+// Edge is one proxy node.
+type Edge struct {
+	cfg       Config
+	bootID    string
+	startedAt time.Time
+	registry  *prometheus.Registry
+	tally     *tally.Tally
+	backend   *backend.Backend
+	frontend  *frontend.Frontend
+
+	identity *identity.Identity // set before enrolled is closed
+	feed     *feed.Feed         // likewise
+	enrolled chan struct{}
+
+	apply applyState
+}
+
+// applyState is the configuration in force. Applies are serialised.
+type applyState struct {
+	mu       sync.Mutex
+	snapshot *resealv1.Snapshot // newest that was given to apply, also a refused one
+	serving  int64              // revision of the plan in force, 0: none
+	pools    []backend.Pool     // those of the plan in force
+	leaving  []leavingPool      // no longer in the plan
+	files    fileWatch
+}
+
+// New makes an edge that does nothing before Run.
+func New(cfg Config) *Edge {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	counters := tally.New(registry)
+	e := &Edge{
+		cfg:       cfg,
+		bootID:    randomID(),
+		startedAt: time.Now(),
+		registry:  registry,
+		tally:     counters,
+		enrolled:  make(chan struct{}),
+	}
+	e.backend = backend.New(backend.Config{
+		Handshaker: session.New(session.Config{Logger: cfg.Logger.With("part", "session")}),
+		Counters:   func(pool string) backend.Counters { return counters.Pool(pool) },
+		Logger:     cfg.Logger.With("part", "backend"),
+	})
+	e.frontend = frontend.New(frontend.Config{
+		Upstream:  upstream{e.backend},
+		Counters:  func(listener string) frontend.Counters { return counters.Listener(listener) },
+		Logger:    cfg.Logger.With("part", "frontend"),
+		AccessLog: cfg.AccessLog,
+	})
+	registerFeedMetrics(registry, e)
+	return e
+}
+
+func randomID() string {
+	id := make([]byte, 16)
+	_, _ = rand.Read(id) // never fails (crypto/rand)
+	return hex.EncodeToString(id)
+}
+
+// Run serves until ctx ends, then drains and returns when all that it started
+// has ended. It returns an error when the state directory can't be used or
+// enrolment is refused; an unreachable control plane is no error.
+func (e *Edge) Run(ctx context.Context) error {
+	dir, err := state.Open(e.cfg.StateDir, e.stateKeyFile())
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	e.identity = identity.New(identity.Config{
+		ID:           e.cfg.ID,
+		TokenFile:    e.cfg.JoinTokenFile,
+		CAHash:       e.cfg.CAHash,
+		ControlPlane: e.cfg.ControlPlane,
+		TrustDomain:  e.cfg.TrustDomain,
+		State:        dir,
+		Logger:       e.cfg.Logger.With("part", "identity"),
+	})
+	if err := e.enrol(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	conn, err := e.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	e.newFeed(conn, dir)
+	close(e.enrolled)
+	return e.serve(ctx, conn)
+}
+
+// enrol makes sure that the edge has an identity. One that has expired, after a
+// long time without control plane, does not keep the edge from serving its last
+// good configuration: it enrols again when a new token appears.
+func (e *Edge) enrol(ctx context.Context) error {
+	err := e.identity.Load(ctx)
+	if errors.Is(err, identity.ErrNotEnrolled) {
+		return e.identity.Ensure(ctx)
+	}
+	if errors.Is(err, identity.ErrExpired) {
+		e.cfg.Logger.Error("the edge's certificate has expired; serving on without control plane until there is a new join token", "error", err)
+		return nil
+	}
+	return err
+}
+
+func (e *Edge) stateKeyFile() string {
+	if e.cfg.StateKeyFile != "" {
+		return e.cfg.StateKeyFile
+	}
+	return filepath.Join(e.cfg.StateDir, "key")
+}
+
+func (e *Edge) newFeed(conn *grpc.ClientConn, dir *state.Dir) {
+	e.feed = feed.New(feed.Config{
+		Edge:      e.cfg.ID,
+		BootID:    e.bootID,
+		Version:   e.cfg.Version,
+		Labels:    e.cfg.Labels,
+		StartedAt: e.startedAt,
+		Client:    resealv1.NewFeedServiceClient(conn),
+		State:     dir,
+		Apply:     e.Apply,
+		Drain:     e.frontend.Drain,
+		Logger:    e.cfg.Logger.With("part", "feed"),
+	})
+}
+
+func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn) error {
+	reporter := tally.NewReporter(tally.ReporterConfig{
+		Edge:   e.cfg.ID,
+		BootID: e.bootID,
+		Tally:  e.tally,
+		Client: resealv1.NewTallyServiceClient(conn),
+		Logger: e.cfg.Logger.With("part", "tally"),
+	})
+	// Clients drain first; the backend leg and the reports end after them, so
+	// that requests in flight finish and are counted.
+	inner, stopInner := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopInner()
+	var behind errgroup.Group
+	behind.Go(func() error { return e.backend.Run(inner) })
+	behind.Go(func() error { return reporter.Run(inner) })
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return e.identity.Run(ctx) })
+	group.Go(func() error { return e.feed.Run(ctx) })
+	group.Go(func() error { return e.frontend.Run(ctx) })
+	group.Go(func() error { return e.startFromLastGood(ctx) })
+	group.Go(func() error { return e.tend(ctx) })
+	err := group.Wait()
+	stopInner()
+	return errors.Join(err, behind.Wait())
+}
+
+// startFromLastGood gives the feed a moment, since what it brings is newer, and
+// then serves what the edge served last.
+func (e *Edge) startFromLastGood(ctx context.Context) error {
+	wait := time.NewTimer(e.cfg.FeedWait)
+	defer wait.Stop()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-e.feed.Synced():
+		return nil
+	case <-wait.C:
+	}
+	snapshot, err := e.feed.LoadLastGood()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		e.cfg.Logger.Warn("no configuration yet: the control plane can't be reached and none is kept", "control_plane", e.cfg.ControlPlane)
+	case err != nil:
+		e.cfg.Logger.Error("the kept configuration can't be used", "error", err)
+	default:
+		e.applyLastGood(ctx, snapshot)
+	}
+	return nil
+}
+
+// dial connects to whichever replica answers. The connection is made when it is
+// first used and made again for ever.
+func (e *Edge) dial() (*grpc.ClientConn, error) {
+	replicas := manual.NewBuilderWithScheme("reseal")
+	var endpoints []resolver.Endpoint
+	for _, address := range e.cfg.ControlPlane {
+		endpoints = append(endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: address}}})
+	}
+	replicas.InitialState(resolver.State{Endpoints: endpoints})
+	conn, err := grpc.NewClient("reseal:///controlplane",
+		grpc.WithResolvers(replicas),
+		grpc.WithTransportCredentials(credentials.NewTLS(e.identity.ClientTLS())),
+		// Replicas are tried in a random order, so that edges spread over them.
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 5 * time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxUpdate)),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithNoProxy(),
+		grpc.WithSharedWriteBuffer(true),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("control plane: %w", err)
+	}
+	return conn, nil
+}
+
+// PageTLS serves the handler with mutual TLS: callers need a certificate of an
+// operator of this fleet. Handshakes fail until the edge is enrolled.
+func (e *Edge) PageTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			select {
+			case <-e.enrolled:
+				return e.identity.ServerTLS(), nil
+			default:
+				return nil, errors.New("the edge is not enrolled yet")
+			}
+		},
+	}
+}
+
+// Handler serves /healthz, /readyz, /metrics and /debug/pprof.
+func (e *Edge) Handler() http.Handler { return newHandler(e) }

@@ -1,0 +1,200 @@
+package feed
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	backoffBase = 100 * time.Millisecond
+	backoffMax  = 10 * time.Second
+	// goodSession is how long a stream must live for the next to be tried
+	// soon.
+	goodSession = 10 * time.Second
+)
+
+var errEnded = errors.New("the control plane ended the stream")
+
+// connect runs one session after the other.
+func (f *Feed) connect(ctx context.Context) error {
+	for failures := 0; ; failures++ {
+		started := time.Now()
+		err := f.serve(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(started) >= goodSession {
+			failures = 0
+		}
+		delay := backoff(failures)
+		f.config.Logger.Warn("feed is lost, what is in force stays", "error", err, "again_in", delay)
+		if !sleep(ctx, delay) {
+			return nil
+		}
+	}
+}
+
+// backoff grows with the failures in a row and is spread, so that a fleet does
+// not come back all at once.
+func backoff(failures int) time.Duration {
+	limit := backoffMax
+	if failures < 7 {
+		limit = min(limit, backoffBase<<failures)
+	}
+	return limit/2 + rand.N(limit)/2
+}
+
+// sleep returns false when ctx ends first.
+func sleep(ctx context.Context, delay time.Duration) bool {
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// session is one stream. Any error ends all of it.
+type session struct {
+	feed     *Feed
+	stream   grpc.BidiStreamingClient[resealv1.SyncRequest, resealv1.SyncResponse]
+	received chan *resealv1.SyncResponse
+	late     chan *resealv1.SyncRequest // the newest late answer
+	accepted bool                       // by the server; guarded by Feed.mu
+}
+
+// serve runs a session to its end.
+func (f *Feed) serve(ctx context.Context) error {
+	group, streamCtx := errgroup.WithContext(ctx)
+	streamCtx, cancel := context.WithCancel(streamCtx)
+	defer cancel()
+	stream, err := f.config.Client.Sync(streamCtx, grpc.MaxCallRecvMsgSize(MaxUpdate))
+	if err != nil {
+		return err
+	}
+	s := &session{
+		feed:     f,
+		stream:   stream,
+		received: make(chan *resealv1.SyncResponse),
+		late:     make(chan *resealv1.SyncRequest, 1),
+	}
+	f.setSession(s)
+	defer f.setSession(nil)
+	group.Go(func() error { return s.receive(streamCtx) })
+	group.Go(func() error {
+		err := s.talk(ctx, streamCtx)
+		if errors.Is(err, io.EOF) {
+			// The stream broke under a send. Why is what receive returns.
+			return nil
+		}
+		return err
+	})
+	return group.Wait()
+}
+
+func (f *Feed) setSession(s *session) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.session = s
+}
+
+// receive always returns an error.
+func (s *session) receive(ctx context.Context) error {
+	header, err := s.stream.Header()
+	if err == nil && header != nil {
+		s.feed.mu.Lock()
+		s.accepted = true
+		s.feed.mu.Unlock()
+		s.feed.config.Logger.Info("feed is connected")
+	}
+	for {
+		message, err := s.stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return errEnded
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case s.received <- message:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// talk says Hello and answers what comes. What has come is applied to the end
+// also when the stream breaks meanwhile, hence ctx beside the stream's.
+func (s *session) talk(ctx, streamCtx context.Context) error {
+	if err := s.stream.Send(s.feed.hello()); err != nil {
+		return err
+	}
+	var revision int64 // of the newest update
+	for {
+		var answer *resealv1.SyncRequest
+		select {
+		case <-streamCtx.Done():
+			return streamCtx.Err()
+		case answer = <-s.late:
+			if answered(answer) != revision {
+				continue // a newer update took its place
+			}
+		case message := <-s.received:
+			if drain := message.GetDrain(); drain != nil && s.feed.config.Drain != nil {
+				s.feed.config.Drain(drain.GetDrain(), drain.GetTimeout().AsDuration())
+			}
+			if message.GetUpdate() == nil {
+				continue
+			}
+			held, err := s.feed.take(message.GetUpdate())
+			if err != nil {
+				return err
+			}
+			revision = held.revision
+			answer = s.feed.apply(ctx, held)
+		}
+		if err := s.stream.Send(answer); err != nil {
+			return err
+		}
+	}
+}
+
+func answered(answer *resealv1.SyncRequest) int64 {
+	return max(answer.GetAck().GetRevision(), answer.GetNack().GetRevision())
+}
+
+// answerLate sends a second answer to the newest update, soon.
+func (s *session) answerLate(answer *resealv1.SyncRequest) {
+	select {
+	case <-s.late:
+	default:
+	}
+	s.late <- answer
+}
+
+func (f *Feed) hello() *resealv1.SyncRequest {
+	hello := &resealv1.Hello{
+		Edge:      f.config.Edge,
+		BootId:    f.config.BootID,
+		Labels:    f.config.Labels,
+		Version:   f.config.Version,
+		StartedAt: timestamppb.New(f.config.StartedAt),
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.held != nil && !f.distrust {
+		hello.ClusterId, hello.Revision, hello.Hash = f.held.clusterID, f.held.revision, f.held.hash
+	}
+	return &resealv1.SyncRequest{Message: &resealv1.SyncRequest_Hello{Hello: hello}}
+}

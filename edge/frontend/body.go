@@ -1,0 +1,170 @@
+package frontend
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// bufferSize holds two full TLS records.
+	bufferSize = 32 << 10
+	// lingerBytes and lingerTime bound what is read of a body that the backend
+	// did not want, to keep the connection.
+	lingerBytes = 256 << 10
+	lingerTime  = 50 * time.Millisecond
+)
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// requestBody is a client's body. The upstream may read it until the handler
+// returns, and not a moment longer.
+type requestBody struct {
+	src   io.ReadCloser
+	bytes atomic.Int64
+
+	mu       sync.Mutex
+	idle     sync.Cond // no Read is under way
+	reading  bool
+	closed   bool
+	finished bool
+	err      error // of the last Read
+}
+
+func newRequestBody(src io.ReadCloser) *requestBody {
+	b := &requestBody{src: src}
+	b.idle.L = &b.mu
+	return b
+}
+
+// Read implements io.Reader.
+func (b *requestBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return 0, http.ErrBodyReadAfterClose
+	}
+	b.reading = true
+	b.mu.Unlock()
+	n, err := b.src.Read(p)
+	b.bytes.Add(int64(n))
+	b.mu.Lock()
+	b.reading = false
+	if err != nil {
+		b.err = err
+	}
+	b.idle.Broadcast()
+	b.mu.Unlock()
+	return n, err
+}
+
+// Close ends reading. It does not close the client's body, which would read on.
+func (b *requestBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	return nil
+}
+
+// failed reports whether the client did not send the body as announced.
+func (b *requestBody) failed() bool {
+	if b == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err != nil && !errors.Is(b.err, io.EOF)
+}
+
+// finish ends all reading before the handler returns. For HTTP/1.1 it makes sure
+// that the rest of the body is not taken for the next request: it reads a small
+// rest, else has the connection closed after the answer.
+func (b *requestBody) finish(w http.ResponseWriter, control *http.ResponseController, http1, aborting bool) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	again := b.finished
+	b.closed, b.finished = true, true
+	if again || errors.Is(b.err, io.EOF) {
+		return
+	}
+	linger := lingerTime
+	if aborting || !http1 || b.err != nil {
+		linger = 0
+	}
+	if http1 || b.reading {
+		_ = control.SetReadDeadline(time.Now().Add(linger)) // also ends a Read under way
+	}
+	for b.reading {
+		b.idle.Wait()
+	}
+	if !http1 || aborting {
+		return
+	}
+	if b.err == nil {
+		_, b.err = io.CopyN(io.Discard, b.src, lingerBytes)
+	}
+	if errors.Is(b.err, io.EOF) {
+		_ = control.SetReadDeadline(time.Time{}) // fails only on a dead connection
+		return
+	}
+	closeAfterAnswer(w)
+}
+
+// closeAfterAnswer has net/http close the connection once the answer is
+// written, also when its header was sent before. That is what MaxBytesReader
+// does when its limit is exceeded.
+func closeAfterAnswer(w http.ResponseWriter) {
+	over := http.MaxBytesReader(w, io.NopCloser(strings.NewReader("x")), 0)
+	_, _ = over.Read(make([]byte, 1)) // the error is the purpose
+}
+
+// stallGuard ends a write that a client does not take.
+type stallGuard struct {
+	limit time.Duration
+	since atomic.Int64 // start of the write under way in Unix ns, 0: none
+	timer *time.Timer
+
+	mu      sync.Mutex
+	stopped bool
+}
+
+// newStallGuard calls stalled when a write takes longer than limit.
+func newStallGuard(limit time.Duration, stalled func()) *stallGuard {
+	g := &stallGuard{limit: limit}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.timer = time.AfterFunc(limit, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.stopped {
+			return
+		}
+		left := limit
+		if since := g.since.Load(); since != 0 {
+			if left = limit - time.Since(time.Unix(0, since)); left <= 0 {
+				stalled()
+				return
+			}
+		}
+		g.timer.Reset(left)
+	})
+	return g
+}
+
+func (g *stallGuard) begin() { g.since.Store(time.Now().UnixNano()) }
+func (g *stallGuard) end()   { g.since.Store(0) }
+
+// stop returns when stalled is not running and will not run.
+func (g *stallGuard) stop() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stopped = true
+	g.timer.Stop()
+}

@@ -1,0 +1,219 @@
+package frontend
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// Change is a prepared set of listeners. Exactly one of Commit and Abort must be
+// called, before the next Prepare.
+type Change struct {
+	frontend *Frontend
+	next     []*state
+	bound    map[string]*socket // new ones, by socketKey
+}
+
+// Prepare checks listeners, which replace all current ones, and binds the
+// addresses that are new. Nothing is served differently before Commit. When it
+// finds violations there is no Change and nothing stays bound.
+func (f *Frontend) Prepare(listeners []Listener) (*Change, []*resealv1.Violation) {
+	change := &Change{frontend: f, bound: map[string]*socket{}}
+	var violations []*resealv1.Violation
+	names, keys := map[string]bool{}, map[string]string{}
+	for _, listener := range listeners {
+		refuse := func(field, format string, args ...any) {
+			violations = append(violations, &resealv1.Violation{
+				Resource: &resealv1.ResourceRef{Kind: "Listener", Name: listener.Name},
+				Field:    field, Description: fmt.Sprintf(format, args...),
+			})
+		}
+		next := newState(listener, refuse)
+		key := next.socketKey()
+		switch other, taken := keys[key]; {
+		case names[listener.Name]:
+			refuse("metadata.name", "there are two listeners with this name")
+		case taken:
+			refuse("spec.address", "address already in use by Listener/%s", other)
+		default:
+			if err := change.bind(key, listener.Spec.GetAddress()); err != nil {
+				refuse("spec.address", "%s", bindProblem(err))
+			}
+		}
+		names[listener.Name], keys[key] = true, listener.Name
+		change.next = append(change.next, next)
+	}
+	if len(violations) > 0 {
+		change.Abort()
+		return nil, violations
+	}
+	return change, nil
+}
+
+// bind binds an address unless there is a socket for it.
+func (c *Change) bind(key, address string) error {
+	c.frontend.mu.Lock()
+	_, held := c.frontend.sockets[key]
+	c.frontend.mu.Unlock()
+	if held {
+		return nil
+	}
+	var config net.ListenConfig
+	listener, err := config.Listen(context.Background(), "tcp", address)
+	if err != nil {
+		return err
+	}
+	c.bound[key] = newSocket(listener.(*net.TCPListener))
+	return nil
+}
+
+// bindProblem says why an address can't be bound and what to do.
+func bindProblem(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "address already in use by another process, or by a listener of this edge on an overlapping address (that one must be removed first, in an apply of its own)"
+	case errors.Is(err, syscall.EACCES):
+		return "this edge may not bind the address: ports below 1024 need CAP_NET_BIND_SERVICE"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "no interface of this edge has the address"
+	default:
+		return "the address can't be bound: " + err.Error()
+	}
+}
+
+// Abort gives up what Prepare bound.
+func (c *Change) Abort() {
+	for _, socket := range c.bound {
+		socket.close()
+	}
+}
+
+// Commit serves the prepared listeners from now on. It does not fail and does
+// not wait; listeners that are gone drain in the background.
+func (c *Change) Commit() {
+	f := c.frontend
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.phase == stopped {
+		c.Abort()
+		return
+	}
+	named, addressed := map[string]bool{}, map[string]bool{}
+	moved := map[*slot]bool{}
+	for _, next := range c.next {
+		named[next.Name] = true
+		addressed[next.socketKey()] = true
+		slot := f.slots[next.Name]
+		if slot == nil {
+			slot = newSlot(f, next.Name)
+			f.slots[next.Name] = slot
+		}
+		next.tickets = f.tickets.context(next.Name, next.PolicyKey)
+		if old := slot.update(next); old != nil {
+			f.drain(old, slot.drainTimeout())
+		}
+		c.give(next.socketKey(), slot, moved)
+	}
+	for key, socket := range f.sockets {
+		if !addressed[key] {
+			moved[socket.owner.Load()] = true
+			socket.close()
+			delete(f.sockets, key)
+		}
+	}
+	for name, slot := range f.slots {
+		if !named[name] {
+			f.remove(slot)
+			delete(f.slots, name)
+			f.tickets.forget(name)
+		} else if moved[slot] {
+			for _, old := range slot.renewAll() {
+				f.drain(old, slot.drainTimeout())
+			}
+		}
+	}
+}
+
+// give makes slot the owner of a socket. The slot that loses it goes into moved,
+// since its connections came in on an address that is no longer its own.
+// f.mu is held.
+func (c *Change) give(key string, slot *slot, moved map[*slot]bool) {
+	f := c.frontend
+	socket := f.sockets[key]
+	if socket == nil {
+		socket = c.bound[key]
+		f.sockets[key] = socket
+		socket.owner.Store(slot)
+		if f.phase == running {
+			f.start(socket)
+		}
+		return
+	}
+	if old := socket.owner.Swap(slot); old != slot {
+		moved[old] = true
+		socket.wake()
+	}
+}
+
+// state is what a listener's new handshakes and requests use. It is immutable
+// once it is committed.
+type state struct {
+	Listener
+	proxies   []netip.Prefix // must send a PROXY header
+	forwarded []netip.Prefix // are believed
+	tickets   *ticketContext
+}
+
+// newState completes a listener's configuration and reports what it can't use.
+func newState(l Listener, refuse func(field, format string, args ...any)) *state {
+	if l.TicketLifetime <= 0 {
+		l.TicketLifetime = defaultTicketLifetime
+	}
+	s := &state{Listener: l}
+	if s.TLS == nil {
+		refuse("spec.certificates", "there is no TLS configuration")
+		s.TLS = &tls.Config{}
+	}
+	s.proxies = prefixes("spec.proxyProtocol.trustedCIDRs", l.Spec.GetProxyProtocol().GetTrustedCidrs(), refuse)
+	s.forwarded = prefixes("spec.forwarded.trustedCIDRs", l.Spec.GetForwarded().GetTrustedCidrs(), refuse)
+	return s
+}
+
+func prefixes(field string, cidrs []string, refuse func(field, format string, args ...any)) []netip.Prefix {
+	var parsed []netip.Prefix
+	for i, cidr := range cidrs {
+		prefix, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			refuse(fmt.Sprintf("%s[%d]", field, i), "%q is no CIDR, for example 10.0.0.0/8", cidr)
+			continue
+		}
+		parsed = append(parsed, prefix.Masked())
+	}
+	return parsed
+}
+
+func contains(prefixes []netip.Prefix, address netip.Addr) bool {
+	address = address.Unmap()
+	for _, prefix := range prefixes {
+		if prefix.Contains(address) {
+			return true
+		}
+	}
+	return false
+}
+
+// socketKey tells sockets apart. Each listener with port 0 has one of its own.
+func (s *state) socketKey() string {
+	address := s.Spec.GetAddress()
+	if strings.HasSuffix(address, ":0") {
+		return address + " " + s.Name
+	}
+	return address
+}

@@ -1,0 +1,135 @@
+package frontend
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// clientConn is a client's connection, beneath TLS.
+type clientConn struct {
+	net.Conn
+	tcp        *net.TCPConn // beneath Conn
+	id         uint64
+	slot       *slot
+	generation atomic.Pointer[generation]
+	requests   atomic.Uint64
+	received   atomic.Bool // any byte after a PROXY header
+	peerClosed atomic.Bool // TCP, not only TLS
+	aborted    atomic.Bool // closed by us to end a drain
+
+	// Set before the first request.
+	source netip.AddrPort // the client, as a PROXY header says
+	port   uint16         // that the client connected to
+	tls    tls.ConnectionState
+	sni    string // as hostName returns it, or ""
+
+	mu     sync.Mutex
+	active bool
+	closed bool
+	ending func() // called by Close
+}
+
+func newClientConn(s *slot, conn *net.TCPConn) *clientConn {
+	c := &clientConn{Conn: conn, tcp: conn, id: s.frontend.clients.Add(1), slot: s, active: true}
+	c.addressed(conn.RemoteAddr(), conn.LocalAddr())
+	s.counters.Opened()
+	s.counters.Active(1)
+	return c
+}
+
+// addressed takes over the addresses of client and edge.
+func (c *clientConn) addressed(remote, local net.Addr) {
+	if tcp, ok := remote.(*net.TCPAddr); ok {
+		address := tcp.AddrPort()
+		c.source = netip.AddrPortFrom(address.Addr().Unmap(), address.Port())
+	}
+	if tcp, ok := local.(*net.TCPAddr); ok {
+		c.port = tcp.AddrPort().Port()
+	}
+}
+
+// Read notices data and who ends the connection.
+func (c *clientConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && !c.received.Load() {
+		c.received.Store(true)
+	}
+	if err != nil && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
+		c.peerClosed.Store(true)
+	}
+	return n, err
+}
+
+// setActive moves the connection between the gauges.
+func (c *clientConn) setActive(active bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || c.active == active {
+		return
+	}
+	c.gauge(-1)
+	c.active = active
+	c.gauge(1)
+}
+
+// gauge moves the gauge of the present state.
+func (c *clientConn) gauge(delta int) {
+	if c.active {
+		c.slot.counters.Active(delta)
+	} else {
+		c.slot.counters.Idle(delta)
+	}
+}
+
+// Close closes the connection and gives back what it held. Further calls do
+// nothing.
+func (c *clientConn) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	c.gauge(-1)
+	ending := c.ending
+	c.mu.Unlock()
+	if ending != nil {
+		ending()
+	}
+	err := c.Conn.Close()
+	c.slot.counters.Closed(resealv1.CloseKind_CLOSE_KIND_UNSPECIFIED, c.peerClosed.Load())
+	c.slot.gate.leave()
+	if g := c.generation.Load(); g != nil {
+		g.remove(c)
+	}
+	return err
+}
+
+// reset closes the connection in a way that no client takes for an end in order.
+func (c *clientConn) reset() {
+	_ = c.tcp.SetLinger(0) // fails only on a closed connection
+	_ = c.Close()          // likewise
+}
+
+// onClose has Close call f, until the returned function is called.
+func (c *clientConn) onClose(f func()) (stop func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		f()
+	}
+	c.ending = f
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.ending = nil
+	}
+}

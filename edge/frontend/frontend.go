@@ -1,0 +1,305 @@
+// Package frontend serves the leg between clients and the edge: listeners, TLS,
+// HTTP/1.1 and HTTP/2, and TLS without HTTP.
+//
+// Configuration is swapped without dropping a connection. Three things have a
+// life of their own: a socket belongs to an address, a slot to a listener's
+// name, and a generation to the server settings that new connections get. An
+// apply moves sockets between slots, gives slots a new state, which the next
+// handshake and the next request use, and starts a new generation only when
+// settings changed that a running server can't change.
+//
+// Reasons in the access log, beside those of the upstream:
+//
+//   - refused here: no_route, misdirected, method_not_allowed, header_too_large,
+//     bad_host, bad_target, plain_http, proxy_protocol (the last two are not
+//     requests and only counted or answered);
+//   - ended by the client: client_abort, client_stalled, both with status 499;
+//   - ended by a bound: timeout_request, timeout_idle, drain_timeout;
+//   - failed behind: protocol_error, reset, upstream_error; internal is a bug.
+package frontend
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// ReasonHeader is set on answers that the edge makes itself and holds the
+// reason, the same word as in the access log.
+const ReasonHeader = "Reseal-Reason"
+
+// Config is what a Frontend needs. It is read once, by New.
+type Config struct {
+	// Upstream takes requests on. Required.
+	Upstream Upstream
+	// Counters returns the counters of a listener. Required.
+	Counters func(listener string) Counters
+	// Logger is for the operator of this process. Required.
+	Logger *slog.Logger
+	// AccessLog gets one record per request, or per connection for protocol
+	// tls. Nil: none.
+	AccessLog *slog.Logger
+}
+
+// Upstream is the leg behind the frontend.
+type Upstream interface {
+	// RoundTrip sends req to x.Pool and returns the response as soon as its
+	// header is there; the body of req may still be read then, until the body of
+	// the response is closed. It reports on x also when it fails. It calls the
+	// Got1xxResponse hook of the httptrace in req's context. The body of a 101
+	// response is an io.ReadWriteCloser, with CloseWrite if it can half-close.
+	//
+	// An error with a method HTTPStatus() (code int, reason string) decides what
+	// the client is told; any other is 502 upstream_error. The same goes for
+	// errors of the response's body, for the log.
+	RoundTrip(req *http.Request, x *Exchange) (*http.Response, error)
+	// Tunnel connects to x.Pool for bytes. Errors are as for RoundTrip.
+	Tunnel(ctx context.Context, x *Exchange) (Tunnel, error)
+}
+
+// Tunnel is a connection for bytes.
+type Tunnel interface {
+	io.ReadWriteCloser
+	// CloseWrite says that no more bytes will be sent; Read goes on.
+	CloseWrite() error
+}
+
+// Exchange is one request, or one connection of protocol tls, as the two legs
+// tell each other about it.
+type Exchange struct {
+	// Set by the frontend.
+
+	// Pool is the pool's name.
+	Pool string
+	// ServerName is the request's host (the SNI for protocol tls) in lower case,
+	// without port, if the listener allows that host, else "".
+	ServerName string
+	// Client is unique per client connection.
+	Client uint64
+	// First is true for the first request of a client connection.
+	First bool
+	// Source is the client's address.
+	Source netip.AddrPort
+	// ResponseHeaderTimeout replaces the pool's. 0: the pool's.
+	ResponseHeaderTimeout time.Duration
+
+	// Set by the upstream, also when it fails.
+
+	// Endpoint is the address that was used last.
+	Endpoint string
+	// Protocol is what was spoken to it: "http/1.1", "h2" or "tcp".
+	Protocol string
+	// Reused is true when the connection had served a request before.
+	Reused bool
+	// Resumed is true when the connection's TLS session was a resumed one.
+	Resumed bool
+	// TLSVersion is a tls.Version constant, 0 without a connection.
+	TLSVersion uint16
+	// Attempts counts how often the request was tried.
+	Attempts int
+	// Connect is how long dial and handshake took, 0 for a reused connection.
+	Connect time.Duration
+	// Status is the status of an error, 0 without one.
+	Status int
+	// Reason is the reason of an error.
+	Reason string
+}
+
+// Counters count what happens on one listener. They are safe for concurrent
+// use.
+type Counters interface {
+	// Handshake counts a completed handshake. A zero mechanism means a full
+	// one, of which miss is the reason.
+	Handshake(mechanism resealv1.Mechanism, miss resealv1.MissReason, version uint16, d time.Duration)
+	// HandshakeFailed counts one that did not complete.
+	HandshakeFailed(d time.Duration)
+	// Opened counts an accepted connection.
+	Opened()
+	// Closed counts its end. The kind is always unspecified. byPeer is true when
+	// the client ended TCP first; a close_notify alone does not count.
+	Closed(kind resealv1.CloseKind, byPeer bool)
+	// Active moves the number of connections in use.
+	Active(delta int)
+	// Idle moves the number of connections without a request.
+	Idle(delta int)
+	// Request counts a finished request, or a finished connection of protocol
+	// tls (with code 0 when all went well).
+	Request(code int, reusedConn bool, d time.Duration)
+	// Error counts a request that failed for a reason on this leg.
+	Error(reason string)
+}
+
+// Listener is the configuration of a listener.
+type Listener struct {
+	// Name identifies the listener across applies.
+	Name string
+	// UID is metadata.uid.
+	UID string
+	// Spec has its defaults filled in. It is not changed afterwards.
+	Spec *resealv1.Listener
+	// TLS is the server's configuration without any handling of tickets.
+	// SessionTicketsDisabled switches resumption off.
+	TLS *tls.Config
+	// PolicyKey is a hash of all that a ticket may depend on. Tickets are only
+	// accepted under the key that they were issued under.
+	PolicyKey string
+	// TicketLifetime is how long after the original authentication a ticket is
+	// accepted. Default 12h.
+	TicketLifetime time.Duration
+	// Route finds where a request goes. host is in lower case without port;
+	// path is decoded and without empty, "." and ".." segments; it is "" for
+	// protocol tls, where host is the SNI.
+	Route func(host, path string) (Match, bool)
+	// AllowsHost reports whether a Route or a certificate names host.
+	AllowsHost func(host string) bool
+}
+
+// Match is where a request goes.
+type Match struct {
+	// Route is the name of the Route, or "" for the listener's own pool.
+	Route string
+	// Pool is the pool's name.
+	Pool string
+	// RequestHeaders are the edits of the request's header, or nil.
+	RequestHeaders *resealv1.HeaderEdits
+	// ResponseHeaders are the edits of the response's header, or nil.
+	ResponseHeaders *resealv1.HeaderEdits
+	// RequestTimeout bounds the request as a whole. 0: no limit.
+	RequestTimeout time.Duration
+	// ResponseHeaderTimeout replaces the pool's. 0: the pool's.
+	ResponseHeaderTimeout time.Duration
+}
+
+// Frontend serves listeners.
+type Frontend struct {
+	cfg      Config
+	tickets  *tickets
+	clients  atomic.Uint64 // numbers client connections
+	draining atomic.Bool
+
+	// work are all goroutines that are not of an http.Server.
+	work sync.WaitGroup
+
+	mu      sync.Mutex
+	phase   phase
+	slots   map[string]*slot   // by listener
+	sockets map[string]*socket // by socketKey
+}
+
+// phase is where Run stands.
+type phase int
+
+const (
+	notStarted phase = iota
+	running
+	stopped
+)
+
+// New makes a Frontend that serves nothing before Run. Configuration may be
+// applied before.
+func New(cfg Config) *Frontend {
+	return &Frontend{
+		cfg:     cfg,
+		tickets: newTickets(),
+		slots:   map[string]*slot{},
+		sockets: map[string]*socket{},
+	}
+}
+
+// Run serves until ctx ends. Then it closes all sockets, lets each listener
+// drain up to its timeouts.drain, and returns when everything has ended. It
+// returns nil. A Frontend can't run again.
+func (f *Frontend) Run(ctx context.Context) error {
+	f.mu.Lock()
+	f.phase = running
+	for _, socket := range f.sockets {
+		f.start(socket)
+	}
+	f.mu.Unlock()
+
+	<-ctx.Done()
+
+	f.mu.Lock()
+	f.phase = stopped
+	f.draining.Store(true)
+	for key, socket := range f.sockets {
+		socket.close()
+		delete(f.sockets, key)
+	}
+	for name, slot := range f.slots {
+		f.remove(slot)
+		delete(f.slots, name)
+	}
+	f.mu.Unlock()
+	f.work.Wait()
+	return nil
+}
+
+// start begins to accept on a socket. f.mu is held.
+func (f *Frontend) start(s *socket) {
+	f.work.Go(func() { s.accept(f.cfg.Logger) })
+}
+
+// remove ends a slot: new connections are closed, the others drain. f.mu is
+// held.
+func (f *Frontend) remove(s *slot) {
+	for _, old := range s.end() {
+		f.drain(old, s.drainTimeout())
+	}
+}
+
+// drain drains a generation in the background.
+func (f *Frontend) drain(g *generation, timeout time.Duration) {
+	f.work.Go(func() { g.drain(timeout) })
+}
+
+// Drain asks all clients to leave: responses say "Connection: close", HTTP/2
+// connections get GOAWAY, and after timeout (0: each listener's timeouts.drain)
+// connections that were open at the call are closed. Clients that come
+// nevertheless are served, one request per connection; a further Drain bounds
+// those, too. Drain(false, 0) undoes it. It does not wait.
+func (f *Frontend) Drain(drain bool, timeout time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.phase == stopped || !f.draining.Swap(drain) && !drain {
+		return
+	}
+	for _, slot := range f.slots {
+		if !drain {
+			slot.renew().retire() // its clients are on their way out already
+			continue
+		}
+		bound := timeout
+		if bound <= 0 {
+			bound = slot.drainTimeout()
+		}
+		for _, old := range slot.renewAll() {
+			f.drain(old, bound)
+		}
+	}
+}
+
+// Draining reports whether Drain is in force or Run is ending.
+func (f *Frontend) Draining() bool { return f.draining.Load() }
+
+// Addr is the address on which a listener accepts, or nil without such a
+// listener. It tells the port when the configured one is 0.
+func (f *Frontend) Addr(listener string) net.Addr {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, socket := range f.sockets {
+		if owner := socket.owner.Load(); owner != nil && owner.name == listener {
+			return socket.listener.Addr()
+		}
+	}
+	return nil
+}

@@ -1,0 +1,210 @@
+package frontend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"net/url"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// handler serves the requests of a generation.
+type handler struct{ generation *generation }
+
+// Causes of a request's end that are not the client's.
+var (
+	errRequestTimeout = errors.New("the route's request timeout has passed")
+	errClientStalled  = errors.New("the client did not take the response for too long")
+)
+
+// request is one request on its way.
+type request struct {
+	handler *handler
+	client  *clientConn
+	state   *state
+	w       http.ResponseWriter
+	r       *http.Request
+	control *http.ResponseController
+	cancel  context.CancelCauseFunc
+	ctx     context.Context
+
+	started time.Time
+	host    string // as hostName returns it
+	upgrade string
+	match   Match
+	x       Exchange
+	body    *requestBody // nil without a body
+	timer   *time.Timer  // of the route's request timeout, or nil
+
+	// What became of it.
+	status   int // 0: nothing was answered
+	reason   string
+	err      error
+	received int64 // bytes after a switch of protocols
+	sent     int64 // bytes of the response's body, or after a switch
+	aborting bool
+
+	// early guards w while the upstream may report 1xx responses.
+	early     sync.Mutex
+	answering bool
+}
+
+// ServeHTTP implements http.Handler.
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	client := r.Context().Value(clientKey{}).(*clientConn)
+	ctx, cancel := context.WithCancelCause(r.Context())
+	q := &request{
+		handler: h, client: client, state: h.generation.slot.state.Load(),
+		w: w, r: r, control: http.NewResponseController(w), ctx: ctx, cancel: cancel, started: time.Now(),
+	}
+	q.x = Exchange{Client: client.id, First: client.requests.Add(1) == 1, Source: client.source}
+	defer func() {
+		if bug := recover(); bug != nil {
+			q.abort(http.StatusInternalServerError, "internal", fmt.Errorf("panic: %v", bug))
+			h.generation.slot.frontend.cfg.Logger.Error("panic while serving a request", "listener", client.slot.name, "panic", bug, "stack", string(debug.Stack()))
+		}
+		q.finish()
+		if q.aborting {
+			panic(http.ErrAbortHandler) // so that the client sees that the response is cut
+		}
+	}()
+	q.serve()
+}
+
+// serve answers the request.
+func (q *request) serve() {
+	if q.r.ProtoMajor == 1 && q.r.ContentLength != 0 {
+		_ = q.control.EnableFullDuplex() // HTTP/1.x always can
+	}
+	if !q.admit() {
+		return
+	}
+	match, ok := q.state.Route(q.host, routePath(q.r.URL.Path))
+	if !ok {
+		q.refuse(http.StatusNotFound, "no_route")
+		return
+	}
+	q.match = match
+	q.x.Pool, q.x.ResponseHeaderTimeout = match.Pool, match.ResponseHeaderTimeout
+	if q.state.AllowsHost(q.host) {
+		q.x.ServerName = q.host
+	}
+	if match.RequestTimeout > 0 {
+		q.timer = time.AfterFunc(match.RequestTimeout, func() { q.cancel(errRequestTimeout) })
+	}
+	response, err := q.handler.generation.slot.frontend.cfg.Upstream.RoundTrip(q.outgoing(), &q.x)
+	q.early.Lock()
+	q.answering = true
+	q.early.Unlock()
+	if err != nil {
+		q.upstreamFailed(err)
+		return
+	}
+	// The upstream must not wait for the client's body when it is closed.
+	defer response.Body.Close()
+	defer q.endBody()
+	switch {
+	case response.StatusCode == http.StatusSwitchingProtocols:
+		q.switchProtocols(response)
+	case response.StatusCode < 200 || response.StatusCode > 999:
+		q.fail(http.StatusBadGateway, "protocol_error")
+	default:
+		q.answer(response)
+	}
+}
+
+// admit refuses requests that go nowhere.
+func (q *request) admit() bool {
+	var ok bool
+	q.host, ok = hostName(q.r.Host)
+	switch {
+	case q.r.Method == http.MethodConnect:
+		q.refuse(http.StatusMethodNotAllowed, "method_not_allowed")
+	case headerBytes(q.r) > q.handler.generation.settings.maxHeaderBytes:
+		q.refuse(http.StatusRequestHeaderFieldsTooLarge, "header_too_large")
+	case !ok:
+		q.refuse(http.StatusBadRequest, "bad_host")
+	case q.r.URL.Opaque != "":
+		q.refuse(http.StatusBadRequest, "bad_target")
+	case q.client.sni != "" && q.host != q.client.sni && !q.state.AllowsHost(q.host):
+		// The client reuses a connection for a host that this listener does not
+		// serve (RFC 9113 section 9.1.1).
+		q.refuse(http.StatusMisdirectedRequest, "misdirected")
+	default:
+		return true
+	}
+	return false
+}
+
+// outgoing is the request as it goes to the backend.
+func (q *request) outgoing() *http.Request {
+	q.upgrade = upgradeOf(q.r)
+	header := requestHeader(q.r, q.upgrade)
+	trusted := contains(q.state.forwarded, q.client.source.Addr())
+	setForwarded(header, q.client.source, q.r.Host, q.client.port, trusted)
+	edit(header, q.match.RequestHeaders)
+
+	out := q.r.WithContext(httptrace.WithClientTrace(q.ctx, &httptrace.ClientTrace{Got1xxResponse: q.interim}))
+	out.Header = header
+	out.URL = &url.URL{
+		Scheme: "https", Host: q.r.Host, Path: q.r.URL.Path, RawPath: q.r.URL.RawPath,
+		RawQuery: q.r.URL.RawQuery, ForceQuery: q.r.URL.ForceQuery,
+	}
+	if out.URL.Path == "" {
+		out.URL.Path = "/"
+	}
+	if host := header.Get("Host"); host != "" { // only an edit puts it there
+		out.Host = host
+		header.Del("Host")
+	}
+	out.RequestURI, out.TLS, out.Close, out.TransferEncoding = "", nil, false, nil
+	out.Body = nil
+	if q.r.ContentLength != 0 {
+		q.body = newRequestBody(q.r.Body)
+		out.Body = q.body
+	}
+	return out
+}
+
+// interim passes a 1xx response on. 100 is net/http's, which sends it when the
+// upstream begins to read the body.
+func (q *request) interim(code int, header textproto.MIMEHeader) error {
+	q.early.Lock()
+	defer q.early.Unlock()
+	if q.answering || code <= http.StatusSwitchingProtocols || code >= 200 || !q.r.ProtoAtLeast(1, 1) {
+		return nil
+	}
+	fields := http.Header(header).Clone()
+	removeHopByHop(fields)
+	copyHeader(q.w.Header(), fields)
+	q.w.WriteHeader(code)
+	clear(q.w.Header())
+	return nil
+}
+
+// endBody ends the upstream's reading of the client's body.
+func (q *request) endBody() {
+	if q.status != http.StatusSwitchingProtocols {
+		q.body.finish(q.w, q.control, q.r.ProtoMajor == 1, q.aborting)
+	}
+}
+
+// finish counts and logs the request and lets go of it.
+func (q *request) finish() {
+	q.early.Lock()
+	q.answering = true // also when the upstream panicked
+	q.early.Unlock()
+	if q.timer != nil {
+		q.timer.Stop()
+	}
+	q.cancel(nil)
+	q.endBody()
+	duration := time.Since(q.started)
+	q.handler.generation.slot.counters.Request(q.status, !q.x.First, duration)
+	q.log(duration)
+}

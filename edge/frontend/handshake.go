@@ -1,0 +1,107 @@
+package frontend
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// serve makes the handshake of a connection and passes it on. The handshake is
+// made here, not in http.Server, so that each is counted once, with its outcome.
+func (s *slot) serve(c *clientConn) {
+	st := s.state.Load()
+	bound := st.Spec.GetTimeouts().GetHandshake().AsDuration()
+	if !s.readProxyHeader(c, st, bound) {
+		_ = c.Close()
+		return
+	}
+	_ = c.SetDeadline(time.Now().Add(bound)) // fails only on a closed connection
+	tickets := st.tickets.handshake(st.TicketLifetime)
+	start := time.Now()
+	conn := tls.Server(c, tickets.config(st.TLS))
+	if err := conn.Handshake(); err != nil {
+		s.handshakeFailed(c, err, time.Since(start))
+		_ = c.Close()
+		return
+	}
+	_ = c.SetDeadline(time.Time{}) // likewise
+	c.tls = conn.ConnectionState()
+	mechanism, miss := tickets.outcome(c.tls)
+	s.counters.Handshake(mechanism, miss, c.tls.Version, time.Since(start))
+	c.sni, _ = hostName(c.tls.ServerName)
+	s.pass(c, conn)
+}
+
+// readProxyHeader reads the PROXY header of a connection that must have one.
+// From elsewhere it is no header: those bytes then fail the handshake.
+func (s *slot) readProxyHeader(c *clientConn, st *state, bound time.Duration) bool {
+	if !contains(st.proxies, c.source.Addr()) {
+		return true
+	}
+	proxied := proxyproto.NewConn(c.Conn, proxyproto.WithPolicy(proxyproto.REQUIRE), proxyproto.SetReadHeaderTimeout(bound))
+	if proxied.ProxyHeader() == nil {
+		s.counters.Error("proxy_protocol")
+		s.frontend.cfg.Logger.Warn("no valid PROXY header from a peer that must send one", "listener", s.name, "peer", c.source.String())
+		return false
+	}
+	c.Conn = proxied
+	c.addressed(proxied.RemoteAddr(), proxied.LocalAddr())
+	return true
+}
+
+func (s *slot) handshakeFailed(c *clientConn, err error, d time.Duration) {
+	var timeout interface{ Timeout() bool }
+	if !c.received.Load() && !(errors.As(err, &timeout) && timeout.Timeout()) {
+		return // a connection without a byte, as health checks of TCP make: no handshake
+	}
+	s.counters.HandshakeFailed(d)
+	s.frontend.cfg.Logger.Debug("handshake failed", "listener", s.name, "peer", c.source.String(), "error", err)
+	var header tls.RecordHeaderError
+	if errors.As(err, &header) && header.Conn != nil && looksLikeHTTP(header.RecordHeader) {
+		_, _ = io.WriteString(header.Conn, plainHTTPAnswer) // best effort for a person
+	}
+}
+
+const plainHTTPAnswer = "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n" +
+	ReasonHeader + ": plain_http\r\nConnection: close\r\n\r\n400 Bad Request: plain_http\n"
+
+func looksLikeHTTP(header [5]byte) bool {
+	switch string(header[:]) {
+	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO", "PATCH", "DELET", "CONNE":
+		return true
+	}
+	return false
+}
+
+// pass hands a connection to what serves its protocol.
+func (s *slot) pass(c *clientConn, conn *tls.Conn) {
+	for {
+		g := c.generation.Load()
+		if g.server == nil {
+			s.tunnel(c, conn)
+			return
+		}
+		if g.deliver(conn) {
+			return
+		}
+		// The generation retired during the handshake.
+		g.remove(c)
+		if _, ok := s.join(c); !ok {
+			_ = conn.Close()
+			return
+		}
+	}
+}
+
+// mechanismOf is how a resumed handshake was resumed.
+func mechanismOf(version uint16) resealv1.Mechanism {
+	if version >= tls.VersionTLS13 {
+		return resealv1.Mechanism_MECHANISM_PSK
+	}
+	return resealv1.Mechanism_MECHANISM_TICKET
+}

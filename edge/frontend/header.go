@@ -1,0 +1,122 @@
+package frontend
+
+import (
+	"net/http"
+	"net/textproto"
+	"slices"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// hopByHop belong to one connection (RFC 9110 section 7.6.1), with some that
+// are in use beside it.
+var hopByHop = []string{
+	"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
+	"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
+}
+
+// removeHopByHop removes the header fields of one connection, those that
+// Connection names included.
+func removeHopByHop(header http.Header) {
+	for _, line := range header["Connection"] {
+		for name := range strings.SplitSeq(line, ",") {
+			name = textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name))
+			if name != "" && !endToEnd[name] {
+				header.Del(name)
+			}
+		}
+	}
+	for _, name := range hopByHop {
+		delete(header, name)
+	}
+}
+
+// endToEnd can't be taken away by naming them in Connection: that would let a
+// client strip what backends rely on.
+var endToEnd = map[string]bool{
+	"Host": true, "Content-Length": true, "Authorization": true, "Cookie": true, "Forwarded": true,
+	"X-Forwarded-For": true, "X-Forwarded-Proto": true, "X-Forwarded-Host": true, "X-Forwarded-Port": true,
+}
+
+// upgradeOf is the protocol to which a request asks to switch, or "". A request
+// with a body can't ask. HTTP/2 is not one: it would carry requests past the
+// routes.
+func upgradeOf(req *http.Request) string {
+	if req.ProtoMajor != 1 || req.ProtoMinor < 1 || req.ContentLength != 0 || !httpguts.HeaderValuesContainsToken(req.Header["Connection"], "Upgrade") {
+		return ""
+	}
+	values := req.Header["Upgrade"]
+	if len(values) != 1 || strings.ContainsAny(values[0], ",") || !printable(values[0]) {
+		return ""
+	}
+	if protocol := strings.ToLower(values[0]); protocol == "h2c" || protocol == "h2" || strings.HasPrefix(protocol, "http/") {
+		return ""
+	}
+	return values[0]
+}
+
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+// requestHeader is the header that goes to the backend, before edits.
+func requestHeader(req *http.Request, upgrade string) http.Header {
+	header := req.Header.Clone()
+	trailers := httpguts.HeaderValuesContainsToken(header["Te"], "trailers")
+	removeHopByHop(header)
+	if trailers {
+		header.Set("Te", "trailers") // gRPC asks for it
+	}
+	if upgrade != "" {
+		header.Set("Connection", "Upgrade")
+		header.Set("Upgrade", upgrade)
+	}
+	if _, ok := header["User-Agent"]; !ok {
+		header["User-Agent"] = nil // keeps transports from adding their own
+	}
+	return header
+}
+
+// copyHeader adds the fields of src to dst.
+func copyHeader(dst, src http.Header) {
+	for name, values := range src {
+		dst[name] = append(dst[name], values...)
+	}
+}
+
+// edit applies the edits of a route: first remove, then set, then add.
+func edit(header http.Header, edits *resealv1.HeaderEdits) {
+	for _, name := range edits.GetRemove() {
+		header.Del(name)
+	}
+	for name, value := range edits.GetSet() {
+		header.Set(name, value)
+	}
+	for name, value := range edits.GetAdd() {
+		header.Add(name, value)
+	}
+}
+
+// headerBytes is the size of a request's header as HTTP/1.1 writes it.
+func headerBytes(req *http.Request) int {
+	size := len(req.Method) + len(req.RequestURI) + len(req.Host) + len("  HTTP/1.1\r\nHost: \r\n\r\n")
+	for name, values := range req.Header {
+		for _, value := range values {
+			size += len(name) + len(value) + len(": \r\n")
+		}
+	}
+	return size
+}
+
+// trailerNames are the announced trailers, sorted.
+func trailerNames(trailer http.Header) []string {
+	var names []string
+	for name := range trailer {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}

@@ -1,0 +1,71 @@
+package frontend
+
+import (
+	"net/netip"
+	"path"
+	"strings"
+)
+
+// hostName is the form in which hosts are compared: of host[:port] the host in
+// lower case, without port, trailing dot or IPv6 brackets. It reports false for
+// what is no host. The empty string, as HTTP/1.0 allows, is fine.
+func hostName(hostport string) (string, bool) {
+	host, port := hostport, ""
+	if strings.HasPrefix(host, "[") {
+		end := strings.IndexByte(host, ']')
+		if end < 0 {
+			return "", false
+		}
+		address, err := netip.ParseAddr(host[1:end])
+		if err != nil || !address.Is6() || address.Zone() != "" {
+			return "", false
+		}
+		return address.String(), validPort(host[end+1:])
+	}
+	if colon := strings.IndexByte(host, ':'); colon >= 0 {
+		host, port = host[:colon], host[colon:]
+		if host == "" {
+			return "", false
+		}
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	for i := range len(host) {
+		c := host[i]
+		if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_') {
+			return "", false
+		}
+	}
+	return host, validPort(port)
+}
+
+// validPort takes "", ":" and ":" with digits (RFC 3986 section 3.2.3).
+func validPort(port string) bool {
+	if port == "" {
+		return true
+	}
+	if port[0] != ':' {
+		return false
+	}
+	for i := 1; i < len(port); i++ {
+		if port[i] < '0' || port[i] > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// routePath is the path by which a request is routed: without empty, "." and
+// ".." segments, since backends resolve them. What is sent on is unchanged.
+func routePath(decoded string) string {
+	if decoded == "" || decoded == "*" {
+		return "/"
+	}
+	if !strings.Contains(decoded, "//") && !strings.Contains(decoded, "/.") {
+		return decoded
+	}
+	clean := path.Clean("/" + decoded)
+	if clean != "/" && (strings.HasSuffix(decoded, "/") || strings.HasSuffix(decoded, "/.") || strings.HasSuffix(decoded, "/..")) {
+		clean += "/"
+	}
+	return clean
+}

@@ -1,0 +1,125 @@
+package frontend
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// socket accepts on one address for the slot that owns it at the time.
+type socket struct {
+	listener *net.TCPListener
+	owner    atomic.Pointer[slot]
+	woken    chan struct{} // holds a token after the owner changed
+	closed   context.Context
+	cancel   context.CancelFunc
+}
+
+func newSocket(listener *net.TCPListener) *socket {
+	closed, cancel := context.WithCancel(context.Background())
+	return &socket{listener: listener, woken: make(chan struct{}, 1), closed: closed, cancel: cancel}
+}
+
+// close ends accept.
+func (s *socket) close() {
+	s.cancel()
+	_ = s.listener.Close() // frees the port in any case
+}
+
+// wake makes accept look at its owner again.
+func (s *socket) wake() {
+	select {
+	case s.woken <- struct{}{}:
+	default:
+	}
+}
+
+// accept hands connections to the owner until the socket is closed. While the
+// owner is full, connections wait in the kernel's accept queue.
+func (s *socket) accept(logger *slog.Logger) {
+	var pause time.Duration
+	for {
+		if !s.owner.Load().gate.wait(s.woken, s.closed.Done()) {
+			if s.closed.Err() != nil {
+				return
+			}
+			continue
+		}
+		conn, err := s.listener.AcceptTCP()
+		if s.closed.Err() != nil {
+			if err == nil {
+				_ = conn.Close() // came too late
+			}
+			return
+		}
+		if err == nil {
+			pause = 0
+			s.owner.Load().take(conn)
+			continue
+		}
+		// Out of descriptors or memory, or the client is gone already.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		logger.Warn("can't accept", "address", s.listener.Addr().String(), "error", err, "retry_in", pause)
+		if !s.sleep(pause) {
+			return
+		}
+	}
+}
+
+func (s *socket) sleep(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-s.closed.Done():
+		return false
+	}
+}
+
+// gate bounds the connections of a slot.
+type gate struct {
+	open  atomic.Int64
+	max   atomic.Int64
+	freed chan struct{} // holds a token after a connection ended or max changed
+}
+
+func newGate() *gate { return &gate{freed: make(chan struct{}, 1)} }
+
+// wait reports whether one more connection may come, and waits for that. It
+// reports false when woken or closed fires first.
+func (g *gate) wait(woken, closed <-chan struct{}) bool {
+	for g.open.Load() >= g.max.Load() {
+		select {
+		case <-g.freed:
+		case <-woken:
+			return false
+		case <-closed:
+			return false
+		}
+	}
+	return true
+}
+
+func (g *gate) enter() { g.open.Add(1) }
+
+func (g *gate) leave() {
+	g.open.Add(-1)
+	g.signal()
+}
+
+func (g *gate) limit(connections int64) {
+	g.max.Store(connections)
+	g.signal()
+}
+
+// signal wakes a waiter. A slot has two sockets for a moment at most, and the
+// one that leaves is closed, so that one token is enough.
+func (g *gate) signal() {
+	select {
+	case g.freed <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,62 @@
+package edge
+
+import (
+	"net/http"
+	"net/http/pprof"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+func newHandler(e *Edge) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		switch {
+		case e.servingRevision() == 0:
+			http.Error(w, "no configuration yet", http.StatusServiceUnavailable)
+		case e.frontend.Draining():
+			http.Error(w, "draining", http.StatusServiceUnavailable)
+		default:
+			_, _ = w.Write([]byte("ok\n"))
+		}
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(e.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+func (e *Edge) servingRevision() int64 {
+	e.apply.mu.Lock()
+	defer e.apply.mu.Unlock()
+	return e.apply.serving
+}
+
+func registerFeedMetrics(registry *prometheus.Registry, e *Edge) {
+	registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "reseal_feed_connected",
+			Help: "Whether the edge hears from the control plane (1) or not (0).",
+		}, func() float64 {
+			select {
+			case <-e.enrolled:
+			default:
+				return 0
+			}
+			if e.feed.Connected() {
+				return 1
+			}
+			return 0
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "reseal_config_revision",
+			Help: "Revision of the configuration that the edge serves, 0 for none.",
+		}, func() float64 { return float64(e.servingRevision()) }),
+	)
+}

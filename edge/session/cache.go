@@ -1,0 +1,101 @@
+package session
+
+import (
+	"crypto/tls"
+	"sync"
+	"sync/atomic"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// connCache is the tls.ClientSessionCache of one connection: Get hands out the
+// one session that was taken for it, Put files what the server gives.
+type connCache struct {
+	store    *Store
+	identity string
+	offer    offer
+	spy      *helloSpy
+
+	supply *supply
+	// refusal is why a session that can be offered by ID must not be.
+	refusal resealv1.MissReason
+	// unclean is the identity's count of unclean closes when the handshake
+	// completed. Guarded by Store.mu.
+	unclean uint64
+
+	mu        sync.Mutex
+	handedOut bool
+	dropped   bool // crypto/tls deleted what it got
+	completed bool
+	early     []*tls.ClientSessionState // given before the handshake completed
+}
+
+// supply is whether a connection's server has given a session.
+type supply struct {
+	tls13 bool        // set before the supply is shared
+	given atomic.Bool // at least one session came
+	read  atomic.Bool // what came after the handshake has been processed once
+}
+
+// withheld reports that the server had its chance to give a session and did
+// not. In TLS 1.3 tickets arrive with what is read after the handshake.
+func (s *supply) withheld() bool {
+	return !s.given.Load() && (!s.tls13 || s.read.Load())
+}
+
+// Get implements tls.ClientSessionCache.
+func (c *connCache) Get(string) (*tls.ClientSessionState, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.offer.session == nil || c.handedOut || c.refusal != 0 {
+		return nil, false
+	}
+	c.handedOut = true
+	return c.offer.session.state, true
+}
+
+// Put implements tls.ClientSessionCache. crypto/tls calls it with nil to delete
+// a session that it will not offer, or whose handshake failed.
+func (c *connCache) Put(_ string, state *tls.ClientSessionState) {
+	c.mu.Lock()
+	if state == nil {
+		c.dropped = true
+		c.mu.Unlock()
+		return
+	}
+	c.supply.given.Store(true)
+	if !c.completed {
+		// A ticket of TLS 1.2 comes before the server's Finished is verified.
+		c.early = append(c.early, state)
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	c.store.file(c, state)
+	c.offer.pending.settle()
+}
+
+// complete files the sessions that came with the handshake.
+func (c *connCache) complete(version uint16, resumed bool) {
+	c.supply.tls13 = version == tls.VersionTLS13
+	c.store.connected(c, resumed)
+	c.mu.Lock()
+	early := c.early
+	c.early, c.completed = nil, true
+	c.mu.Unlock()
+	for _, state := range early {
+		c.store.file(c, state)
+	}
+}
+
+func (c *connCache) handed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.handedOut
+}
+
+func (c *connCache) wasDropped() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dropped
+}

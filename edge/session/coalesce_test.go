@@ -1,0 +1,238 @@
+package session
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const coalesceTimeout = resealv1.MissReason_MISS_REASON_COALESCE_TIMEOUT
+
+// together makes n connections at the same time and counts how they went.
+func (p *peer) together(n int, identity string) (full, resumed int, misses map[resealv1.MissReason]int) {
+	p.t.Helper()
+	misses = map[resealv1.MissReason]int{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			r := p.dial(identity)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case r.err != nil:
+				p.t.Error(r.err)
+			case r.mechanism != 0:
+				resumed++
+			default:
+				full++
+				misses[r.miss]++
+			}
+		})
+	}
+	wg.Wait()
+	return full, resumed, misses
+}
+
+func TestColdStartCostsOneFullHandshake(t *testing.T) {
+	for name, version := range map[string]uint16{"TLS 1.2": tls.VersionTLS12, "TLS 1.3": tls.VersionTLS13} {
+		t.Run(name, func(t *testing.T) {
+			p := newPeer(t, Config{})
+			p.server.MaxVersion = version
+			full, resumed, misses := p.together(64, "a")
+			if full != 1 || resumed != 63 || misses[noSession] != 1 {
+				t.Errorf("%d full, %d resumed, %v", full, resumed, misses)
+			}
+		})
+	}
+}
+
+func TestColdStartWithSessionIDs(t *testing.T) {
+	address, roots := opensslServer(t, "-no_ticket", "-tls1_2")
+	store := New(Config{})
+	cfg := &tls.Config{RootCAs: roots, ServerName: "example.test"}
+	var mu sync.Mutex
+	seen := map[resealv1.Mechanism]int{}
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			mechanism, _, err := visit(t, store, address, "a", cfg)
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			seen[mechanism]++
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	if seen[0] != 1 || seen[sessionID] != 31 {
+		t.Errorf("%v", seen)
+	}
+}
+
+// A server that gives no session must not make handshakes wait for each other
+// once that is known.
+func TestNoWaitingForServersWithoutSessions(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.server.SessionTicketsDisabled = true
+	p.want("a", 0, noSession)
+	started := time.Now()
+	full, _, misses := p.together(32, "a")
+	if full != 32 || misses[unsupported] != 32 {
+		t.Errorf("%d full, %v", full, misses)
+	}
+	if took := time.Since(started); took > time.Second {
+		t.Errorf("they waited: %v", took)
+	}
+}
+
+// Servers that take each ticket once and give one per connection: as many
+// handshakes are resumed as tickets come.
+func TestSingleUseWaitsForTheNextTicket(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.want("a", 0, noSession)
+	p.store.mu.Lock()
+	p.store.find("a").singleUse = time.Now().Add(time.Hour)
+	p.store.mu.Unlock()
+	full, resumed, misses := p.together(32, "a")
+	if full != 0 || resumed != 32 {
+		t.Errorf("%d full, %d resumed, %v", full, resumed, misses)
+	}
+}
+
+// When the server has lost its sessions, one handshake finds out.
+func TestDoubtCostsOneDecline(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.server.MaxVersion = tls.VersionTLS12
+	p.want("a", 0, noSession)
+	p.want("a", ticket, 0)
+	p.server = p.server.Clone()
+	p.server.SetSessionTicketKeys([][32]byte{{1}})
+	p.store.Doubt("a")
+	full, resumed, misses := p.together(32, "a")
+	if full != 1 || resumed != 31 || misses[declined] != 1 {
+		t.Errorf("%d full, %d resumed, %v", full, resumed, misses)
+	}
+}
+
+// The sessions that a server gave before it lost its keys go with the first one
+// that is declined.
+func TestDeclineDropsOlderSessions(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.want("a", 0, noSession)
+	_, closeFirst := p.open("a", true)
+	_, closeSecond := p.open("a", true)
+	closeFirst()
+	closeSecond()
+	p.server = p.server.Clone()
+	p.server.SetSessionTicketKeys([][32]byte{{1}})
+	p.want("a", 0, declined)
+	for range 3 {
+		p.want("a", psk, 0)
+	}
+}
+
+func TestLeaderFailsAndTheNextOneLeads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{})
+		leader, news := s.try("a", false)
+		if news != nil || leader.miss != noSession {
+			t.Fatalf("leader: %+v", leader)
+		}
+		next := make(chan offer)
+		for range 3 {
+			go func() {
+				o, err := s.acquire(t.Context(), "a", time.Hour)
+				if err != nil {
+					t.Error(err)
+				}
+				next <- o
+			}()
+		}
+		synctest.Wait()
+		for range 3 {
+			leader.pending.settle()
+			leader = <-next
+			synctest.Wait()
+			select {
+			case <-next:
+				t.Fatal("two handshakes lead")
+			default:
+			}
+		}
+		leader.pending.settle()
+	})
+}
+
+// A leader that hangs delays the others by the time-out; then exactly one goes
+// ahead.
+func TestCoalesceTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{})
+		hanging, _ := s.try("a", false)
+		started := time.Now()
+		ahead := make(chan offer, 8)
+		gaveUp := make(chan error, 8)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		for range 8 {
+			go func() {
+				o, err := s.acquire(ctx, "a", 2*time.Second)
+				if err != nil {
+					gaveUp <- err
+					return
+				}
+				ahead <- o
+			}()
+		}
+		second := <-ahead
+		if second.miss != coalesceTimeout || time.Since(started) != 2*time.Second {
+			t.Errorf("%v after %v", second.miss, time.Since(started))
+		}
+		for range 7 {
+			if err := <-gaveUp; !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+		}
+		if len(ahead) != 0 {
+			t.Errorf("%d more went ahead", len(ahead))
+		}
+		second.pending.settle()
+		hanging.pending.settle()
+	})
+}
+
+// A connection that dies before its ticket came must not hold up the others.
+func TestDeadLeaderReleasesWaiters(t *testing.T) {
+	p := newPeer(t, Config{})
+	near, far, wait := p.serve()
+	tc, _, _, err := p.store.Handshake(t.Context(), near, "a", p.client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait()
+	waiting := make(chan result, 1)
+	go func() { waiting <- p.dial("a") }()
+	time.Sleep(20 * time.Millisecond)
+	far.(*net.TCPConn).SetLinger(0)
+	far.Close()
+	_, _ = io.Copy(io.Discard, tc)
+	tc.Close()
+	select {
+	case r := <-waiting:
+		if r.err != nil {
+			t.Error(r.err)
+		}
+	case <-time.After(1500 * time.Millisecond):
+		t.Error("the waiter was not released")
+	}
+}

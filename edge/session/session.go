@@ -1,0 +1,286 @@
+// Package session keeps the TLS sessions that the edge holds as a client of
+// backends, and makes handshakes with them.
+//
+// Sessions are kept per identity: a string made by the caller that holds
+// everything a session may depend on. Two identities never share a session.
+// For each handshake that was not resumed the package says why.
+package session
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// Config configures a Store. The zero value is usable.
+type Config struct {
+	// Logger gets what an operator may want to know about resumption. Default:
+	// nothing is logged.
+	Logger *slog.Logger
+	// MaxSessions bounds the sessions of one identity. Default 16, at least 1.
+	MaxSessions int
+	// MaxIdentities bounds the identities of one group, which is what stands
+	// before the first "|" of an identity; the least recently used one goes
+	// first. Default 10,000.
+	MaxIdentities int
+	// MaxBytes bounds the encoded size of a group's sessions. Default 64 MiB.
+	MaxBytes int64
+}
+
+const (
+	defaultMaxSessions   = 16
+	defaultMaxIdentities = 10_000
+	defaultMaxBytes      = 64 << 20
+)
+
+// Store holds sessions. Its methods are safe for concurrent use.
+type Store struct {
+	logger        *slog.Logger
+	maxSessions   int
+	maxIdentities int
+	maxBytes      int64
+
+	// sessionIDs is whether sessions are resumed by ID; it finds out once.
+	sessionIDs func() bool
+
+	mu     sync.Mutex
+	groups map[string]*group
+}
+
+// New returns an empty Store.
+func New(cfg Config) *Store {
+	s := &Store{
+		logger:        cfg.Logger,
+		maxSessions:   cfg.MaxSessions,
+		maxIdentities: cfg.MaxIdentities,
+		maxBytes:      cfg.MaxBytes,
+		groups:        map[string]*group{},
+	}
+	if s.logger == nil {
+		s.logger = slog.New(slog.DiscardHandler)
+	}
+	s.sessionIDs = sync.OnceValue(func() bool { return checkSessionIDs(s.logger) })
+	if s.maxSessions <= 0 {
+		s.maxSessions = defaultMaxSessions
+	}
+	if s.maxIdentities <= 0 {
+		s.maxIdentities = defaultMaxIdentities
+	}
+	if s.maxBytes <= 0 {
+		s.maxBytes = defaultMaxBytes
+	}
+	return s
+}
+
+// Handshake makes a client handshake on conn, offering a session of identity
+// when there is one, and keeps the sessions that the server gives during the
+// handshake and later while the connection is read. cfg is cloned; its
+// ClientSessionCache is replaced. With SessionTicketsDisabled nothing is
+// offered or kept.
+//
+// A completed handshake has either a mechanism or a miss reason, never both. On
+// error conn is left open for the caller to close. If a session had been
+// offered it is deleted and the error is a *ResumptionError, which can make a
+// full handshake on another connection.
+//
+// Handshake waits for nobody. Reserve, before the dial, saves full handshakes.
+func (s *Store) Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
+	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	attempt, err := s.Reserve(ctx, identity, 0)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	return attempt.Handshake(ctx, conn, cfg)
+}
+
+// Attempt is the right to make one handshake, with what it will offer. Either
+// Handshake or Release is called, once.
+type Attempt struct {
+	store    *Store
+	identity string
+	offer    offer
+}
+
+// Reserve waits until a handshake of identity should be made. While another
+// connection may bring a session it waits for that, at most for the time wait;
+// then one caller goes ahead and the others wait until ctx ends. It is called
+// before the dial: a server that serves one connection at a time would else
+// attend to those that wait, while the one that they wait for stands in line.
+func (s *Store) Reserve(ctx context.Context, identity string, wait time.Duration) (*Attempt, error) {
+	offer, err := s.acquire(ctx, identity, wait)
+	if err != nil {
+		return nil, err
+	}
+	return &Attempt{store: s, identity: identity, offer: offer}, nil
+}
+
+// Release gives the right back, because the dial failed.
+func (a *Attempt) Release() {
+	a.store.unused(a.offer)
+	a.offer.pending.settle()
+}
+
+// Handshake makes the handshake as Store.Handshake does.
+func (a *Attempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
+	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	if cfg.SessionTicketsDisabled {
+		a.Release()
+		tc := tls.Client(conn, cfg)
+		if err := tc.HandshakeContext(ctx); err != nil {
+			return tc, 0, 0, err
+		}
+		return tc, 0, resealv1.MissReason_MISS_REASON_DISABLED, nil
+	}
+	return a.store.shake(ctx, conn, a.identity, cfg, a.offer)
+}
+
+// shake makes one handshake with what was taken from the store.
+func (s *Store) shake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config, offer offer) (
+	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	spy := &helloSpy{Conn: conn, supply: &supply{}, pending: offer.pending}
+	cache := &connCache{store: s, identity: identity, offer: offer, spy: spy, supply: spy.supply}
+	own := cfg.Clone()
+	own.ClientSessionCache = cache
+	secret := s.prepareID(own, cache)
+	defer secret.wipe()
+	tc := tls.Client(spy, own)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		defer offer.pending.settle()
+		if !cache.handed() && cache.refusal == 0 {
+			return tc, 0, 0, err
+		}
+		if !spy.offered {
+			s.refused(cache)
+			return tc, 0, 0, err
+		}
+		miss := s.failed(identity, offer.session)
+		return tc, 0, 0, &ResumptionError{
+			Err: err, store: s, identity: identity, cfg: cfg, miss: miss,
+		}
+	}
+	spy.done.Store(true)
+	state := tc.ConnectionState()
+	mechanism, miss := s.outcome(cache, state)
+	cache.complete(state.Version, state.DidResume)
+	if state.Version == tls.VersionTLS12 && !state.DidResume {
+		s.fileID(cache, state, secret.secret)
+	}
+	if state.Version != tls.VersionTLS13 {
+		// Only in TLS 1.3 does a session come after the handshake.
+		offer.pending.settle()
+	}
+	return tc, mechanism, miss, nil
+}
+
+// prepareID makes a handshake ready for session IDs: own offers the one that was
+// taken, and what a later offer needs is noted.
+func (s *Store) prepareID(own *tls.Config, cache *connCache) *secretLog {
+	log := &secretLog{}
+	if !offersTLS12(own) || !s.sessionIDs() {
+		return log
+	}
+	own.KeyLogWriter = log
+	cache.spy.listens = true
+	taken := cache.offer.session
+	if taken == nil || taken.byID == nil {
+		return log
+	}
+	if why := taken.byID.refusal(own, time.Now()); why != 0 {
+		cache.refusal = why
+		return log
+	}
+	own.Rand = &idRand{id: taken.byID.id}
+	cache.spy.armed = taken.byID.id[:]
+	return log
+}
+
+// outcome settles what became of the offered session and says how the handshake
+// was resumed, or why not.
+func (s *Store) outcome(cache *connCache, state tls.ConnectionState) (resealv1.Mechanism, resealv1.MissReason) {
+	taken := cache.offer.session
+	switch {
+	case taken == nil:
+		return 0, cache.offer.miss
+	case state.DidResume:
+		s.accepted(cache.identity, taken)
+		if state.Version == tls.VersionTLS13 {
+			return resealv1.Mechanism_MECHANISM_PSK, 0
+		}
+		if taken.byID != nil {
+			return resealv1.Mechanism_MECHANISM_SESSION_ID, 0
+		}
+		return resealv1.Mechanism_MECHANISM_TICKET, 0
+	case !cache.spy.offered:
+		return 0, s.refused(cache)
+	default:
+		return 0, s.declined(cache.identity, taken, state.Version)
+	}
+}
+
+// ResumptionError is a handshake that failed while a session was offered. The
+// session has been deleted.
+type ResumptionError struct {
+	// Err is the handshake's error.
+	Err error
+
+	store    *Store
+	identity string
+	cfg      *tls.Config
+	miss     resealv1.MissReason
+}
+
+// Error implements error.
+func (e *ResumptionError) Error() string {
+	return "handshake with an offered session: " + e.Err.Error()
+}
+
+// Unwrap returns the handshake's error.
+func (e *ResumptionError) Unwrap() error { return e.Err }
+
+// FullHandshake repeats the handshake on a new connection to the same server
+// without the session (RFC 5077 section 3.2). Its miss reason says that the
+// offered session was declined. Another session is offered when one has come
+// meanwhile.
+func (e *ResumptionError) FullHandshake(ctx context.Context, conn net.Conn) (
+	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	offer, err := e.store.acquire(ctx, e.identity, 0)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	if offer.session == nil {
+		offer.miss = e.miss
+	}
+	return e.store.shake(ctx, conn, e.identity, e.cfg, offer)
+}
+
+// Unclean notes that a connection of identity ended without close_notify, after
+// which some servers forget the session (RFC 2246 section 7.2.1).
+func (s *Store) Unclean(identity string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.find(identity); r != nil {
+		r.unclean++
+	}
+}
+
+// Forget drops all identities that begin with prefix, with what is known about
+// them.
+func (s *Store) Forget(prefix string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, g := range s.groups {
+		g.forget(prefix)
+		if len(g.records) == 0 && hasGroupPrefix(g.name, prefix) {
+			delete(s.groups, g.name)
+		}
+	}
+}
+
+// singleUseMemory is how long a server counts as one that takes each ticket
+// once. It ends since a server that lost its keys looks the same.
+const singleUseMemory = 10 * time.Minute

@@ -1,0 +1,406 @@
+package session
+
+import (
+	"container/list"
+	"crypto/tls"
+	"encoding/binary"
+	"slices"
+	"strings"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// maxLifetime12 bounds a TLS 1.2 session, whose ticket's lifetime crypto/tls
+// does not tell (RFC 5246 appendix F.1.4).
+const maxLifetime12 = 24 * time.Hour
+
+// maxLifetime13 bounds a TLS 1.3 ticket (RFC 8446 section 4.6.1).
+const maxLifetime13 = 7 * 24 * time.Hour
+
+// held is one session of an identity. Its fields are guarded by Store.mu.
+type held struct {
+	state   *tls.ClientSessionState
+	version uint16
+	useBy   time.Time
+	size    int64
+	byID    *idSession // set when it is offered by session ID
+	unclean uint64     // record.unclean when the session's connection was made
+
+	filed     time.Time // when the server gave it
+	lastOffer time.Time // when it was handed out last
+	taken     int       // times handed out
+	accepted  int       // times resumed
+}
+
+// record is what is known about an identity. Guarded by Store.mu.
+type record struct {
+	identity string
+	sessions []*held // oldest first
+	unclean  uint64
+	// absent is why there is no session, when there is none.
+	absent resealv1.MissReason
+	// singleUse is until when the server counts as taking each ticket once.
+	singleUse time.Time
+	// newest is the supply of the newest connection, if its handshake was full.
+	newest *supply
+	place  *list.Element // in group.order
+
+	pending int           // connections that may bring a session
+	news    chan struct{} // closed with the next news, if somebody waits
+	escaped bool          // a waiter went ahead because it took too long
+	doubt   bool          // the server may have forgotten the sessions
+}
+
+// group is the identities with a common first part. Guarded by Store.mu.
+type group struct {
+	name    string
+	records map[string]*record
+	order   *list.List // of *record, most recently used first
+	bytes   int64
+	// evicted remembers the identities dropped to bound memory, so that the
+	// next handshake of one can say so. evictedOrder bounds it.
+	evicted      map[string]*list.Element
+	evictedOrder *list.List // of string, newest first
+}
+
+// offer is what was decided for one handshake: a session, or why there is none.
+type offer struct {
+	session *held
+	miss    resealv1.MissReason
+	pending *pending
+}
+
+func groupName(identity string) string {
+	name, _, _ := strings.Cut(identity, "|")
+	return name
+}
+
+// hasGroupPrefix reports whether all identities of the group begin with prefix.
+func hasGroupPrefix(name, prefix string) bool {
+	return strings.HasPrefix(name+"|", prefix)
+}
+
+// find returns the record of identity, or nil.
+func (s *Store) find(identity string) *record {
+	g := s.groups[groupName(identity)]
+	if g == nil {
+		return nil
+	}
+	return g.records[identity]
+}
+
+// use returns the record of identity, made if need be, as the most recently
+// used one.
+func (s *Store) use(identity string) (*group, *record) {
+	name := groupName(identity)
+	g := s.groups[name]
+	if g == nil {
+		g = &group{
+			name: name, records: map[string]*record{}, order: list.New(),
+			evicted: map[string]*list.Element{}, evictedOrder: list.New(),
+		}
+		s.groups[name] = g
+	}
+	if r := g.records[identity]; r != nil {
+		g.order.MoveToFront(r.place)
+		return g, r
+	}
+	r := &record{identity: identity, absent: resealv1.MissReason_MISS_REASON_NO_SESSION}
+	if place, ok := g.evicted[identity]; ok {
+		r.absent = resealv1.MissReason_MISS_REASON_EVICTED
+		g.evictedOrder.Remove(place)
+		delete(g.evicted, identity)
+	}
+	r.place = g.order.PushFront(r)
+	g.records[identity] = r
+	for len(g.records) > s.maxIdentities {
+		g.evictOldest(s.maxIdentities)
+	}
+	return g, r
+}
+
+// evictOldest drops the least recently used identity.
+func (g *group) evictOldest(remember int) {
+	r := g.order.Back().Value.(*record)
+	hadSession := len(r.sessions) > 0 || r.absent == resealv1.MissReason_MISS_REASON_EVICTED
+	g.drop(r)
+	if !hadSession {
+		return
+	}
+	g.evicted[r.identity] = g.evictedOrder.PushFront(r.identity)
+	for g.evictedOrder.Len() > remember {
+		oldest := g.evictedOrder.Back()
+		delete(g.evicted, oldest.Value.(string))
+		g.evictedOrder.Remove(oldest)
+	}
+}
+
+func (g *group) drop(r *record) {
+	for _, h := range r.sessions {
+		g.bytes -= h.size
+	}
+	g.order.Remove(r.place)
+	delete(g.records, r.identity)
+	r.sessions = nil
+}
+
+func (g *group) forget(prefix string) {
+	for identity, r := range g.records {
+		if strings.HasPrefix(identity, prefix) {
+			g.drop(r)
+		}
+	}
+	for identity, place := range g.evicted {
+		if strings.HasPrefix(identity, prefix) {
+			g.evictedOrder.Remove(place)
+			delete(g.evicted, identity)
+		}
+	}
+}
+
+// missing says why the identity has no session.
+func (r *record) missing() resealv1.MissReason {
+	if r.newest != nil && r.newest.withheld() {
+		return resealv1.MissReason_MISS_REASON_UNSUPPORTED_BY_PEER
+	}
+	return r.absent
+}
+
+// expire drops the sessions that are past their lifetime.
+func (g *group) expire(r *record, now time.Time) {
+	for _, h := range slices.Clone(r.sessions) {
+		if !now.Before(h.useBy) {
+			g.remove(r, h, resealv1.MissReason_MISS_REASON_EXPIRED)
+		}
+	}
+}
+
+// remove deletes one session. why is kept as the reason when none is left.
+func (g *group) remove(r *record, h *held, why resealv1.MissReason) {
+	i := slices.Index(r.sessions, h)
+	if i < 0 {
+		return
+	}
+	r.sessions = slices.Delete(r.sessions, i, i+1)
+	g.bytes -= h.size
+	if len(r.sessions) == 0 {
+		r.absent = why
+	}
+}
+
+// discard deletes a session by identity. It does nothing when the identity was
+// forgotten or evicted meanwhile.
+func (s *Store) discard(identity string, h *held, why resealv1.MissReason) *record {
+	g := s.groups[groupName(identity)]
+	if g == nil {
+		return nil
+	}
+	r := g.records[identity]
+	if r != nil {
+		g.remove(r, h, why)
+	}
+	return r
+}
+
+// accepted notes that a session was resumed. Unclean closes before that did it
+// no harm.
+func (s *Store) accepted(identity string, h *held) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h.accepted++
+	if r := s.find(identity); r != nil {
+		h.unclean = r.unclean
+		r.doubt = false
+	}
+}
+
+// failed deletes a session whose handshake failed and returns the reason for
+// the full handshake that follows.
+func (s *Store) failed(identity string, h *held) resealv1.MissReason {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.discard(identity, h, resealv1.MissReason_MISS_REASON_NO_SESSION)
+	return declineReason(r, h)
+}
+
+// declined deletes a session that the server answered with a full handshake and
+// returns the reason.
+func (s *Store) declined(identity string, h *held, version uint16) resealv1.MissReason {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.discard(identity, h, resealv1.MissReason_MISS_REASON_NO_SESSION)
+	if version != h.version {
+		if r != nil {
+			s.groups[groupName(identity)].removeVersion(r, h.version)
+		}
+		return resealv1.MissReason_MISS_REASON_VERSION_CHANGED
+	}
+	if r == nil {
+		return declineReason(r, h)
+	}
+	r.doubt = false
+	if version != tls.VersionTLS13 || h.accepted == 0 {
+		// The server has lost what its sessions stand on; the others would cost
+		// a declined handshake each.
+		s.groups[groupName(identity)].removeOlder(r, h)
+	} else {
+		if time.Now().After(r.singleUse) {
+			s.logger.Info("backend takes each TLS 1.3 ticket only once", "identity", identity)
+		}
+		r.singleUse = time.Now().Add(singleUseMemory)
+	}
+	return declineReason(r, h)
+}
+
+func declineReason(r *record, h *held) resealv1.MissReason {
+	if r != nil && r.unclean > h.unclean {
+		return resealv1.MissReason_MISS_REASON_DECLINED_AFTER_UNCLEAN_CLOSE
+	}
+	return resealv1.MissReason_MISS_REASON_DECLINED
+}
+
+// refused deletes a session that crypto/tls did not offer and returns why. It
+// deletes sessions whose certificate or chain is no longer valid; others it
+// silently leaves, when version, cipher suite or verification rules differ.
+func (s *Store) refused(cache *connCache) resealv1.MissReason {
+	why := resealv1.MissReason_MISS_REASON_POLICY_CHANGED
+	switch {
+	case cache.refusal != 0:
+		why = cache.refusal
+	case cache.wasDropped():
+		why = resealv1.MissReason_MISS_REASON_EXPIRED
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.discard(cache.identity, cache.offer.session, why)
+	return why
+}
+
+// connected notes a completed handshake before its sessions are filed.
+func (s *Store) connected(cache *connCache, resumed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, r := s.use(cache.identity)
+	cache.unclean = r.unclean
+	r.newest = nil
+	if !resumed {
+		r.newest = cache.supply
+	}
+}
+
+// fileID keeps the session of a full TLS 1.2 handshake under its ID, unless the
+// server gave a ticket, which is the better of the two: the server need not
+// remember it.
+func (s *Store) fileID(cache *connCache, state tls.ConnectionState, secret []byte) {
+	if cache.supply.given.Load() {
+		return
+	}
+	now := time.Now()
+	resumption, byID, ok := newIDSession(cache.spy.hello, state, secret, now)
+	if !ok {
+		return
+	}
+	h, ok := newHeld(resumption, now)
+	if !ok {
+		return
+	}
+	h.byID = byID
+	cache.supply.given.Store(true)
+	s.keep(cache, h)
+}
+
+// file keeps a session that the server gave on the cache's connection.
+func (s *Store) file(cache *connCache, state *tls.ClientSessionState) {
+	if h, ok := newHeld(state, time.Now()); ok {
+		s.keep(cache, h)
+	}
+}
+
+func (s *Store) keep(cache *connCache, h *held) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g, r := s.use(cache.identity)
+	h.unclean = cache.unclean
+	if h.version != tls.VersionTLS13 {
+		// A new TLS 1.2 ticket replaces the old ones (RFC 5077 section 3.3).
+		g.removeVersion(r, h.version)
+	} else {
+		g.trimUsed(r)
+	}
+	h.filed = time.Now()
+	r.sessions = append(r.sessions, h)
+	g.bytes += h.size
+	r.wake()
+	for len(r.sessions) > s.maxSessions {
+		g.remove(r, r.sessions[0], resealv1.MissReason_MISS_REASON_EVICTED)
+	}
+	for g.bytes > s.maxBytes && g.order.Len() > 0 {
+		g.evictOldest(s.maxIdentities)
+	}
+}
+
+// removeOlder deletes the sessions that were filed before h was declined and
+// are of its connection or older ones.
+func (g *group) removeOlder(r *record, h *held) {
+	for _, other := range slices.Clone(r.sessions) {
+		if !other.filed.After(h.lastOffer) {
+			g.remove(r, other, resealv1.MissReason_MISS_REASON_NO_SESSION)
+		}
+	}
+}
+
+// removeVersion deletes the sessions of one TLS version.
+func (g *group) removeVersion(r *record, version uint16) {
+	for _, h := range slices.Clone(r.sessions) {
+		if h.version == version {
+			g.remove(r, h, resealv1.MissReason_MISS_REASON_NO_SESSION)
+		}
+	}
+}
+
+// trimUsed deletes used TLS 1.3 tickets: a newer one is about to be filed.
+func (g *group) trimUsed(r *record) {
+	for _, h := range slices.Clone(r.sessions) {
+		if h.taken > 0 && h.version == tls.VersionTLS13 {
+			g.remove(r, h, resealv1.MissReason_MISS_REASON_NO_SESSION)
+		}
+	}
+}
+
+// newHeld measures a session. The encoding of client sessions ends with use_by
+// and age_add (see tls.SessionState); a value outside of what RFC 8446 allows
+// means that the encoding has changed, then the protocol's bound holds.
+func newHeld(state *tls.ClientSessionState, now time.Time) (*held, bool) {
+	_, session, err := state.ResumptionState()
+	if err != nil || session == nil {
+		return nil, false
+	}
+	encoded, err := session.Bytes()
+	if err != nil || len(encoded) < 2 {
+		return nil, false
+	}
+	defer clear(encoded) // it holds the secret
+	h := &held{state: state, version: binary.BigEndian.Uint16(encoded), size: int64(len(encoded))}
+	h.useBy = now.Add(maxLifetime12)
+	if h.version == tls.VersionTLS13 {
+		h.useBy = now.Add(maxLifetime13)
+		if useBy, ok := trailingUseBy(encoded, now); ok {
+			h.useBy = useBy
+		}
+	}
+	return h, true
+}
+
+func trailingUseBy(encoded []byte, now time.Time) (time.Time, bool) {
+	const trailer = 8 + 4 // use_by, age_add
+	if len(encoded) < trailer {
+		return time.Time{}, false
+	}
+	seconds := binary.BigEndian.Uint64(encoded[len(encoded)-trailer:])
+	low, high := now.Unix(), now.Add(maxLifetime13).Unix()+1
+	if seconds > uint64(high) || seconds < uint64(low) {
+		return time.Time{}, false
+	}
+	return time.Unix(int64(seconds), 0), true
+}

@@ -1,0 +1,139 @@
+package tally
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	// reportInterval keeps the contract's 5 s also when the network is slow.
+	reportInterval = 4 * time.Second
+
+	backoffBase = 100 * time.Millisecond
+	backoffMax  = 10 * time.Second
+	// goodStream is how long a stream must live for the next to be tried soon.
+	goodStream = 10 * time.Second
+)
+
+var errEnded = errors.New("the control plane ended the stream")
+
+// ReporterConfig is what a Reporter needs. It is read once, by NewReporter.
+type ReporterConfig struct {
+	// Edge is the edge's id, as in its certificate. Required.
+	Edge string
+	// BootID is random per start of the process. Required.
+	BootID string
+	// Tally is what to report. Required.
+	Tally *Tally
+	// Client calls the control plane. Required.
+	Client resealv1.TallyServiceClient
+	// Logger is for the operator of this process. Required.
+	Logger *slog.Logger
+}
+
+// Reporter sends the counters to the control plane.
+type Reporter struct{ config ReporterConfig }
+
+// NewReporter makes a reporter that does nothing before Run.
+func NewReporter(config ReporterConfig) *Reporter { return &Reporter{config} }
+
+// Run reports every few seconds and when asked, until ctx ends. An unreachable
+// control plane is no error. It returns nil.
+func (r *Reporter) Run(ctx context.Context) error {
+	for failures := 0; ; failures++ {
+		started := time.Now()
+		err := r.serve(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(started) >= goodStream {
+			failures = 0
+		}
+		delay := backoff(failures)
+		r.config.Logger.Debug("reports are interrupted", "error", err, "again_in", delay)
+		timer := time.NewTimer(delay)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+	}
+}
+
+func backoff(failures int) time.Duration {
+	limit := backoffMax
+	if failures < 7 {
+		limit = min(limit, backoffBase<<failures)
+	}
+	return limit/2 + rand.N(limit)/2
+}
+
+// serve runs one stream to its end.
+func (r *Reporter) serve(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := r.config.Client.Report(ctx)
+	if err != nil {
+		return err
+	}
+	requests := make(chan uint64)
+	group.Go(func() error { return listen(ctx, stream, requests) })
+	group.Go(func() error {
+		err := r.report(ctx, stream, requests)
+		if errors.Is(err, io.EOF) {
+			// The stream broke under a send. Why is what listen returns.
+			return nil
+		}
+		return err
+	})
+	return group.Wait()
+}
+
+type reportStream = grpc.BidiStreamingClient[resealv1.ReportRequest, resealv1.ReportResponse]
+
+// listen always returns an error.
+func listen(ctx context.Context, stream reportStream, requests chan<- uint64) error {
+	for {
+		response, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return errEnded
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case requests <- response.GetRequest():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (r *Reporter) report(ctx context.Context, stream reportStream, requests <-chan uint64) error {
+	ticker := time.NewTicker(reportInterval)
+	defer ticker.Stop()
+	var answers uint64
+	for {
+		if err := stream.Send(r.config.Tally.Report(r.config.Edge, r.config.BootID, answers)); err != nil {
+			return err
+		}
+		select {
+		case request := <-requests:
+			answers = max(answers, request)
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

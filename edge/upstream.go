@@ -1,0 +1,32 @@
+package edge
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/reseal/reseal/edge/backend"
+	"github.com/reseal/reseal/edge/frontend"
+)
+
+// upstream is the boundary of the two legs: the frontend's exchange is the
+// backend's call.
+type upstream struct{ pools *backend.Backend }
+
+// RoundTrip implements frontend.Upstream.
+func (u upstream) RoundTrip(req *http.Request, x *frontend.Exchange) (*http.Response, error) {
+	call := backend.Call(*x)
+	response, err := u.pools.RoundTrip(req, &call)
+	*x = frontend.Exchange(call)
+	return response, err
+}
+
+// Tunnel implements frontend.Upstream.
+func (u upstream) Tunnel(ctx context.Context, x *frontend.Exchange) (frontend.Tunnel, error) {
+	call := backend.Call(*x)
+	tunnel, err := u.pools.Tunnel(ctx, &call)
+	*x = frontend.Exchange(call)
+	if err != nil {
+		return nil, err
+	}
+	return tunnel, nil
+}

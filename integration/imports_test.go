@@ -1,0 +1,131 @@
+package integration
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"path"
+	"strings"
+	"testing"
+
+	"github.com/reseal/reseal/integration/harness"
+)
+
+// goPackage is what `go list -json` says of a package.
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+func goList(t *testing.T, args ...string) []goPackage {
+	t.Helper()
+	args = append([]string{"list", "-json=ImportPath,Imports,Deps"}, args...)
+	command := exec.Command("go", args...)
+	command.Dir = ".."
+	var stderr strings.Builder
+	command.Stderr = &stderr
+	output, err := command.Output()
+	if err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, stderr.String())
+	}
+	var packages []goPackage
+	for decoder := json.NewDecoder(strings.NewReader(string(output))); ; {
+		var p goPackage
+		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			return packages
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+}
+
+// TestEdgeDependencies keeps the store, expression languages and the dashboard
+// out of the edge's binary.
+func TestEdgeDependencies(t *testing.T) {
+	packages := goList(t, "./cmd/reseal-edge")
+	if len(packages) != 1 || len(packages[0].Deps) < 100 {
+		t.Fatalf("go list is not to be trusted: %d packages", len(packages))
+	}
+	for _, dependency := range packages[0].Deps {
+		for _, forbidden := range []string{
+			"go.etcd.io/", "cel.dev/", "github.com/google/cel-go", "buf.build/go/protovalidate",
+			harness.Module + "/controlplane", harness.Module + "/proto/manifest", harness.Module + "/integration",
+		} {
+			if strings.HasPrefix(dependency, forbidden) {
+				t.Errorf("reseal-edge contains %s", dependency)
+			}
+		}
+	}
+}
+
+// TestImports enforces who may import whom. Data flows one way: siblings meet
+// in their root package alone.
+func TestImports(t *testing.T) {
+	packages := goList(t, "./...")
+	if len(packages) < 10 {
+		t.Fatalf("go list found %d packages only", len(packages))
+	}
+	for _, p := range packages {
+		from := strings.TrimPrefix(p.ImportPath, harness.Module+"/")
+		for _, imported := range p.Imports {
+			to, ours := strings.CutPrefix(imported, harness.Module+"/")
+			if ours && !mayImport(from, to) {
+				t.Errorf("%s imports %s", from, to)
+			}
+		}
+	}
+}
+
+// mayImport says whether a package of this module may import another.
+func mayImport(from, to string) bool {
+	fromTop, _, _ := strings.Cut(from, "/")
+	toTop, _, _ := strings.Cut(to, "/")
+	switch fromTop {
+	case "proto":
+		return toTop == "proto"
+	case "controlplane", "edge":
+		if toTop == "proto" {
+			// The edge checks by hand what it needs.
+			return to != "proto/manifest" || fromTop == "controlplane" && (from == fromTop || path.Base(from) == "admin")
+		}
+		// The root package wires its children; children import neither it nor
+		// each other.
+		return from == fromTop && toTop == fromTop
+	case "cmd":
+		return toTop == "proto" || toTop == "controlplane" || toTop == "edge" || toTop == "cmd"
+	case "integration":
+		return toTop == "proto" || toTop == "integration"
+	}
+	return false
+}
+
+func TestMayImport(t *testing.T) {
+	tests := []struct {
+		from, to string
+		want     bool
+	}{
+		{"controlplane", "controlplane/store", true},
+		{"controlplane", "edge/feed", false},
+		{"edge", "controlplane", false},
+		{"edge", "edge/plan", true},
+		{"edge/plan", "edge/feed", false},
+		{"edge/plan", "proto/reseal/v1", true},
+		{"edge/plan", "proto/manifest", false},
+		{"controlplane/store", "proto/reseal/v1", true},
+		{"controlplane/store", "proto/manifest", false},
+		{"controlplane/feed", "controlplane", false},
+		{"proto/manifest", "proto/reseal/v1", true},
+		{"proto/reseal/v1", "edge", false},
+		{"cmd/reseal-edge", "edge", true},
+		{"edge", "cmd/daemon", false},
+		{"edge/feed", "integration/peers", false},
+	}
+	for _, test := range tests {
+		if got := mayImport(test.from, test.to); got != test.want {
+			t.Errorf("%s imports %s: %t, want %t", test.from, test.to, got, test.want)
+		}
+	}
+}

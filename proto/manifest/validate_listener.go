@@ -1,0 +1,133 @@
+package manifest
+
+import (
+	"fmt"
+	"net/textproto"
+	"slices"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// maxRouteWeight keeps sums of weights far from overflow.
+const maxRouteWeight = 1_000_000
+
+func (c *checker) listener(l *resealv1.Listener) {
+	c.err("spec.address", checkHostPort(l.Address, true))
+	if len(l.Certificates) == 0 {
+		c.failf("spec.certificates", "is empty; name at least one Certificate")
+	}
+	c.each("spec.certificates", l.Certificates, checkName)
+	c.optional("spec.tlsPolicy", l.TlsPolicy, checkName)
+	c.optional("spec.pool", l.Pool, checkName)
+	c.selector(l.EdgeSelector)
+	if l.ProxyProtocol != nil {
+		if len(l.ProxyProtocol.TrustedCidrs) == 0 {
+			c.failf("spec.proxyProtocol.trustedCIDRs", "is empty; name the peers that send the PROXY header")
+		}
+		c.each("spec.proxyProtocol.trustedCIDRs", l.ProxyProtocol.TrustedCidrs, checkCIDR)
+	}
+	c.each("spec.forwarded.trustedCIDRs", l.GetForwarded().GetTrustedCidrs(), checkCIDR)
+	if l.Protocol != resealv1.Listener_PROTOCOL_TLS {
+		return
+	}
+	if l.Pool == "" {
+		c.failf("spec.pool", "is missing; a listener with protocol tls has no routes, so name its pool")
+	}
+	if l.Forwarded != nil {
+		c.failf("spec.forwarded", "needs HTTP; remove it from a listener with protocol tls")
+	}
+}
+
+func (c *checker) route(r *resealv1.Route) {
+	if len(r.Listeners) == 0 {
+		c.failf("spec.listeners", "is empty; name at least one Listener")
+	}
+	c.each("spec.listeners", r.Listeners, checkName)
+	c.each("spec.hosts", r.Hosts, checkHostPattern)
+	c.paths(r.Paths)
+	c.weightedPools(r.Pools)
+	c.headerEdits("spec.requestHeaders", r.RequestHeaders)
+	c.headerEdits("spec.responseHeaders", r.ResponseHeaders)
+}
+
+func (c *checker) paths(paths []*resealv1.PathMatch) {
+	seen := make(map[string]bool, len(paths))
+	for i, match := range paths {
+		path := itemPath("spec.paths", i)
+		var field, value string
+		switch match := match.GetMatch().(type) {
+		case *resealv1.PathMatch_Prefix:
+			field, value = "prefix", match.Prefix
+		case *resealv1.PathMatch_Exact:
+			field, value = "exact", match.Exact
+		default:
+			c.failf(path, "has neither prefix nor exact; set one of them")
+			continue
+		}
+		if seen[field+value] {
+			c.failf(path, "%s %s is there twice", field, quote(value))
+			continue
+		}
+		seen[field+value] = true
+		c.err(fieldPath(path, field), checkPath(value))
+	}
+}
+
+func (c *checker) weightedPools(pools []*resealv1.WeightedPool) {
+	if len(pools) == 0 {
+		c.failf("spec.pools", "is empty; name at least one BackendPool")
+		return
+	}
+	seen := make(map[string]bool, len(pools))
+	someWeight := false
+	for i, pool := range pools {
+		path := itemPath("spec.pools", i)
+		c.err(path+".name", checkName(pool.GetName()))
+		c.atMost(path+".weight", pool.GetWeight(), maxRouteWeight)
+		if seen[pool.GetName()] && pool.GetName() != "" {
+			c.failf(path+".name", "%s is there twice; give it more weight instead", quote(pool.GetName()))
+		}
+		seen[pool.GetName()] = true
+		someWeight = someWeight || pool.Weight == nil || pool.GetWeight() > 0
+	}
+	if !someWeight {
+		c.failf("spec.pools", "every weight is 0, so no pool gets requests")
+	}
+}
+
+func (c *checker) headerEdits(path string, edits *resealv1.HeaderEdits) {
+	c.headerMap(fieldPath(path, "set"), edits.GetSet())
+	c.headerMap(fieldPath(path, "add"), edits.GetAdd())
+	c.each(fieldPath(path, "remove"), edits.GetRemove(), checkEditedHeader)
+}
+
+func (c *checker) headerMap(path string, headers map[string]string) {
+	first := make(map[string]string, len(headers))
+	for _, name := range sortedKeys(headers) {
+		canonical := textproto.CanonicalMIMEHeaderKey(name)
+		if earlier, ok := first[canonical]; ok {
+			c.failf(entryPath(path, name), "is the same header as %s", quote(earlier))
+			continue
+		}
+		first[canonical] = name
+		c.err(entryPath(path, name), checkEditedHeader(name))
+		c.err(entryPath(path, name), checkHeaderValue(headers[name]))
+	}
+}
+
+// checkEditedHeader refuses headers that belong to one connection or to the
+// framing of a message (RFC 9110 section 7.6.1), and Host, which names the
+// backend's TLS identity.
+func checkEditedHeader(name string) error {
+	if err := checkHeaderName(name); err != nil {
+		return err
+	}
+	kept := []string{
+		"Connection", "Content-Length", "Host", "Keep-Alive", "Proxy-Connection",
+		"Te", "Trailer", "Transfer-Encoding", "Upgrade",
+	}
+	if slices.Contains(kept, textproto.CanonicalMIMEHeaderKey(name)) {
+		return fmt.Errorf("the edge sets %s itself; it can't be edited", quote(name))
+	}
+	return nil
+}
