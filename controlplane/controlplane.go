@@ -226,8 +226,7 @@ func (c *ControlPlane) serveGRPC(ctx context.Context, server *grpc.Server, healt
 	force := time.AfterFunc(time.Second, server.Stop)
 	defer force.Stop()
 	server.GracefulStop()
-	<-served
-	return nil
+	return <-served // nil: it was stopped
 }
 
 // Handler serves /healthz, /readyz and /metrics.

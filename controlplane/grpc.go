@@ -56,7 +56,6 @@ func newGRPCServer(t *trust.Trust, codec encoding.CodecV2, version string) (*grp
 		// Thousands of mostly idle streams: buffers only while they are used.
 		grpc.ReadBufferSize(0),
 		grpc.WriteBufferSize(4096),
-		grpc.SharedWriteBuffer(true),
 	)
 	h := &healthServer{health.NewServer()}
 	h.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)

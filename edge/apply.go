@@ -62,6 +62,9 @@ func (e *Edge) applyLocked(snapshot *resealv1.Snapshot) []*resealv1.Violation {
 	if len(violations) > 0 {
 		return violations
 	}
+	for _, warning := range compiled.Warnings {
+		e.cfg.Logger.Warn("configuration", "warning", warning)
+	}
 	change, violations := e.frontend.Prepare(frontendListeners(compiled))
 	if len(violations) > 0 {
 		return violations
@@ -187,12 +190,13 @@ func frontendListeners(compiled *plan.Plan) []frontend.Listener {
 	var listeners []frontend.Listener
 	for _, listener := range compiled.Listeners {
 		listeners = append(listeners, frontend.Listener{
-			Name:       listener.Name,
-			UID:        listener.UID,
-			Spec:       listener.Spec,
-			TLS:        listener.TLS,
-			PolicyKey:  listener.PolicyKey,
-			AllowsHost: listener.AllowsHost,
+			Name:           listener.Name,
+			UID:            listener.UID,
+			Spec:           listener.Spec,
+			TLS:            listener.TLS,
+			PolicyKey:      listener.PolicyKey,
+			TicketLifetime: listener.TicketLifetime,
+			AllowsHost:     listener.AllowsHost,
 			Route: func(host, path string) (frontend.Match, bool) {
 				match, ok := listener.Route(host, path)
 				return frontend.Match(match), ok

@@ -111,6 +111,7 @@ func (f *front) curl(t *testing.T) {
 		want       []byte
 	}{
 		{"HTTP 1.0", peers.Small, []string{"--http1.0"}, "1", peers.Body(peers.Small)},
+		{"HTTP 1.0 without ALPN", peers.Small, []string{"--http1.0", "--no-alpn"}, "1", peers.Body(peers.Small)},
 		{"HTTP 1.0, no length", peers.Chunked, []string{"--http1.0"}, "1", peers.Body(peers.Chunked)},
 		{"HTTP 1.0 keep-alive", peers.Small, []string{"--http1.0", "-H", "Connection: keep-alive"}, "1", peers.Body(peers.Small)},
 		{"HTTP 1.1", peers.Large, []string{"--http1.1"}, "1.1", peers.Body(peers.Large)},

@@ -13,6 +13,11 @@ import (
 // countedRequests is what each backend gets, beside its content.
 const countedRequests = 5000
 
+// maxFull is how many full handshakes a backend may pay for: one is enough, and
+// one for each concurrent client would be as bad as proxies that don't wait for
+// the first session.
+const maxFull = 31
+
 // TestBackends sends all content and 5,000 requests through an edge to each kind
 // of backend, and compares the edge's handshakes with those that the backend
 // counted itself.
@@ -89,6 +94,8 @@ func (w *world) compare(t *testing.T, backend *peers.Backend, pool string) error
 	switch {
 	case stats.Handshakes != want.Handshakes:
 		return fmt.Errorf("handshakes: the edge counts %+v, the backend %+v", stats.Handshakes, counts)
+	case counts.Full > maxFull:
+		return fmt.Errorf("the backend counts %d full handshakes, want at most %d; misses %v", counts.Full, maxFull, stats.Misses)
 	case stats.Missed() != stats.Handshakes.Full:
 		return fmt.Errorf("misses %v don't add up to %d full handshakes", stats.Misses, stats.Handshakes.Full)
 	case stats.Requests < countedRequests:

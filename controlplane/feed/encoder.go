@@ -10,15 +10,21 @@ import (
 
 // encoder turns resources into the bytes that edges get, with secrets in clear.
 // The newest form of each resource is kept, so that a resource is marshalled
-// once per change and not once per snapshot, view or edge.
+// once per change and not once per snapshot, view or edge. It serves one
+// numbering of revisions: when they start anew, so does the encoder.
 type encoder struct {
 	unseal func(*resealv1.Resource) (*resealv1.Resource, error)
+	work   *work
 
 	mu     sync.Mutex
 	newest map[string]form // by "Kind/name"
+}
 
-	resources atomic.Int64 // resources marshalled
-	updates   atomic.Int64 // updates marshalled
+// work counts what was marshalled.
+type work struct{ resources, updates atomic.Int64 }
+
+func newEncoder(unseal func(*resealv1.Resource) (*resealv1.Resource, error), count *work) *encoder {
+	return &encoder{unseal: unseal, work: count, newest: map[string]form{}}
 }
 
 type form struct {
@@ -76,12 +82,12 @@ func (e *encoder) encode(resource *resealv1.Resource) (*resealv1.EncodedResource
 	if err != nil {
 		return nil, fmt.Errorf("%s can't be marshalled: %w", ref.Key(), err)
 	}
-	e.resources.Add(1)
+	e.work.resources.Add(1)
 	return &resealv1.EncodedResource{Kind: ref.Kind, Name: ref.Name, Resource: data}, nil
 }
 
 func (e *encoder) marshal(response *resealv1.SyncResponse) ([]byte, error) {
-	e.updates.Add(1)
+	e.work.updates.Add(1)
 	return marshalDeterministic(response)
 }
 
@@ -94,11 +100,4 @@ func (e *encoder) retain(snapshot *resealv1.Snapshot) {
 			delete(e.newest, key)
 		}
 	}
-}
-
-// reset forgets everything: revisions of another cluster mean nothing here.
-func (e *encoder) reset() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	clear(e.newest)
 }

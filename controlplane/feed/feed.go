@@ -35,7 +35,9 @@ type Source interface {
 	// is known it returns one with revision 0.
 	Snapshot() *resealv1.Snapshot
 	// Next waits for a snapshot newer than revision after and returns the
-	// newest. It fails when ctx ends or the source has ended.
+	// newest. When the store was replaced or restored, so that revisions start
+	// anew, it may return one with a lower revision. It fails when ctx ends or
+	// the source has ended.
 	Next(ctx context.Context, after int64) (*resealv1.Snapshot, error)
 	// At returns what was in force at a revision of the past, also of one that
 	// was written before this process started. Any error means that it can't be
@@ -70,13 +72,14 @@ type Server struct {
 	resealv1.UnimplementedFleetServiceServer
 
 	config  Config
-	encoder *encoder
+	work    work
 	table   *table
 	metrics *metrics
 	stopped chan struct{} // closed when Run has ended
 	history singleflight.Group
 
 	mu        sync.Mutex
+	encoder   *encoder
 	newest    *generation   // nil: none yet
 	published chan struct{} // closed at the next publish
 	past      []*generation // oldest use first
@@ -90,10 +93,10 @@ func New(config Config) *Server {
 	}
 	s := &Server{
 		config:    config,
-		encoder:   &encoder{unseal: config.Unseal, newest: map[string]form{}},
 		stopped:   make(chan struct{}),
 		published: make(chan struct{}),
 	}
+	s.encoder = newEncoder(config.Unseal, &s.work)
 	s.metrics = newMetrics(config.Registerer, s)
 	s.table = newTable(func(took time.Duration) { s.metrics.convergence.Observe(took.Seconds()) })
 	return s
@@ -138,29 +141,30 @@ func (s *Server) follow(ctx context.Context) error {
 
 // publish makes snapshot what edges should serve.
 func (s *Server) publish(snapshot *resealv1.Snapshot) {
-	next := newGeneration(snapshot, time.Now())
 	s.mu.Lock()
 	old := s.newest
-	sameCluster := old == nil || old.snapshot.ClusterID() == snapshot.ClusterID()
-	if !sameCluster {
-		s.encoder.reset()
-		s.past = nil
-	}
-	s.encoder.retain(snapshot)
-	s.newest = next
-	if old != nil && sameCluster {
+	switch {
+	case old == nil:
+	case old.snapshot.ClusterID() != snapshot.ClusterID() || old.revision() > snapshot.Revision():
+		// Another cluster, or one that was restored from a backup. The old
+		// numbers mean nothing any more.
+		s.encoder, s.past = newEncoder(s.config.Unseal, &s.work), nil
+		s.table.startAnew()
+	default:
 		s.keepLocked(old)
 	}
+	s.encoder.retain(snapshot)
+	s.newest = newGeneration(snapshot, s.encoder, time.Now())
 	close(s.published)
 	s.published = make(chan struct{})
 	// Under the lock, so that no edge acks a revision that the table does not
 	// know yet.
-	s.table.publish(next.revision(), next.seen)
+	s.table.publish(s.newest.revision(), s.newest.seen)
 	s.mu.Unlock()
 	if old != nil {
 		old.retire()
 	}
-	s.config.Logger.Debug("revision published", "revision", next.revision(), "resources", snapshot.Len())
+	s.config.Logger.Debug("revision published", "revision", snapshot.Revision(), "resources", snapshot.Len())
 }
 
 // current returns the newest generation, nil when there is none, and a channel
@@ -196,9 +200,9 @@ func (s *Server) at(ctx context.Context, revision int64) *generation {
 		if err != nil {
 			return nil, err
 		}
-		g := newGeneration(snapshot, time.Now())
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		g := newGeneration(snapshot, s.encoder, time.Now())
 		s.keepLocked(g)
 		return g, nil
 	})

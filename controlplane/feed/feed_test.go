@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,7 +12,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -158,7 +156,7 @@ func TestMarshalOnce(t *testing.T) {
 			nodes = append(nodes, p.node(fmt.Sprint("e", i), labels, newDisk()))
 		}
 		settle(0)
-		if resources, updates := p.server.encoder.resources.Load(), p.server.encoder.updates.Load(); resources != 4 || updates != 1 {
+		if resources, updates := p.server.work.resources.Load(), p.server.work.updates.Load(); resources != 4 || updates != 1 {
 			t.Errorf("%d resources and %d updates marshalled for 50 edges, want 4 and 1", resources, updates)
 		}
 		s.apply(many(pool("app", "a:2")))
@@ -166,7 +164,7 @@ func TestMarshalOnce(t *testing.T) {
 		// A listener for half of them makes two views.
 		s.apply(many(listener("odd", "app", map[string]string{"odd": "1"})))
 		settle(0)
-		if resources, updates := p.server.encoder.resources.Load(), p.server.encoder.updates.Load(); resources != 6 || updates != 4 {
+		if resources, updates := p.server.work.resources.Load(), p.server.work.updates.Load(); resources != 6 || updates != 4 {
 			t.Errorf("%d resources and %d updates marshalled, want 6 and 4", resources, updates)
 		}
 		for i, n := range nodes {
@@ -341,156 +339,6 @@ func TestLateAck(t *testing.T) {
 	})
 }
 
-func TestTakeover(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := base()
-		p := startPlane(t, s)
-		older := p.hello("e1", &resealv1.Hello{Edge: "e1", BootId: "b1"})
-		if _, err := older.Recv(); err != nil {
-			t.Fatal(err)
-		}
-		newer := p.hello("e1", &resealv1.Hello{Edge: "e1", BootId: "b2"})
-		if _, err := newer.Recv(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := older.Recv(); status.Code(err) != codes.Aborted {
-			t.Errorf("the older stream ended with %v", err)
-		}
-		settle(0)
-		edges := p.edges()
-		if len(edges) != 1 || edges[0].GetBootId() != "b2" || edges[0].GetState() != resealv1.Edge_STATE_SYNCING {
-			t.Errorf("listed are %v", edges)
-		}
-	})
-}
-
-func TestDrain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := startPlane(t, base())
-		state := newDisk()
-		n := p.node("e1", nil, state)
-		settle(0)
-		if _, err := p.server.DrainEdge(t.Context(), &resealv1.DrainEdgeRequest{Id: "e1", Timeout: durationpb.New(5 * time.Second)}); err != nil {
-			t.Fatal(err)
-		}
-		settle(0)
-		if edge := p.edge("e1"); edge.GetState() != resealv1.Edge_STATE_DRAINING || !edge.GetDraining() {
-			t.Errorf("listed as %v", edge)
-		}
-		n.stop()
-		settle(10 * time.Second)
-		if _, err := p.server.DrainEdge(t.Context(), &resealv1.DrainEdgeRequest{Id: "e1"}); status.Code(err) != codes.NotFound {
-			t.Errorf("drain of an edge that left: %v", err)
-		}
-		again := p.node("e1", nil, state)
-		settle(0)
-		if _, err := p.server.DrainEdge(t.Context(), &resealv1.DrainEdgeRequest{Id: "e1", Undo: true}); err != nil {
-			t.Fatal(err)
-		}
-		settle(0)
-		if diff := cmp.Diff([]string{"true 5s"}, n.drained); diff != "" {
-			t.Error(diff)
-		}
-		if diff := cmp.Diff([]string{"true 5s", "false 0s"}, again.drained); diff != "" {
-			t.Error(diff)
-		}
-		if got := p.edge("e1").GetState(); got != resealv1.Edge_STATE_SYNCED {
-			t.Error(got)
-		}
-		for _, bad := range []*resealv1.DrainEdgeRequest{{}, {Id: "e1", Timeout: durationpb.New(-time.Second)}} {
-			if _, err := p.server.DrainEdge(t.Context(), bad); status.Code(err) != codes.InvalidArgument {
-				t.Errorf("%v: %v", bad, err)
-			}
-		}
-	})
-}
-
-func TestLiveFor30Seconds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := startPlane(t, base())
-		n := p.node("e1", nil, newDisk())
-		settle(0)
-		n.stop()
-		settle(29 * time.Second)
-		if got := p.server.Live(); !slices.Equal(got, []string{"e1"}) || p.edge("e1").GetState() != resealv1.Edge_STATE_DISCONNECTED {
-			t.Errorf("live after 29s: %v", got)
-		}
-		settle(2 * time.Second)
-		if got := p.server.Live(); len(got) != 0 || len(p.server.table.edges) != 0 {
-			t.Errorf("live after 31s: %v", got)
-		}
-	})
-}
-
-func twoSites(eu, us map[string]string) *source {
-	withTLS := pool("eu-app", "e:1")
-	withTLS.GetBackendPool().Tls = &resealv1.BackendTLS{Policy: "strict", ClientCertificate: "client"}
-	front := listener("eu-web", "eu-app", eu, "eu-cert", "shared-cert")
-	front.GetListener().TlsPolicy = "modern"
-	s := newSource()
-	s.apply(many(
-		front, listener("us-web", "us-app", us, "us-cert", "shared-cert"), listener("lost", "nowhere", map[string]string{"site": "mars"}),
-		withTLS, pool("us-app", "u:1"), pool("routed", "r:1"), pool("orphan", "o:1"),
-		certificate("eu-cert", ""), certificate("us-cert", ""), certificate("shared-cert", ""), certificate("client", ""), certificate("spare", ""),
-		policy("strict"), policy("modern"), policy("unused"),
-		route("both", []string{"us-web", "eu-web"}, "routed"), route("us", []string{"us-web"}, "us-app"), route("mars", []string{"lost"}, "orphan"),
-		keyring("default", nil), keyring("eu", eu),
-	))
-	return s
-}
-
-func TestSelectors(t *testing.T) {
-	eu, us := map[string]string{"site": "eu"}, map[string]string{"site": "us", "tier": "1"}
-	for name, test := range map[string]struct {
-		labels map[string]string
-		want   []string
-	}{
-		"eu": {eu, []string{
-			"BackendPool/eu-app", "BackendPool/routed",
-			"Certificate/client", "Certificate/eu-cert", "Certificate/shared-cert",
-			"Keyring/default", "Keyring/eu", "Listener/eu-web", "Route/both", "TLSPolicy/modern", "TLSPolicy/strict",
-		}},
-		"us": {us, []string{
-			"BackendPool/routed", "BackendPool/us-app", "Certificate/shared-cert", "Certificate/us-cert",
-			"Keyring/default", "Listener/us-web", "Route/both", "Route/us",
-		}},
-		"half of us":         {map[string]string{"site": "us"}, []string{"Keyring/default"}},
-		"dangling is left":   {map[string]string{"site": "mars"}, []string{"BackendPool/orphan", "Keyring/default", "Listener/lost", "Route/mars"}},
-		"nothing but common": {nil, []string{"Keyring/default"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				n := startPlane(t, twoSites(eu, us)).node("e1", test.labels, newDisk())
-				settle(0)
-				if diff := cmp.Diff(test.want, keys(n.newest())); diff != "" {
-					t.Error(diff)
-				}
-			})
-		})
-	}
-}
-
-// Labels of the certificate's enrolment replace what an edge says of itself.
-func TestLabelsOfEnrolmentWin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := base()
-		s.apply(many(listener("secret", "app", map[string]string{"site": "hq"})))
-		p := startPlane(t, s)
-		p.server.config.Edge = func(ctx context.Context) (string, map[string]string, error) {
-			id, _, err := callingEdge(ctx)
-			return id, map[string]string{"site": "street"}, err
-		}
-		n := p.node("e1", map[string]string{"site": "hq"}, newDisk())
-		settle(0)
-		if n.newest().Get("Listener", "secret") != nil {
-			t.Error("the edge got a listener by labels of its own")
-		}
-		if got := p.edge("e1").GetLabels()["site"]; got != "street" {
-			t.Errorf("listed with site %q", got)
-		}
-	})
-}
-
 // hello opens a bare stream.
 func (p *plane) hello(as string, hello *resealv1.Hello) resealv1.FeedService_SyncClient {
 	p.t.Helper()
@@ -572,148 +420,4 @@ func TestUnknownCallers(t *testing.T) {
 			}
 		})
 	}
-}
-
-// A resource that can't be unsealed holds up the edges that need it, and no
-// others.
-func TestUnsealFails(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := base()
-		p := startPlane(t, s)
-		a := p.node("a", map[string]string{"site": "a"}, newDisk())
-		b := p.node("b", nil, newDisk())
-		settle(0)
-		s.apply(many(listener("extra", "app", map[string]string{"site": "a"}, "broken"), certificate("broken", "damaged")))
-		settle(time.Minute)
-		if a.newest().Revision() != 1 || b.newest().Revision() != 2 {
-			t.Errorf("a serves %d, b serves %d", a.newest().Revision(), b.newest().Revision())
-		}
-		s.apply(many(certificate("broken", "k2")))
-		settle(time.Minute)
-		if a.newest().Revision() != 3 || b.newest().Revision() != 3 {
-			t.Errorf("after the repair a serves %d, b serves %d", a.newest().Revision(), b.newest().Revision())
-		}
-	})
-}
-
-// An edge that knows more than this replica waits a moment for it to learn.
-func TestReplicaBehind(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ahead, behind, state := base(), base(), newDisk()
-		ahead.apply(many(pool("app", "a:2")))
-		n := startPlane(t, ahead).node("e1", nil, state)
-		settle(0)
-		n.stop()
-		p := startPlane(t, behind)
-		n = p.node("e1", nil, state)
-		settle(time.Second)
-		if got := p.updates(); got != "0 0 0" {
-			t.Errorf("updates full, delta, empty: %s", got)
-		}
-		behind.apply(many(pool("app", "a:2")))
-		settle(0)
-		if got := p.updates(); got != "0 0 1" || n.newest().Revision() != 2 {
-			t.Errorf("updates full, delta, empty: %s; serves %d", got, n.newest().Revision())
-		}
-	})
-}
-
-// Before there is a configuration an edge is welcome and hears nothing.
-func TestBeforeTheFirstRevision(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newSource()
-		p := startPlane(t, s)
-		n := p.node("e1", nil, newDisk())
-		settle(5 * time.Second)
-		if got := p.updates(); got != "0 0 0" || !n.feed.Connected() || p.edge("e1").GetId() != "e1" {
-			t.Errorf("updates %s, connected %t", got, n.feed.Connected())
-		}
-		s.apply(many(listener("web", "", nil)))
-		settle(0)
-		if n.newest().Revision() != 1 {
-			t.Error("the first revision did not arrive")
-		}
-	})
-}
-
-func TestWatchEdges(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := base()
-		p := startPlane(t, s)
-		p.node("e1", map[string]string{"site": "a"}, newDisk())
-		p.node("e2", nil, newDisk())
-		settle(time.Second)
-		stream, err := resealv1.NewFleetServiceClient(p.dial("")).WatchEdges(t.Context(), &resealv1.WatchEdgesRequest{MatchLabels: map[string]string{"site": "a"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		lists := make(chan *resealv1.WatchEdgesResponse, 100)
-		go func() {
-			defer close(lists)
-			for {
-				list, err := stream.Recv()
-				if err != nil {
-					return
-				}
-				lists <- list
-			}
-		}()
-		settle(0)
-		first := <-lists
-		if len(first.GetEdges()) != 1 || first.GetEdges()[0].GetId() != "e1" {
-			t.Errorf("the first list is %v", first)
-		}
-		settle(10 * time.Second)
-		if len(lists) != 0 {
-			t.Error("a list came though nothing changed")
-		}
-		// 50 changes in 5 s are at most 11 lists, and the last says it all.
-		for i := range 50 {
-			s.apply(many(pool("app", fmt.Sprint("a:", i))))
-			settle(100 * time.Millisecond)
-		}
-		settle(time.Second)
-		if n := len(lists); n < 8 || n > 11 {
-			t.Errorf("%d lists for 50 changes in 5s", n)
-		}
-		var last *resealv1.WatchEdgesResponse
-		for len(lists) > 0 {
-			last = <-lists
-		}
-		if got := last.GetEdges()[0]; got.GetAckedRevision() != 51 || got.GetState() != resealv1.Edge_STATE_SYNCED {
-			t.Errorf("the last list is %v", last)
-		}
-		p.stop()
-	})
-}
-
-func TestListEdgesFilters(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := startPlane(t, base())
-		for _, id := range []string{"c", "a", "b"} {
-			p.node(id, map[string]string{"first": fmt.Sprint(id == "a")}, newDisk())
-		}
-		settle(0)
-		for _, test := range []struct {
-			request *resealv1.ListEdgesRequest
-			want    []string
-		}{
-			{&resealv1.ListEdgesRequest{}, []string{"a", "b", "c"}},
-			{&resealv1.ListEdgesRequest{Id: "b"}, []string{"b"}},
-			{&resealv1.ListEdgesRequest{Id: "x"}, nil},
-			{&resealv1.ListEdgesRequest{MatchLabels: map[string]string{"first": "true"}}, []string{"a"}},
-		} {
-			response, err := p.server.ListEdges(t.Context(), test.request)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got []string
-			for _, edge := range response.GetEdges() {
-				got = append(got, edge.GetId())
-			}
-			if diff := cmp.Diff(test.want, got); diff != "" {
-				t.Errorf("%v: %s", test.request, diff)
-			}
-		}
-	})
 }

@@ -43,6 +43,7 @@ type source struct {
 	changed chan struct{}
 	reads   map[int64]int // of history, by revision
 	broken  bool          // At fails
+	former  int64         // newest revision of the numbering before
 }
 
 func newSource() *source {
@@ -62,9 +63,9 @@ func (s *source) Snapshot() *resealv1.Snapshot {
 func (s *source) Next(ctx context.Context, after int64) (*resealv1.Snapshot, error) {
 	for {
 		s.mu.Lock()
-		newest, changed := s.history[len(s.history)-1], s.changed
+		newest, changed, former := s.history[len(s.history)-1], s.changed, s.former
 		s.mu.Unlock()
-		if newest.Revision() > after {
+		if newest.Revision() > after || after > newest.Revision() && after <= former {
 			return newest, nil
 		}
 		select {
@@ -100,6 +101,22 @@ func (s *source) apply(upserts []*resealv1.Resource, deletes ...*resealv1.Resour
 	close(s.changed)
 	s.changed = make(chan struct{})
 	return revision
+}
+
+// restore goes back to an earlier revision, as from a backup: the revisions that
+// follow have numbers that meant something else before.
+func (s *source) restore(revision int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.former = s.history[len(s.history)-1].Revision()
+	for i, snapshot := range s.history {
+		if snapshot.Revision() == revision {
+			s.history = s.history[:i+1]
+			break
+		}
+	}
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
 // The resources of the tests.
@@ -414,7 +431,7 @@ func keys(snapshot *resealv1.Snapshot) []string {
 
 // chosen are the keys of the resources that labels select, sorted.
 func chosen(snapshot *resealv1.Snapshot, labels map[string]string) []string {
-	g := newGeneration(snapshot, time.Time{})
+	g := newGeneration(snapshot, nil, time.Time{})
 	return slices.Sorted(maps.Keys(g.closure(g.choose(labels))))
 }
 

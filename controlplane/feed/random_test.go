@@ -27,7 +27,7 @@ func drawSteps(t *rapid.T) []step {
 		return step{
 			kind: rapid.SampledFrom([]string{
 				"apply", "apply", "apply", "delete", "listener", "route", "break edge", "mend edge",
-				"restart edge", "wipe edge", "restart plane", "cut", "forget", "drain", "new cluster",
+				"restart edge", "wipe edge", "restart plane", "cut", "forget", "drain", "new cluster", "restore",
 			}).Draw(t, "kind"),
 			edge: rapid.IntRange(0, fleetSize-1).Draw(t, "edge"),
 			arg:  rapid.IntRange(0, 3).Draw(t, "arg"),
@@ -115,6 +115,11 @@ func (w *world) do(s step) {
 		src.mu.Lock()
 		src.history = src.history[len(src.history)-1:]
 		src.mu.Unlock()
+	case "restore":
+		src.mu.Lock()
+		oldest := src.history[0].Revision()
+		src.mu.Unlock()
+		src.restore(max(oldest, 1))
 	case "drain":
 		// NOT_FOUND while the edge is away.
 		_, _ = w.plane.server.DrainEdge(w.t.Context(), &resealv1.DrainEdgeRequest{Id: fmt.Sprint("e", s.edge), Undo: s.arg > 1})

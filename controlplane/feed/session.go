@@ -278,7 +278,7 @@ func (c *session) recall(ctx context.Context) error {
 	if old == nil {
 		return nil
 	}
-	then, err := old.view(c.labels, c.server.encoder.pastForm)
+	then, err := old.view(c.labels, old.encoder.pastForm)
 	if err != nil {
 		// The present may be sound where the past is not.
 		c.server.config.Logger.Warn("history can't be sent", "edge", c.id, "revision", old.revision(), "error", err)
@@ -319,7 +319,7 @@ func (c *session) caughtUp(ctx context.Context) (*generation, error) {
 
 // view is what the edge should hold of the newest generation.
 func (c *session) view(g *generation) (*view, error) {
-	found, err := g.view(c.labels, c.server.encoder.newestForm)
+	found, err := g.view(c.labels, g.encoder.newestForm)
 	if err != nil {
 		// The edge learns that it is not its fault, the log says what it is.
 		c.server.config.Logger.Error("configuration can't be sent", "edge", c.id, "revision", g.revision(), "error", err)
@@ -342,7 +342,7 @@ func (c *session) advance(newest *generation) error {
 	if base != nil && base.clusterID != next.clusterID {
 		base = nil
 	}
-	made, err := next.update(base, c.heldRevision, c.server.encoder.marshal)
+	made, err := next.update(base, c.heldRevision, newest.encoder.marshal)
 	if err != nil {
 		c.server.config.Logger.Error("update can't be marshalled", "edge", c.id, "revision", next.revision, "error", err)
 		return status.Errorf(codes.Internal, "revision %d can't be marshalled", next.revision)
@@ -368,7 +368,7 @@ func (c *session) advance(newest *generation) error {
 
 // answer takes an Ack or a Nack. The edge may answer a revision again while it
 // holds it: one that it refused may compile later. Such an answer can cross the
-// next update.
+// next update, and comes before the answer to that.
 func (c *session) answer(message *resealv1.SyncRequest) error {
 	var revision int64
 	nack := message.GetNack()
@@ -380,7 +380,10 @@ func (c *session) answer(message *resealv1.SyncRequest) error {
 	default:
 		return status.Error(codes.InvalidArgument, "want an Ack or a Nack")
 	}
-	about := c.before
+	var about past
+	if !c.answered {
+		about = c.before
+	}
 	if c.target != nil && revision == c.target.revision && !c.waiting {
 		about = past{revision, c.targetSeen, len(c.target.held)}
 		c.held, c.heldRevision, c.answered = c.target, revision, true

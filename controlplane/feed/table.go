@@ -175,6 +175,16 @@ func (t *table) acked(stream *session, revision int64, seen time.Time, resources
 	t.changedLocked()
 }
 
+// startAnew forgets revisions whose numbers mean nothing any more.
+func (t *table) startAnew() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.converging = nil
+	for _, row := range t.edges {
+		row.acked, row.convergence, row.nack = 0, 0, nil
+	}
+}
+
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a

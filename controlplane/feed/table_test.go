@@ -11,7 +11,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"pgregory.net/rapid"
@@ -51,6 +53,11 @@ func TestLateAckCrossesUpdate(t *testing.T) {
 		send(ack(2))
 		if edge := p.edge("e1"); edge.GetAckedRevision() != 2 || edge.GetState() != resealv1.Edge_STATE_SYNCED {
 			t.Errorf("listed as %v", edge)
+		}
+		// After the answer to the newer one it is too late.
+		send(ack(1))
+		if _, err := stream.Recv(); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("ended with %v", err)
 		}
 	})
 }

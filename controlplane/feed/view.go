@@ -16,6 +16,7 @@ import (
 // generation is a snapshot with the views of it that edges asked for.
 type generation struct {
 	snapshot *resealv1.Snapshot
+	encoder  *encoder
 	seen     time.Time // when this replica learned of it
 
 	listeners []*resealv1.Resource
@@ -26,9 +27,10 @@ type generation struct {
 	views map[string]*view // by what was selected
 }
 
-func newGeneration(snapshot *resealv1.Snapshot, seen time.Time) *generation {
+func newGeneration(snapshot *resealv1.Snapshot, encoder *encoder, seen time.Time) *generation {
 	return &generation{
 		snapshot:  snapshot,
+		encoder:   encoder,
 		seen:      seen,
 		listeners: snapshot.Kind("Listener"),
 		keyrings:  snapshot.Kind("Keyring"),

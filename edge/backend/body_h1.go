@@ -42,6 +42,7 @@ func (b *h1Body) Read(p []byte) (int, error) {
 		return n, nil
 	case err == io.EOF && b.x.aborted() == nil:
 		b.err = err
+		b.x.settle()
 		b.x.partDone()
 		return n, err
 	}

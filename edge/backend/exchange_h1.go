@@ -23,9 +23,11 @@ type h1Exchange struct {
 	cause  atomic.Pointer[error]
 	stream io.ReadCloser // the request's body while it is sent
 	sent   chan error    // of capacity 1; how sending the stream ended
+	done   chan struct{} // closed when the stream's goroutine is through
 	begin  chan struct{} // closed when the stream may be sent
 
 	sending atomic.Bool // the stream is not through yet
+	ending  atomic.Bool // its last Write has begun
 	dog     atomic.Pointer[watchdog]
 	stop    atomic.Pointer[func() bool] // ends the watch on the request's context
 }
@@ -83,7 +85,7 @@ func (x *h1Exchange) sendHead() error {
 // 100-continue it waits for the word.
 func (x *h1Exchange) upload(stream io.ReadCloser) {
 	req := x.a.x.req
-	x.stream, x.sent = stream, make(chan error, 1)
+	x.stream, x.sent, x.done = stream, make(chan error, 1), make(chan struct{})
 	x.parts.Add(1)
 	x.sending.Store(true)
 	x.watch()
@@ -96,6 +98,7 @@ func (x *h1Exchange) upload(stream io.ReadCloser) {
 		stream.Close()
 		x.sent <- err
 		x.partDone()
+		close(x.done)
 	})
 }
 
@@ -104,14 +107,34 @@ func (x *h1Exchange) sendStream(stream io.Reader) error {
 		x.keep.Store(false)
 		return nil
 	}
-	dog, req := x.dog.Load(), x.a.x.req
+	dog := x.dog.Load()
 	dog.wait(1)
 	defer dog.wait(-1)
-	err := writeStream(x.c, stream, x.a.x.body, func() http.Header { return req.Trailer }, dog.touch)
+	writer := &streamWriter{
+		w: x.c, stream: stream, body: x.a.x.body, touch: dog.touch,
+		trailer: func() http.Header { return x.a.x.req.Trailer },
+		last:    func() { x.ending.Store(true) },
+	}
+	err := writer.run()
 	if err != nil {
 		x.keep.Store(false)
 	}
 	return err
+}
+
+// settle gives a request whose last Write has begun the moment that it needs to
+// end. Otherwise a response that is quicker than our own goroutine would leave
+// the connection in use for the next request, which would dial another.
+func (x *h1Exchange) settle() {
+	if !x.ending.Load() {
+		return
+	}
+	timer := time.NewTimer(50 * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-x.done:
+	case <-timer.C:
+	}
 }
 
 // continueTimeout is how long a body waits for 100 Continue before it is sent
@@ -256,6 +279,7 @@ func (x *h1Exchange) respond(ctx context.Context, resp *http.Response) (*http.Re
 		}
 	}
 	if resp.Body == http.NoBody {
+		x.settle()
 		x.partDone()
 		return resp, nil
 	}

@@ -248,39 +248,49 @@ type readError struct{ error }
 
 func (e readError) Unwrap() error { return e.error }
 
-// writeStream sends a stream with the framing that appendFraming announced.
-// Errors of the stream are readErrors.
-func writeStream(w io.Writer, stream io.Reader, body *requestBody, trailer func() http.Header, progress func()) error {
+// streamWriter sends a stream with the framing that appendFraming announced.
+type streamWriter struct {
+	w       io.Writer
+	stream  io.Reader
+	body    *requestBody
+	trailer func() http.Header // asked for after the stream's end
+	touch   func()             // a byte has moved
+	last    func()             // the last Write is about to begin
+}
+
+// run sends all. Errors of the stream are readErrors.
+func (s *streamWriter) run() error {
 	buf := copyBuffers.Get().(*[copyFront + copySize + 2]byte)
 	defer copyBuffers.Put(buf)
-	left := body.length
+	left, chunked := s.body.length, s.body.chunked()
 	for {
-		n, err := stream.Read(buf[copyFront : copyFront+copySize])
-		progress()
-		if n > 0 && body.length >= 0 {
-			if left -= int64(n); left < 0 {
-				return readError{errLongBody}
-			}
+		n, err := s.stream.Read(buf[copyFront : copyFront+copySize])
+		s.touch()
+		if left -= int64(n); s.body.length >= 0 && left < 0 {
+			return readError{errLongBody}
+		}
+		ends := !chunked && left == 0
+		if ends {
+			s.last()
 		}
 		if n > 0 {
-			if werr := writePart(w, buf, n, body.chunked()); werr != nil {
+			if werr := writePart(s.w, buf, n, chunked); werr != nil {
 				return werr
 			}
-			progress()
+			s.touch()
 		}
-		if err == nil {
-			continue
-		}
-		if !errors.Is(err, io.EOF) {
+		switch {
+		case ends:
+			return nil
+		case err == nil:
+		case !errors.Is(err, io.EOF):
 			return readError{err}
-		}
-		if body.length >= 0 && left != 0 {
+		case s.body.length >= 0 && left != 0:
 			return readError{errShortBody}
+		default:
+			s.last()
+			return writeLastChunk(s.w, s.trailer())
 		}
-		if body.chunked() {
-			return writeLastChunk(w, trailer())
-		}
-		return nil
 	}
 }
 

@@ -239,6 +239,38 @@ func TestRetryWithoutStream(t *testing.T) {
 	})
 }
 
+// A late answer that a newer update has overtaken is not sent.
+func TestLateAnswerIsOvertaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ack := func(revision int64) *resealv1.SyncRequest {
+			return &resealv1.SyncRequest{Message: &resealv1.SyncRequest_Ack{Ack: &resealv1.Ack{Revision: revision}}}
+		}
+		heard := make(chan *resealv1.SyncRequest, 10)
+		h := run(t, &memory{}, func(stream syncStream, _ *resealv1.Hello) error {
+			if _, err := send(stream, full(1, encoded(t, "a", "a:1")), full(2, encoded(t, "a", "a:2"))); err != nil {
+				t.Error(err)
+			}
+			for {
+				answer, err := stream.Recv()
+				if err != nil {
+					return err
+				}
+				heard <- answer
+			}
+		})
+		settle(0)
+		for _, revision := range []int64{1, 2} {
+			h.mu.Lock()
+			h.session.answerLate(ack(revision))
+			h.mu.Unlock()
+			settle(0)
+		}
+		if n, first := len(heard), <-heard; n != 1 || first.GetAck().GetRevision() != 2 {
+			t.Errorf("%d late answers, first %v", n, first)
+		}
+	})
+}
+
 // A broken stream does not cut an apply short.
 func TestApplyOutlivesStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -10,10 +10,7 @@ import (
 // in its canonical form (RFC 5952). It returns "" for what is no host at all.
 func NormalizeHost(hostport string) string {
 	host, bracketed := withoutPort(hostport)
-	if strings.HasSuffix(host, ".") {
-		host = host[:len(host)-1]
-	}
-	host = strings.ToLower(host)
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
 	if bracketed || strings.IndexByte(host, ':') >= 0 {
 		address, err := netip.ParseAddr(host)
 		if err != nil || !address.Is6() {
@@ -21,7 +18,18 @@ func NormalizeHost(hostport string) string {
 		}
 		return address.String()
 	}
+	for i := range len(host) {
+		if !nameByte(host[i]) && host[i] != '.' {
+			return ""
+		}
+	}
 	return host
+}
+
+// nameByte reports whether c may stand in a label (RFC 1123, and underscores,
+// which are in use).
+func nameByte(c byte) bool {
+	return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_'
 }
 
 // withoutPort cuts ":port" off and takes IPv6 literals out of their brackets.
@@ -40,8 +48,7 @@ func withoutPort(hostport string) (host string, bracketed bool) {
 	return hostport[:colon], false
 }
 
-// validName reports whether name is a host name in lower case (RFC 1123, and
-// underscores, which are in use).
+// validName reports whether name is a host name in lower case.
 func validName(name string) bool {
 	if name == "" || len(name) > 253 {
 		return false
@@ -51,8 +58,7 @@ func validName(name string) bool {
 			return false
 		}
 		for i := range len(label) {
-			c := label[i]
-			if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+			if !nameByte(label[i]) {
 				return false
 			}
 		}

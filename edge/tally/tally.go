@@ -79,7 +79,7 @@ func (t *Tally) Listener(name string) *Listener {
 	return lookUp(t.listeners, name, t.newListener)
 }
 
-func lookUp[T any](all map[string]*T, name string, make func(string) *T) *T {
+func lookUp[T any](all map[string]*T, name string, create func(string) *T) *T {
 	if found := all[name]; found != nil {
 		return found
 	}
@@ -89,7 +89,7 @@ func lookUp[T any](all map[string]*T, name string, make func(string) *T) *T {
 			return found
 		}
 	}
-	made := make(name)
+	made := create(name)
 	all[name] = made
 	return made
 }

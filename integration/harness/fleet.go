@@ -209,10 +209,13 @@ func (f *Fleet) StartEdge(id, labels string, args ...string) *Edge {
 		fleet: f, ID: id, Admin: f.Address(),
 		StateDir: filepath.Join(f.Dir, "state-"+id), AccessLog: filepath.Join(f.Dir, "access-"+id+".log"),
 	}
+	if labels != "" {
+		args = append([]string{"--labels", labels}, args...)
+	}
 	token := f.Ctl("token", "create", "--id", id, "--labels", labels, "-o", "name")
 	tokenFile := f.WriteFile("token-"+id, token)
 	e.args = append([]string{
-		"--id", id, "--control-plane", f.Control.Address, "--labels", labels, "--state-dir", e.StateDir,
+		"--id", id, "--control-plane", f.Control.Address, "--state-dir", e.StateDir,
 		"--admin", e.Admin, "--join-token-file", tokenFile, "--access-log", e.AccessLog,
 	}, args...)
 	e.Start()

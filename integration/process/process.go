@@ -205,7 +205,7 @@ func (p *Process) WaitReady(ctx context.Context, probe func(context.Context) err
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("%s %w (%v); it printed:\n%s", p.name, ErrExited, p.err, p.Output())
+			return fmt.Errorf("%s %w (%w); it printed:\n%s", p.name, ErrExited, p.err, p.Output())
 		case <-ctx.Done():
 			return fmt.Errorf("%s is not ready: %w; it printed:\n%s", p.name, err, p.Output())
 		case <-ticker.C:

@@ -70,7 +70,7 @@ func (f Format) JSON(w io.Writer, resources ...*resealv1.Resource) error {
 		}
 		items.Content = append(items.Content, node)
 	}
-	root := items
+	var root *yaml.Node
 	if len(resources) == 1 {
 		root = items.Content[0]
 	} else {

@@ -211,14 +211,13 @@ func (p *parser) list(root *yaml.Node) {
 func (p *parser) object(root *yaml.Node) {
 	d := &decoder{source: p.source}
 	resource := d.resource(root)
-	failed := len(d.errs.kept) > 0
 	if resource != nil {
 		object := Object{Resource: resource, source: p.source, root: root}
 		if p.validate {
 			d.check(object)
 		}
 		d.duplicate(object, p.seen)
-		if failed = len(d.errs.kept) > 0; !failed {
+		if len(d.errs.kept) == 0 {
 			p.objects = append(p.objects, object)
 		}
 	}
