@@ -36,6 +36,14 @@ func (e *Edge) Apply(_ context.Context, snapshot *resealv1.Snapshot) []*resealv1
 	return e.applyLocked(snapshot)
 }
 
+// unchanged moves the revision of the configuration in force: the newer one
+// holds the same for this edge.
+func (e *Edge) unchanged(revision int64) {
+	e.apply.mu.Lock()
+	defer e.apply.mu.Unlock()
+	e.apply.serving = revision
+}
+
 // applyLastGood applies a kept snapshot unless the feed was faster.
 func (e *Edge) applyLastGood(_ context.Context, snapshot *resealv1.Snapshot) {
 	e.apply.mu.Lock()
@@ -75,7 +83,8 @@ func (e *Edge) applyLocked(snapshot *resealv1.Snapshot) []*resealv1.Violation {
 	e.apply.pools = next
 	e.updateBackend()
 	change.Commit()
-	e.tally.Forget(poolNames(compiled), listenerNames(compiled))
+	e.apply.listeners = listenerNames(compiled)
+	e.forgetCounters()
 	e.apply.serving = snapshot.Revision()
 	e.cfg.Logger.Info("configuration applied", "revision", snapshot.Revision(),
 		"listeners", len(compiled.Listeners), "pools", len(compiled.Pools))
@@ -134,7 +143,21 @@ func (e *Edge) endLeavingPools() {
 	})
 	if len(e.apply.leaving) != before {
 		e.updateBackend()
+		e.forgetCounters()
 	}
+}
+
+// forgetCounters drops the counters of pools and listeners that are gone. Pools
+// that are leaving still count how their connections close.
+func (e *Edge) forgetCounters() {
+	var pools []string
+	for _, pool := range e.apply.pools {
+		pools = append(pools, pool.Name)
+	}
+	for _, leaving := range e.apply.leaving {
+		pools = append(pools, leaving.pool.Name)
+	}
+	e.tally.Forget(pools, e.apply.listeners)
 }
 
 func (e *Edge) reloadFiles() {
@@ -205,8 +228,6 @@ func frontendListeners(compiled *plan.Plan) []frontend.Listener {
 	}
 	return listeners
 }
-
-func poolNames(compiled *plan.Plan) []string { return slices.Collect(maps.Keys(compiled.Pools)) }
 
 func listenerNames(compiled *plan.Plan) []string {
 	var names []string

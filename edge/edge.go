@@ -97,6 +97,8 @@ type applyState struct {
 	pools    []backend.Pool     // those of the plan in force
 	leaving  []leavingPool      // no longer in the plan
 	files    fileWatch
+
+	listeners []string // names of those of the plan in force
 }
 
 // New makes an edge that does nothing before Run.
@@ -113,7 +115,7 @@ func New(cfg Config) *Edge {
 		enrolled:  make(chan struct{}),
 	}
 	e.backend = backend.New(backend.Config{
-		Handshaker: session.New(session.Config{Logger: cfg.Logger.With("part", "session")}),
+		Handshaker: sessions{session.New(session.Config{Logger: cfg.Logger.With("part", "session")})},
 		Counters:   func(pool string) backend.Counters { return counters.Pool(pool) },
 		Logger:     cfg.Logger.With("part", "backend"),
 	})
@@ -199,6 +201,8 @@ func (e *Edge) newFeed(conn *grpc.ClientConn, dir *state.Dir) {
 		Client:    resealv1.NewFeedServiceClient(conn),
 		State:     dir,
 		Apply:     e.Apply,
+		Serving:   e.servingRevision,
+		Unchanged: e.unchanged,
 		Drain:     e.frontend.Drain,
 		Logger:    e.cfg.Logger.With("part", "feed"),
 	})

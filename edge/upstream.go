@@ -3,10 +3,20 @@ package edge
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/reseal/reseal/edge/backend"
 	"github.com/reseal/reseal/edge/frontend"
+	"github.com/reseal/reseal/edge/session"
 )
+
+// sessions is the store as the backend leg sees it.
+type sessions struct{ *session.Store }
+
+// Reserve implements backend.Handshaker.
+func (s sessions) Reserve(ctx context.Context, identity string, wait time.Duration) (backend.Attempt, error) {
+	return s.Store.Reserve(ctx, identity, wait)
+}
 
 // upstream is the boundary of the two legs: the frontend's exchange is the
 // backend's call.

@@ -24,16 +24,28 @@ import (
 
 // Handshaker makes client handshakes and keeps the sessions they give.
 type Handshaker interface {
-	// Handshake makes a handshake on conn. A completed one is either resumed
-	// (mechanism) or has a miss reason. identity is everything a session may be
-	// shared within: pool identity, endpoint or pool, SNI, ALPN. An error that
-	// implements FullHandshaker asks for one more try on a new connection.
-	Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
-		tc *tls.Conn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
+	// Reserve waits, before the dial, until a handshake of identity should be
+	// made: at most for the time wait while another one may bring a session.
+	// identity is everything a session may be shared within: pool identity,
+	// endpoint or pool, SNI, ALPN.
+	Reserve(ctx context.Context, identity string, wait time.Duration) (Attempt, error)
+	// Doubt notes that the server may have forgotten the sessions of identity.
+	Doubt(identity string)
 	// Forget drops the sessions of all identities that begin with prefix.
 	Forget(prefix string)
 	// Unclean notes that a connection of identity ended without close_notify.
 	Unclean(identity string)
+}
+
+// Attempt is the right to make one handshake. One of its methods is called, once.
+type Attempt interface {
+	// Handshake makes a handshake on conn. A completed one is either resumed
+	// (mechanism) or has a miss reason. An error that implements FullHandshaker
+	// asks for one more try on a new connection.
+	Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
+		tc *tls.Conn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
+	// Release gives the right back.
+	Release()
 }
 
 // FullHandshaker is the error of a handshake that failed while a session was

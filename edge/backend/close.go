@@ -36,6 +36,9 @@ func (c *conn) close() {
 		if unclean(kind) {
 			b.cfg.Handshaker.Unclean(c.identity)
 		}
+		if kind == resealv1.CloseKind_CLOSE_KIND_RESET_BY_PEER {
+			b.cfg.Handshaker.Doubt(c.identity)
+		}
 		c.e.pool.counters.Closed(kind, c.peerEnded.Load())
 		b.untrack(c)
 		if c.slot {

@@ -130,14 +130,28 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey) (
 	begin := time.Now()
 	config := e.clientConfig(state, key)
 	identity := state.sessionIdentity(e.address, key)
-	h := e.pool.b.cfg.Handshaker
-	c, err := e.shake(ctx, state, func(ctx context.Context, w *wire) (
+	attempt, err := e.reserve(ctx, state, identity)
+	if err != nil {
+		return nil, err
+	}
+	socket, err := e.openSocket(ctx, state.settings)
+	if err != nil {
+		attempt.Release()
+		// A server that refuses may be one that restarts and has forgotten its
+		// sessions.
+		e.pool.b.cfg.Handshaker.Doubt(identity)
+		return nil, err
+	}
+	c, err := e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
 		*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
-		return h.Handshake(ctx, w, identity, config)
+		return attempt.Handshake(ctx, w, config)
 	})
 	var redo FullHandshaker
 	if err != nil && errors.As(err, &redo) && worthRedoing(err) {
-		c, err = e.shake(ctx, state, func(ctx context.Context, w *wire) (
+		if socket, err = e.openSocket(ctx, state.settings); err != nil {
+			return nil, err
+		}
+		c, err = e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
 			*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
 			return redo.FullHandshake(ctx, w)
 		})
@@ -149,6 +163,33 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey) (
 	e.pool.b.track(c)
 	e.pool.counters.Opened()
 	return c, nil
+}
+
+// reserve waits for the turn of a handshake: while another one may bring a
+// session it is cheaper to wait than to make a full one.
+func (e *endpoint) reserve(ctx context.Context, state *poolState, identity string) (Attempt, error) {
+	wait := state.settings.coalesceTimeout
+	if state.tls.SessionTicketsDisabled {
+		wait = 0
+	}
+	waiting, cancel := context.WithTimeout(ctx, state.settings.handshakeTimeout)
+	defer cancel()
+	attempt, err := e.pool.b.cfg.Handshaker.Reserve(waiting, identity, wait)
+	if err != nil {
+		return nil, handshakeError(err)
+	}
+	return attempt, nil
+}
+
+// openSocket opens a TCP connection.
+func (e *endpoint) openSocket(ctx context.Context, settings *settings) (net.Conn, error) {
+	dialing, cancel := context.WithTimeout(ctx, settings.connectTimeout)
+	defer cancel()
+	socket, err := e.pool.b.cfg.Dial(dialing, "tcp", e.address)
+	if err != nil {
+		return nil, dialError(err)
+	}
+	return socket, nil
 }
 
 // worthRedoing reports whether a handshake without session may do better.
@@ -164,15 +205,9 @@ func worthRedoing(err error) bool {
 
 type handshake func(context.Context, *wire) (*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error)
 
-// shake opens one TCP connection and makes one handshake, which is counted.
-func (e *endpoint) shake(ctx context.Context, state *poolState, do handshake) (*conn, error) {
-	settings, b := state.settings, e.pool.b
-	dialing, cancel := context.WithTimeout(ctx, settings.connectTimeout)
-	socket, err := b.cfg.Dial(dialing, "tcp", e.address)
-	cancel()
-	if err != nil {
-		return nil, dialError(err)
-	}
+// shake makes one handshake, which is counted.
+func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn, do handshake) (*conn, error) {
+	settings := state.settings
 	w := &wire{Conn: socket}
 	shaking, cancel := context.WithTimeout(ctx, settings.handshakeTimeout)
 	defer cancel()
@@ -181,7 +216,7 @@ func (e *endpoint) shake(ctx context.Context, state *poolState, do handshake) (*
 	took := time.Since(begin)
 	if err != nil {
 		e.pool.counters.HandshakeFailed(took)
-		w.lingerClose(b, settings.closeTimeout)
+		w.lingerClose(e.pool.b, settings.closeTimeout)
 		return nil, handshakeError(err)
 	}
 	tls := tc.ConnectionState()

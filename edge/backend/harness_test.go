@@ -355,7 +355,11 @@ type option func(*resealv1.BackendPool)
 
 func newBench(t testing.TB, addresses []string, options ...option) *bench {
 	t.Helper()
-	spec := &resealv1.BackendPool{Tls: &resealv1.BackendTLS{ServerName: testName}}
+	spec := &resealv1.BackendPool{
+		Tls: &resealv1.BackendTLS{ServerName: testName},
+		// Some servers here never answer a close_notify.
+		Connections: &resealv1.Connections{CloseTimeout: dur(200 * time.Millisecond)},
+	}
 	for _, a := range addresses {
 		spec.Endpoints = append(spec.Endpoints, &resealv1.Endpoint{Address: a})
 	}
@@ -542,6 +546,24 @@ type fakeSessions struct {
 
 func newFakeSessions() *fakeSessions {
 	return &fakeSessions{caches: map[string]tls.ClientSessionCache{}, unclean: map[string]int{}}
+}
+
+func (f *fakeSessions) Reserve(_ context.Context, identity string, _ time.Duration) (Attempt, error) {
+	return fakeAttempt{f, identity}, nil
+}
+
+func (f *fakeSessions) Doubt(string) {}
+
+type fakeAttempt struct {
+	f        *fakeSessions
+	identity string
+}
+
+func (a fakeAttempt) Release() {}
+
+func (a fakeAttempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
+	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	return a.f.Handshake(ctx, conn, a.identity, cfg)
 }
 
 func (f *fakeSessions) Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (

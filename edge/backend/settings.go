@@ -25,6 +25,7 @@ type settings struct {
 	closeTimeout     time.Duration
 	connectTimeout   time.Duration
 	handshakeTimeout time.Duration
+	coalesceTimeout  time.Duration
 	headerTimeout    time.Duration
 	bodyTimeout      time.Duration
 
@@ -63,6 +64,7 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 		closeTimeout:     connections.GetCloseTimeout().AsDuration(),
 		connectTimeout:   timeouts.GetConnect().AsDuration(),
 		handshakeTimeout: timeouts.GetHandshake().AsDuration(),
+		coalesceTimeout:  spec.GetSessions().GetCoalesceTimeout().AsDuration(),
 		headerTimeout:    timeouts.GetResponseHeader().AsDuration(),
 		bodyTimeout:      timeouts.GetIdle().AsDuration(),
 		retries:          int(spec.GetRetries().GetAttempts()),

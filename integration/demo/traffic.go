@@ -56,7 +56,9 @@ func (d *demo) traffic(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, address := range d.addresses.edges {
 		transport := &http.Transport{
-			TLSClientConfig:     &tls.Config{RootCAs: d.authority.Pool(), MinVersion: tls.VersionTLS12},
+			TLSClientConfig: &tls.Config{
+				RootCAs: d.authority.Pool(), MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(clients),
+			},
 			MaxIdleConnsPerHost: clients,
 			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 				return new(net.Dialer).DialContext(ctx, network, address)
@@ -68,7 +70,11 @@ func (d *demo) traffic(ctx context.Context) error {
 			sender.Add(1)
 			group.Go(func() error {
 				defer sender.Done()
-				for range (d.requests + clients - 1 - i) / clients {
+				share := (d.requests + clients - 1 - i) / clients
+				for n := range share {
+					if i == 0 && n == share/2 {
+						transport.CloseIdleConnections() // clients come back and resume
+					}
 					if err := get(ctx, client); err != nil {
 						return err
 					}

@@ -16,6 +16,8 @@ const (
 	Empty = "/0"
 	// Small has 1 KiB with Content-Length.
 	Small = "/1k"
+	// Medium has 256 KiB with Content-Length. nginx and openssl don't serve it.
+	Medium = "/256k"
 	// Large has 10 MiB with Content-Length.
 	Large = "/10m"
 	// Chunked has 64 KiB without Content-Length.
@@ -65,6 +67,8 @@ func Body(path string) []byte {
 		return []byte{}
 	case Small, Trailers, Slow:
 		return pattern()[:1<<10]
+	case Medium:
+		return pattern()[:256<<10]
 	case Large:
 		return pattern()
 	case Chunked:
@@ -86,6 +90,7 @@ func Handler(closeEach bool) http.Handler {
 	}
 	mux.HandleFunc(Empty, fixed)
 	mux.HandleFunc(Small, fixed)
+	mux.HandleFunc(Medium, fixed)
 	mux.HandleFunc(Large, fixed)
 	mux.HandleFunc(Early, func(w http.ResponseWriter, r *http.Request) {
 		// An HTTP/1 server reads on before it writes unless told otherwise.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -39,6 +40,12 @@ func Jetty(ctx context.Context, o Options) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
+	port := "0"
+	if o.Address != "" {
+		if _, port, err = net.SplitHostPort(o.Address); err != nil {
+			return nil, fmt.Errorf("jetty: %w", err)
+		}
+	}
 	classPath, err := jettyClasses(ctx, o.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("jetty: %w", err)
@@ -51,7 +58,7 @@ func Jetty(ctx context.Context, o Options) (*Backend, error) {
 			"-Djava.io.tmpdir=" + o.Dir,
 			fmt.Sprintf("-Djdk.tls.server.enableSessionTicketExtension=%t", o.Mode != TLS12SessionIDs),
 			"-cp", classPath, "Backend", certificate, key, protocolName(o.Mode),
-			pick(o.CloseEach, "close", "keep"), pick(o.HTTP2, "h2", "h1"), pick(o.Strict, "strict", "lenient"),
+			pick(o.CloseEach, "close", "keep"), pick(o.HTTP2, "h2", "h1"), pick(o.Strict, "strict", "lenient"), port,
 		},
 		OnLine: func(line string) bool {
 			if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "READY" {

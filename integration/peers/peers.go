@@ -64,6 +64,10 @@ type Options struct {
 	// Strict makes Jetty drop the session of a connection that the client ended
 	// without close_notify, as old Java did. Other backends ignore it.
 	Strict bool
+	// Address is where Jetty listens: 127.0.0.1 with a port of FreePort, so that
+	// it can be started again at the same place. Default: any free port. Other
+	// backends ignore it.
+	Address string
 	// Names are further names in the certificate.
 	Names []string
 }

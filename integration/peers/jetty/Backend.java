@@ -57,7 +57,8 @@ import org.eclipse.jetty.util.thread.QueuedThreadPool;
  *
  * <p>Arguments: certificate file, key file (PEM, PKCS #8), TLS protocol, "close" or "keep", "h1" or
  * "h2", "strict" or "lenient": with strict a connection that the client ends without close_notify
- * takes its session along, as in old Java. It prints "READY tlsPort adminPort".
+ * takes its session along, as in old Java. Then the port, 0 for any. It prints "READY tlsPort
+ * adminPort".
  */
 public final class Backend {
   private static final AtomicLong full = new AtomicLong();
@@ -80,11 +81,13 @@ public final class Backend {
     boolean closeEach = args[3].equals("close");
     boolean http2 = args[4].equals("h2");
     boolean strict = args[5].equals("strict");
+    int port = Integer.parseInt(args[6]);
 
     QueuedThreadPool threads = new QueuedThreadPool(200, 8);
     threads.setDaemon(true);
     Server server = new Server(threads);
     ServerConnector tls = tlsConnector(server, keys, protocol, http2, strict);
+    tls.setPort(port);
     ServerConnector admin = new ServerConnector(server, 1, 1);
     admin.setHost("127.0.0.1");
     server.addConnector(tls);
@@ -275,6 +278,17 @@ public final class Backend {
       }
     }
 
+    @Override
+    protected boolean networkFlush(ByteBuffer output) throws IOException {
+      try {
+        return super.networkFlush(output);
+      } catch (IOException e) {
+        // A reset in the middle of a response shows here alone: Jetty reads no more.
+        end();
+        throw e;
+      }
+    }
+
     private synchronized void end() {
       if (ended) {
         return;
@@ -373,6 +387,9 @@ public final class Backend {
           break;
         case "/1k":
           fixed(response, 1 << 10);
+          break;
+        case "/256k":
+          fixed(response, 256 << 10);
           break;
         case "/10m":
           fixed(response, 10 << 20);
