@@ -3,6 +3,7 @@ package plan
 import (
 	"crypto/tls"
 	"fmt"
+	"slices"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -107,6 +108,11 @@ func (l *Listener) applyPolicy(p *policy) {
 	p.apply(l.TLS)
 	if len(p.spec.Alpn) == 0 && l.Spec.Protocol == resealv1.Listener_PROTOCOL_HTTPS {
 		l.TLS.NextProtos = []string{"h2", "http/1.1"}
+	}
+	if l.Spec.Protocol == resealv1.Listener_PROTOCOL_HTTPS && slices.Contains(l.TLS.NextProtos, "http/1.1") {
+		// A client that offers http/1.0 alone, as curl --http1.0 does, would be
+		// refused with no_application_protocol (RFC 7301 section 3.2).
+		l.TLS.NextProtos = append(slices.Clip(l.TLS.NextProtos), "http/1.0")
 	}
 	var key digest
 	key.add(l.Name, l.UID, p.uid, p.spec.Resumption.Keyring, p.clientAuth.String(), p.rootsHash)
