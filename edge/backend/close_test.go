@@ -240,7 +240,7 @@ func TestCountsEqualServers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := serve(t, site())
 			s.tls.MaxVersion = version
-			x := newBench(t, []string{s.addr})
+			x := newBench(t, []string{s.addr}, connections(func(c *resealv1.Connections) { c.CloseTimeout = dur(5 * time.Second) }))
 			const workers, each = 8, 125
 			x.get("/close")
 			eventually(t, "the first connection is over", func() bool { return x.tally.get(func(c *tally) int { return c.closed }) == 1 })
@@ -325,7 +325,7 @@ func TestShutdownEndsRequestsUnderWay(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		x.stop()
+		x.end()
 		if _, err := io.Copy(io.Discard, resp.Body); err == nil {
 			t.Error("the body came whole after the end")
 		}

@@ -24,6 +24,7 @@ func (s *settings) speaksHTTP1Only() bool {
 // dial opens one connection for a set. It belongs to no request: whoever waits
 // first gets it, and if nobody does it stays idle for the next.
 func (e *endpoint) dial(set *connSet) {
+	begin := time.Now()
 	c, err := e.connect(e.pool.b.ctx, e.pool.state.Load(), set.key)
 	var protocol string
 	var h2 *h2Conn
@@ -37,7 +38,11 @@ func (e *endpoint) dial(set *connSet) {
 			c.close() // gives the slot back
 		}
 	}
-	e.dialled(set, c, h2, protocol, err)
+	if err != nil {
+		e.dialFailed(set, begin, c != nil, err)
+		return
+	}
+	e.dialled(set, c, h2, protocol)
 }
 
 // protocolOf returns what is spoken on c.
@@ -56,20 +61,30 @@ func (e *endpoint) protocolOf(c *conn) (string, error) {
 	return protocolHTTP1, nil
 }
 
-// dialled hands a new connection, or the failure, to the waiters.
-func (e *endpoint) dialled(set *connSet, c *conn, h2 *h2Conn, protocol string, err error) {
+// redialPause keeps calls that wait for a stream, and so don't end with a dial
+// that fails, from dialling without a break.
+const redialPause = 250 * time.Millisecond
+
+// dialFailed tells the waiters. A connection that was opened gives its slot back
+// when it is closed.
+func (e *endpoint) dialFailed(set *connSet, begin time.Time, opened bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	settings := e.settings()
 	set.dials--
-	if err != nil {
-		e.failWaiters(set, settings, err)
-		if c == nil {
-			e.freeSlot()
-		}
-		e.tidy(set)
-		return
+	e.failWaiters(set, settings, begin, err)
+	if !opened {
+		e.freeSlot()
 	}
+	e.tidy(set)
+}
+
+// dialled hands a new connection to the waiters.
+func (e *endpoint) dialled(set *connSet, c *conn, h2 *h2Conn, protocol string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	settings := e.settings()
+	set.dials--
 	set.protocol = protocol
 	switch protocol {
 	case protocolHTTP2:
@@ -108,14 +123,20 @@ func (e *endpoint) offerRaw(set *connSet, c *conn) {
 }
 
 // failWaiters tells a failed dial to those who waited for it alone. Calls that
-// may yet get a stream of an open h2 connection wait on.
-func (e *endpoint) failWaiters(set *connSet, settings *settings, err error) {
-	n := len(set.waiters)
+// may yet get a stream of an open h2 connection wait on, and who came after the
+// dial's begin gets another one: what has failed may long be over, as when a
+// backend restarts.
+func (e *endpoint) failWaiters(set *connSet, settings *settings, begin time.Time, err error) {
+	n := 0
+	for n < len(set.waiters) && !set.waiters[n].since.After(begin) {
+		n++
+	}
 	switch {
 	case e.manyDials(set, settings):
 		n = min(n, 1)
 	case len(set.h2) > 0:
 		n = 0
+		set.hold = time.Now().Add(redialPause)
 	}
 	for _, w := range set.waiters[:n] {
 		e.waiting--

@@ -33,6 +33,7 @@ type connSet struct {
 	h2      []*h2Conn
 	waiters []*waiter // longest waiting first
 	dials   int       // under way
+	hold    time.Time // no dial before; the next sweep sees to it
 	// protocol is what the endpoint chose last; "" is not known yet.
 	protocol string
 }
@@ -166,7 +167,7 @@ func (e *endpoint) takeIdle(set *connSet, w *waiter, settings *settings) (grant,
 // closed. e.mu is held.
 func (e *endpoint) offer(c *h1Conn, settings *settings) bool {
 	now := time.Now()
-	if e.retired || !c.slot || c.expired(settings, now) || e.pool.b.ctx.Err() != nil {
+	if !c.slot || c.expired(settings, now) || e.pool.b.ctx.Err() != nil {
 		return false
 	}
 	set := e.set(c.key)
@@ -179,10 +180,7 @@ func (e *endpoint) offer(c *h1Conn, settings *settings) bool {
 		w.got <- c.granted(w)
 		return true
 	}
-	if settings.maxIdle <= 0 {
-		return false
-	}
-	if !c.rest(now) {
+	if e.retired || settings.maxIdle <= 0 || !c.rest(now) {
 		return false
 	}
 	set.idle = append(set.idle, c)
@@ -257,6 +255,9 @@ func (e *endpoint) serve(set *connSet, settings *settings) {
 // yet, one dial at a time serves all. e.mu is held.
 func (e *endpoint) dialMore(set *connSet, settings *settings) {
 	want := len(set.waiters)
+	if want == 0 || time.Now().Before(set.hold) {
+		return
+	}
 	if !e.manyDials(set, settings) {
 		want = min(want, 1)
 	}
@@ -329,6 +330,9 @@ func (e *endpoint) freeSlot() {
 }
 
 func (e *endpoint) canDial(set *connSet, settings *settings) bool {
+	if time.Now().Before(set.hold) {
+		return false
+	}
 	if e.manyDials(set, settings) {
 		return set.dials < len(set.waiters)
 	}

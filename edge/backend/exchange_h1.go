@@ -223,6 +223,9 @@ func (x *h1Exchange) header(ctx context.Context) (*http.Response, error) {
 		return nil, fail(ReasonProtocolError, err)
 	}
 	c.limit = noLimit
+	if err := checkFields("header", resp.Header); err != nil {
+		return nil, fail(ReasonProtocolError, err)
+	}
 	if resp.StatusCode/100 != 1 || resp.StatusCode == http.StatusSwitchingProtocols {
 		return resp, nil
 	}

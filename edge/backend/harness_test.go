@@ -203,7 +203,11 @@ func listen(t testing.TB, names ...string) *server {
 	}
 	return &server{
 		t: t, addr: l.Addr().String(), l: l, ends: map[string]int{},
-		tls: &tls.Config{Certificates: []tls.Certificate{certificate(t, names...)}},
+		tls: &tls.Config{
+			Certificates: []tls.Certificate{certificate(t, names...)},
+			// The hybrid key exchange is slow under the race detector.
+			CurvePreferences: []tls.CurveID{tls.X25519},
+		},
 	}
 }
 
@@ -348,7 +352,8 @@ type bench struct {
 	h     *fakeSessions
 	spec  *resealv1.BackendPool
 	pool  Pool
-	stop  func()
+	end   func() // ends Run
+	stop  func() // ends Run and checks what must hold then
 }
 
 type option func(*resealv1.BackendPool)
@@ -369,11 +374,14 @@ func newBench(t testing.TB, addresses []string, options ...option) *bench {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- x.b.Run(ctx) }()
-	x.stop = sync.OnceFunc(func() {
+	x.end = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	})
+	x.stop = sync.OnceFunc(func() {
+		x.end()
 		x.settled()
 	})
 	t.Cleanup(x.stop)
@@ -409,7 +417,7 @@ func (x *bench) set(options ...option) {
 
 func (x *bench) apply(identity string) {
 	spec := proto.CloneOf(x.spec).WithDefaults()
-	config := &tls.Config{RootCAs: authority().pool}
+	config := &tls.Config{RootCAs: authority().pool, CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256}}
 	switch spec.Protocol {
 	case resealv1.BackendPool_PROTOCOL_AUTO:
 		config.NextProtos = []string{"h2", "http/1.1"}

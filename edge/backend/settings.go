@@ -101,8 +101,8 @@ func (s *settings) retryOn(conditions []resealv1.Retries_Condition) {
 }
 
 // queueTimeout bounds the wait for a connection: what a dial of one's own would
-// take at most.
-func (s *settings) queueTimeout() time.Duration { return s.connectTimeout + s.handshakeTimeout }
+// take at most, with its turn in the queue of handshakes.
+func (s *settings) queueTimeout() time.Duration { return s.connectTimeout + 2*s.handshakeTimeout }
 
 // private reports whether connections are not shared between clients from their
 // first request on, so that waiters can't count on another's h2 connection.

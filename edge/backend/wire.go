@@ -51,7 +51,9 @@ func (w *wire) Write(p []byte) (int, error) {
 func (w *wire) note(err error) {
 	switch {
 	case err == io.EOF:
-		w.fin.Store(true)
+		if !w.reset.Load() { // after RST the kernel reports end of stream as well
+			w.fin.Store(true)
+		}
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		w.reset.Store(true)
 	}

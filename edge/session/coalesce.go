@@ -55,30 +55,41 @@ func (r *record) wake() {
 // the identity as long as they may bring a session: at most wait, after which
 // one waiter goes ahead without, and the others until ctx ends.
 func (s *Store) acquire(ctx context.Context, identity string, wait time.Duration) (offer, error) {
-	offer, news := s.try(identity, wait <= 0)
+	patience := patient
+	if wait <= 0 {
+		patience = impatient
+	}
+	offer, news := s.try(identity, patience)
 	if news == nil {
 		return offer, nil
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	late := false
 	for {
 		select {
 		case <-ctx.Done():
 			return offer, ctx.Err()
 		case <-timer.C:
-			late = true
+			patience = late
 		case <-news:
 		}
-		if offer, news = s.try(identity, late); news == nil {
+		if offer, news = s.try(identity, patience); news == nil {
 			return offer, nil
 		}
 	}
 }
 
+// patience is how a caller of try feels about waiting.
+type patience int
+
+const (
+	patient   patience = iota // waits for news
+	late                      // has waited long enough; goes ahead if no other one did
+	impatient                 // never waits
+)
+
 // try takes an offer, or returns the channel that is closed with the next news.
-// late says that the caller has waited long enough.
-func (s *Store) try(identity string, late bool) (offer, <-chan struct{}) {
+func (s *Store) try(identity string, how patience) (offer, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g, r := s.use(identity)
@@ -86,8 +97,8 @@ func (s *Store) try(identity string, late bool) (offer, <-chan struct{}) {
 	g.expire(r, now)
 	chosen := r.choose(now)
 	expectant := chosen.session == nil && chosen.miss != resealv1.MissReason_MISS_REASON_UNSUPPORTED_BY_PEER
-	if r.pending > 0 && (expectant || r.doubt) {
-		if !late || r.escaped {
+	if r.pending > 0 && (expectant || r.doubt) && how != impatient {
+		if how == patient || r.escaped {
 			if r.news == nil {
 				r.news = make(chan struct{})
 			}

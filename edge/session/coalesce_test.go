@@ -144,7 +144,7 @@ func TestDeclineDropsOlderSessions(t *testing.T) {
 func TestLeaderFailsAndTheNextOneLeads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		leader, news := s.try("a", false)
+		leader, news := s.try("a", patient)
 		if news != nil || leader.miss != noSession {
 			t.Fatalf("leader: %+v", leader)
 		}
@@ -178,7 +178,7 @@ func TestLeaderFailsAndTheNextOneLeads(t *testing.T) {
 func TestCoalesceTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		hanging, _ := s.try("a", false)
+		hanging, _ := s.try("a", patient)
 		started := time.Now()
 		ahead := make(chan offer, 8)
 		gaveUp := make(chan error, 8)
@@ -234,5 +234,17 @@ func TestDeadLeaderReleasesWaiters(t *testing.T) {
 		}
 	case <-time.After(1500 * time.Millisecond):
 		t.Error("the waiter was not released")
+	}
+}
+
+// Who asks not to wait never does, also when another one has gone ahead.
+func TestImpatientNeverWaits(t *testing.T) {
+	s := New(Config{})
+	for range 3 {
+		attempt, err := s.Reserve(t.Context(), "a", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer attempt.Release()
 	}
 }
