@@ -31,7 +31,13 @@ func (p *pair) listeners() string {
 
 func newPair(t *testing.T, controlPlane ...string) *pair {
 	t.Helper()
-	p := &pair{world: newWorld(t)}
+	return newPairOf(newWorld(t), controlPlane...)
+}
+
+func newPairOf(w *world, controlPlane ...string) *pair {
+	t := w.t
+	t.Helper()
+	p := &pair{world: w}
 	for range 2 {
 		p.backends = append(p.backends, p.launch(t, peers.Go, peers.Options{}))
 	}

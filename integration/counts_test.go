@@ -22,7 +22,7 @@ const maxFull = 31
 // of backend, and compares the edge's handshakes with those that the backend
 // counted itself.
 func TestBackends(t *testing.T) {
-	w := newWorld(t)
+	w := newWorldOf(t, harness.NewShipped(t))
 	w.StartControlPlane()
 	edge := w.StartEdge("one", "")
 	address := w.Address()

@@ -17,12 +17,7 @@ const maxIdleMemory = 40 << 20
 
 // TestIdleMemory measures an edge as it is shipped, without the race detector.
 func TestIdleMemory(t *testing.T) {
-	dir := t.TempDir()
-	if err := harness.GoBuild(dir, false, "reseal-controlplane", "reseal-edge", "resealctl"); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("RESEAL_BIN", dir)
-	p := newPair(t)
+	p := newPairOf(newWorldOf(t, harness.NewShipped(t)))
 	p.serve(0)
 	var resident int64
 	settle(t, func() error {

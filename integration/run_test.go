@@ -65,6 +65,9 @@ func TestMakeRun(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(root, ".run")); !os.IsNotExist(err) {
 				t.Errorf(".run is left behind (%v)", err)
 			}
+			if !strings.Contains(run.Output(), "nothing is left behind") {
+				t.Error("it did not say that all has stopped")
+			}
 			t.Logf("it printed:\n%s", run.Output())
 		})
 	}

@@ -54,7 +54,12 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, Fleet: harness.New(t)}
+	return newWorldOf(t, harness.New(t))
+}
+
+func newWorldOf(t *testing.T, fleet *harness.Fleet) *world {
+	t.Helper()
+	w := &world{t: t, Fleet: fleet}
 	var err error
 	if w.authority, err = peers.NewAuthority("integration test"); err != nil {
 		t.Fatal(err)

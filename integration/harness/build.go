@@ -20,28 +20,22 @@ type Binaries struct {
 	ControlPlane, Edge, Ctl string
 }
 
-// builds keeps one result per process: tests of one package share it.
+// builds keeps the directories of the built commands, by whether the daemons
+// have the race detector: tests of one package share them.
 var builds struct {
-	once sync.Once
-	dir  string
-	err  error
+	sync.Mutex
+	dirs map[bool]string
 }
 
-// Build builds the commands, once per process. RESEAL_BIN names a directory
-// with ready ones instead. Under the race detector the commands are built with
-// it too. Main removes what was built.
-func Build() (Binaries, error) {
+// build builds the commands, once per process and kind. RESEAL_BIN names a
+// directory with ready ones instead. Main removes what was built.
+func build(race bool) (Binaries, error) {
 	dir := os.Getenv("RESEAL_BIN")
 	if dir == "" {
-		builds.once.Do(func() {
-			if builds.dir, builds.err = os.MkdirTemp("", "reseal-bin-"); builds.err == nil {
-				builds.err = GoBuild(builds.dir, raceDetector, "reseal-controlplane", "reseal-edge", "resealctl")
-			}
-		})
-		if builds.err != nil {
-			return Binaries{}, builds.err
+		var err error
+		if dir, err = buildOnce(race); err != nil {
+			return Binaries{}, err
 		}
-		dir = builds.dir
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -60,8 +54,29 @@ func Build() (Binaries, error) {
 	return b, nil
 }
 
-// GoBuild builds commands of this module into dir.
-func GoBuild(dir string, race bool, commands ...string) error {
+func buildOnce(race bool) (string, error) {
+	builds.Lock()
+	defer builds.Unlock()
+	if dir := builds.dirs[race]; dir != "" {
+		return dir, nil
+	}
+	dir, err := os.MkdirTemp("", "reseal-bin-")
+	if err != nil {
+		return "", err
+	}
+	// Tests start resealctl hundreds of times; its own tests look for races.
+	if err := errors.Join(goBuild(dir, race, "reseal-controlplane", "reseal-edge"), goBuild(dir, false, "resealctl")); err != nil {
+		return "", errors.Join(err, os.RemoveAll(dir))
+	}
+	if builds.dirs == nil {
+		builds.dirs = make(map[bool]string)
+	}
+	builds.dirs[race] = dir
+	return dir, nil
+}
+
+// goBuild builds commands of this module into dir.
+func goBuild(dir string, race bool, commands ...string) error {
 	args := []string{"build", "-o", dir + string(filepath.Separator)}
 	environment := os.Environ()
 	if race {
@@ -84,9 +99,9 @@ func GoBuild(dir string, race bool, commands ...string) error {
 // TestMain, which passes the result to os.Exit.
 func Main(m *testing.M) int {
 	code := m.Run()
-	if builds.dir != "" {
-		if err := os.RemoveAll(builds.dir); err != nil {
-			_, _ = fmt.Fprintln(os.Stderr, errors.Join(errors.New("removing the built commands"), err))
+	for _, dir := range builds.dirs {
+		if err := os.RemoveAll(dir); err != nil {
+			_, _ = fmt.Fprintln(os.Stderr, "removing the built commands:", err)
 			code = max(code, 1)
 		}
 	}

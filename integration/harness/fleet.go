@@ -43,10 +43,23 @@ type Fleet struct {
 	manifests atomic.Int64
 }
 
-// New prepares a fleet without processes.
+// New prepares a fleet without processes. Its daemons are built with the race
+// detector when the test is.
 func New(tb testing.TB) *Fleet {
 	tb.Helper()
-	bin, err := Build()
+	return newFleet(tb, raceDetector)
+}
+
+// NewShipped is New with daemons as users get them, for tests that measure or
+// send much.
+func NewShipped(tb testing.TB) *Fleet {
+	tb.Helper()
+	return newFleet(tb, false)
+}
+
+func newFleet(tb testing.TB, race bool) *Fleet {
+	tb.Helper()
+	bin, err := build(race)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func Jetty(ctx context.Context, o Options) (*Backend, error) {
 	java, err := process.Start(process.Config{
 		Name: "jetty", Path: "java", Install: jettyInstall,
 		Args: []string{
-			"-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",
+			"-Xmx512m", "-XX:+UseSerialGC", pick(o.Bulk, "-XX:+TieredCompilation", "-XX:TieredStopAtLevel=1"), "-XX:-UsePerfData",
 			"-Djava.io.tmpdir=" + o.Dir,
 			fmt.Sprintf("-Djdk.tls.server.enableSessionTicketExtension=%t", o.Mode != TLS12SessionIDs),
 			"-cp", classPath, "Backend", certificate, key, protocolName(o.Mode),

@@ -68,6 +68,9 @@ type Options struct {
 	// it can be started again at the same place. Default: any free port. Other
 	// backends ignore it.
 	Address string
+	// Bulk lets Java compile all the way, which starts slower but encrypts large
+	// amounts several times faster. Other backends ignore it.
+	Bulk bool
 	// Names are further names in the certificate.
 	Names []string
 }
