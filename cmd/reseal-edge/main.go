@@ -3,8 +3,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	// Images from scratch have no system roots; these are used where the
 	// system has none.
@@ -22,6 +24,22 @@ plane says.
 The first start needs a join token (resealctl token create --id ID). Later starts
 use the certificate in the state directory.`
 
+// parseLabels reads "k=v,…". Empty is no labels.
+func parseLabels(text string) (map[string]string, error) {
+	labels := map[string]string{}
+	for pair := range strings.SplitSeq(text, ",") {
+		if pair == "" {
+			continue
+		}
+		key, value, found := strings.Cut(pair, "=")
+		if !found || key == "" {
+			return nil, fmt.Errorf("%q is not of the form k=v", pair)
+		}
+		labels[key] = value
+	}
+	return labels, nil
+}
+
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
@@ -29,7 +47,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var cfg edge.Config
 	flags.StringSliceVar(&cfg.ControlPlane, "control-plane", nil, "control-plane replicas, `HOST:PORT[,…]` (required)")
 	flags.StringVar(&cfg.ID, "id", "", "this edge's id, as in its join token (required)")
-	flags.StringToStringVar(&cfg.Labels, "labels", nil, "labels for selectors, `k=v,…`; those of the join token win")
+	labels := flags.String("labels", "", "labels for selectors, `k=v,…`; those of the join token win")
 	flags.StringVar(&cfg.StateDir, "state-dir", "reseal-edge-state", "identity and last good configuration, sealed, `DIR`")
 	flags.StringVar(&cfg.StateKeyFile, "state-key-file", "", "key that seals the state, `FILE` (default STATE-DIR/key, generated)")
 	page := daemon.Page{Flag: "admin"}
@@ -46,6 +64,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	if cfg.ID == "" || len(cfg.ControlPlane) == 0 {
 		_, code := flags.Usagef("--id and --control-plane are required")
+		return code
+	}
+	var err error
+	if cfg.Labels, err = parseLabels(*labels); err != nil {
+		_, code := flags.Usagef("--labels: %v", err)
 		return code
 	}
 	logger, err := flags.Logger(stderr)
