@@ -113,11 +113,11 @@ func startEmbedded(ctx context.Context, cfg Config) (*etcdStore, error) {
 	}
 	store := &etcdStore{maxOps: embeddedMaxOps, maxBytes: embeddedMaxBytes - 1<<20, sockets: sockets}
 	clientSocket := filepath.Join(sockets, "client.sock")
-	config := embeddedConfig(filepath.Join(cfg.DataDir, "etcd"), clientSocket, filepath.Join(sockets, "peer.sock"))
+	config := embeddedConfig(filepath.Join(cfg.DataDir, "etcd"), clientSocket, filepath.Join(sockets, "peer.sock"), cfg.Logger)
 	store.embedded, err = embed.StartEtcd(config)
 	if err != nil {
 		store.close(cfg.Logger)
-		return nil, fmt.Errorf("start the embedded store in %s (its log is etcd.log there): %w", config.Dir, err)
+		return nil, fmt.Errorf("start the embedded store in %s: %w", config.Dir, err)
 	}
 	select {
 	case <-store.embedded.Server.ReadyNotify():
@@ -135,7 +135,7 @@ func startEmbedded(ctx context.Context, cfg Config) (*etcdStore, error) {
 	return store, nil
 }
 
-func embeddedConfig(dir, clientSocket, peerSocket string) *embed.Config {
+func embeddedConfig(dir, clientSocket, peerSocket string, logger *slog.Logger) *embed.Config {
 	clientURL := url.URL{Scheme: "unix", Path: clientSocket}
 	peerURL := url.URL{Scheme: "unix", Path: peerSocket}
 	config := embed.NewConfig()
@@ -152,10 +152,7 @@ func embeddedConfig(dir, clientSocket, peerSocket string) *embed.Config {
 	config.MaxRequestBytes = embeddedMaxBytes
 	config.AutoCompactionMode = "periodic"
 	config.AutoCompactionRetention = "1h"
-	config.LogLevel = "warn"
-	config.LogOutputs = []string{filepath.Join(filepath.Dir(dir), "etcd.log")}
-	config.EnableLogRotation = true
-	config.LogRotationConfigJSON = `{"maxsize": 10, "maxbackups": 1}`
+	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newEtcdLogger(logger))
 	return config
 }
 
