@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -23,7 +24,7 @@ const (
 	// An embedded store takes larger transactions than etcd's defaults (128
 	// operations, 1.5 MiB), so that a whole directory of manifests is one apply.
 	embeddedMaxOps   = 20_000
-	embeddedMaxBytes = 16 << 20
+	embeddedMaxBytes = 10 << 20
 	externalMaxOps   = 128
 	externalMaxBytes = 1_400_000
 
@@ -39,6 +40,7 @@ type etcdStore struct {
 	maxBytes int
 	embedded *embed.Etcd // nil for an external cluster
 	sockets  string      // folder of the embedded store's sockets
+	closing  atomic.Bool
 }
 
 // openEtcd connects to the external cluster, or starts the embedded store.
@@ -113,7 +115,8 @@ func startEmbedded(ctx context.Context, cfg Config) (*etcdStore, error) {
 	}
 	store := &etcdStore{maxOps: embeddedMaxOps, maxBytes: embeddedMaxBytes - 1<<20, sockets: sockets}
 	clientSocket := filepath.Join(sockets, "client.sock")
-	config := embeddedConfig(filepath.Join(cfg.DataDir, "etcd"), clientSocket, filepath.Join(sockets, "peer.sock"), cfg.Logger)
+	config := embeddedConfig(filepath.Join(cfg.DataDir, "etcd"), clientSocket, filepath.Join(sockets, "peer.sock"),
+		newEtcdLogger(cfg.Logger, &store.closing))
 	store.embedded, err = embed.StartEtcd(config)
 	if err != nil {
 		store.close(cfg.Logger)
@@ -135,7 +138,7 @@ func startEmbedded(ctx context.Context, cfg Config) (*etcdStore, error) {
 	return store, nil
 }
 
-func embeddedConfig(dir, clientSocket, peerSocket string, logger *slog.Logger) *embed.Config {
+func embeddedConfig(dir, clientSocket, peerSocket string, logger *zap.Logger) *embed.Config {
 	clientURL := url.URL{Scheme: "unix", Path: clientSocket}
 	peerURL := url.URL{Scheme: "unix", Path: peerSocket}
 	config := embed.NewConfig()
@@ -152,7 +155,7 @@ func embeddedConfig(dir, clientSocket, peerSocket string, logger *slog.Logger) *
 	config.MaxRequestBytes = embeddedMaxBytes
 	config.AutoCompactionMode = "periodic"
 	config.AutoCompactionRetention = "1h"
-	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newEtcdLogger(logger))
+	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger)
 	return config
 }
 
@@ -179,6 +182,7 @@ func (e *etcdStore) failed() <-chan error {
 }
 
 func (e *etcdStore) close(logger *slog.Logger) {
+	e.closing.Store(true)
 	if e.client != nil {
 		if err := e.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
 			logger.Warn("close the etcd client", "error", err)

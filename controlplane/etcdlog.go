@@ -3,30 +3,39 @@ package controlplane
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
 
-// newEtcdLogger passes the embedded store's warnings and errors on to logger.
-func newEtcdLogger(logger *slog.Logger) *zap.Logger {
-	return zap.New(&slogCore{LevelEnabler: zapcore.WarnLevel, logger: logger.With("part", "etcd")})
+// etcdChatter are warnings about what we chose: a single unix socket, no users.
+var etcdChatter = map[string]bool{
+	"Running http and grpc server on single port. This is not recommended for production.": true,
+	"simple token is not cryptographically signed":                                           true,
+}
+
+// newEtcdLogger passes the embedded store's warnings and errors on to logger,
+// until closing: that its listeners are closed is no error of its.
+func newEtcdLogger(logger *slog.Logger, closing *atomic.Bool) *zap.Logger {
+	return zap.New(&slogCore{LevelEnabler: zapcore.WarnLevel, logger: logger.With("part", "etcd"), closing: closing})
 }
 
 // slogCore is a zapcore.Core that writes to slog.
 type slogCore struct {
 	zapcore.LevelEnabler
-	logger *slog.Logger
+	logger  *slog.Logger
+	closing *atomic.Bool
 }
 
 // With implements zapcore.Core.
 func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return &slogCore{c.LevelEnabler, c.logger.With(slogArgs(fields)...)}
+	return &slogCore{c.LevelEnabler, c.logger.With(slogArgs(fields)...), c.closing}
 }
 
 // Check implements zapcore.Core.
 func (c *slogCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(entry.Level) {
+	if c.Enabled(entry.Level) && !etcdChatter[entry.Message] && !c.closing.Load() {
 		return checked.AddCore(entry, c)
 	}
 	return checked
