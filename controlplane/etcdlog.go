@@ -12,7 +12,7 @@ import (
 // etcdChatter are warnings about what we chose: a single unix socket, no users.
 var etcdChatter = map[string]bool{
 	"Running http and grpc server on single port. This is not recommended for production.": true,
-	"simple token is not cryptographically signed":                                           true,
+	"simple token is not cryptographically signed":                                         true,
 }
 
 // newEtcdLogger passes the embedded store's warnings and errors on to logger,
