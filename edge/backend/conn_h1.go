@@ -33,6 +33,7 @@ type h1Conn struct {
 
 	// Guarded by endpoint.mu.
 	since  time.Time // idle since
+	rested bool      // it has been idle
 	served int
 	owner  uint64
 }
@@ -168,7 +169,7 @@ func (c *h1Conn) rest(now time.Time) bool {
 	if c.closing.Load() || len(c.ready) > 0 {
 		return false
 	}
-	c.since = now
+	c.since, c.rested = now, true
 	c.count(gaugeIdle)
 	c.state.Store(h1Idle)
 	return true
@@ -180,7 +181,7 @@ func (c *h1Conn) granted(w *waiter) grant {
 	c.served++
 	c.owner = w.call.Client
 	c.count(gaugeActive)
-	return grant{h1: c, reused: c.served > 1}
+	return grant{h1: c, reused: c.served > 1, stale: c.served > 1 || c.rested}
 }
 
 // expired reports whether the connection may serve no more requests.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -15,6 +16,10 @@ import (
 type h2Conn struct {
 	*conn
 	cc *http2.ClientConn
+
+	started atomic.Bool   // cc is set
+	known   atomic.Bool   // settled is closed
+	settled chan struct{} // closed when the peer's SETTINGS have been processed
 
 	// Guarded by endpoint.mu.
 	listed    bool // in its connSet
@@ -31,7 +36,12 @@ type h2Net struct {
 	h         *h2Conn
 }
 
-func (n h2Net) Read(p []byte) (int, error)  { return n.h.conn.Read(p) }
+// Read is called when x/net/http2 has processed what it read before.
+func (n h2Net) Read(p []byte) (int, error) {
+	n.h.checkSettings()
+	return n.h.conn.Read(p)
+}
+
 func (n h2Net) Write(p []byte) (int, error) { return n.h.conn.Write(p) }
 
 // Close is called by x/net/http2 when the connection is broken, or idle after
@@ -43,16 +53,44 @@ func (n h2Net) Close() error {
 
 // newH2Conn starts HTTP/2 on c.
 func newH2Conn(c *conn, transport *http2.Transport) (*h2Conn, error) {
-	h := &h2Conn{conn: c, idleSince: time.Now()}
+	h := &h2Conn{conn: c, idleSince: time.Now(), settled: make(chan struct{})}
 	c.leave = h.forget
 	cc, err := transport.NewClientConn(h2Net{c.tc, h})
 	if err != nil {
 		return nil, fail(ReasonProtocolError, err)
 	}
 	h.cc = cc
+	h.started.Store(true)
+	h.checkSettings()
 	c.hooks.Store(&hooks{broken: func() { cc.Close() }, goodbye: h.goodbye})
 	c.count(gaugeIdle)
 	return h, nil
+}
+
+// checkSettings notes when the peer's SETTINGS, which come first (RFC 9113
+// section 3.4), have been processed.
+func (h *h2Conn) checkSettings() {
+	if h.known.Load() || !h.started.Load() || h.cc.State().MaxConcurrentStreams == 0 {
+		return
+	}
+	if h.known.CompareAndSwap(false, true) {
+		close(h.settled)
+	}
+}
+
+// awaitSettings waits until it is known how many streams the peer allows.
+// Before, x/net/http2 would give out more than that, and the peer refuse them.
+func (h *h2Conn) awaitSettings(limit time.Duration) error {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-h.settled:
+		return nil
+	case <-h.ended:
+		return fail(ReasonReset, errNoSettings)
+	case <-timer.C:
+		return fail(ReasonProtocolError, errNoSettings)
+	}
 }
 
 // goodbye sends GOAWAY.
@@ -96,7 +134,7 @@ func (h *h2Conn) reserve(s *settings) bool {
 // granted returns the reserved stream as a grant. endpoint.mu is held.
 func (h *h2Conn) granted(w *waiter) grant {
 	h.owner = w.call.Client
-	return grant{h2: h, reused: h.served > 1}
+	return grant{h2: h, reused: h.served > 1, stale: h.served > 1}
 }
 
 // unreserve gives back a reserved stream that was not used.

@@ -32,7 +32,7 @@ func (e *endpoint) dial(set *connSet) {
 		c.slot = true
 		protocol, err = e.protocolOf(c)
 		if protocol == protocolHTTP2 {
-			h2, err = newH2Conn(c, e.pool.state.Load().h2)
+			h2, err = e.startH2(c)
 		}
 		if err != nil {
 			c.close() // gives the slot back
@@ -43,6 +43,16 @@ func (e *endpoint) dial(set *connSet) {
 		return
 	}
 	e.dialled(set, c, h2, protocol)
+}
+
+// startH2 starts HTTP/2 on c and waits until it can be used.
+func (e *endpoint) startH2(c *conn) (*h2Conn, error) {
+	state := e.pool.state.Load()
+	h, err := newH2Conn(c, state.h2)
+	if err != nil {
+		return nil, err
+	}
+	return h, h.awaitSettings(state.settings.handshakeTimeout)
 }
 
 // protocolOf returns what is spoken on c.
@@ -127,22 +137,25 @@ func (e *endpoint) offerRaw(set *connSet, c *conn) {
 // dial's begin gets another one: what has failed may long be over, as when a
 // backend restarts.
 func (e *endpoint) failWaiters(set *connSet, settings *settings, begin time.Time, err error) {
-	n := 0
-	for n < len(set.waiters) && !set.waiters[n].since.After(begin) {
-		n++
+	most := len(set.waiters)
+	if e.manyDials(set, settings) {
+		most = min(most, 1)
 	}
-	switch {
-	case e.manyDials(set, settings):
-		n = min(n, 1)
-	case len(set.h2) > 0:
-		n = 0
-		set.hold = time.Now().Add(redialPause)
-	}
-	for _, w := range set.waiters[:n] {
+	var left []*waiter
+	for _, w := range set.waiters {
+		hopes := len(set.h2) > 0 && !w.fresh && !settings.private()
+		if most == 0 || hopes || w.since.After(begin) {
+			left = append(left, w)
+			continue
+		}
+		most--
 		e.waiting--
 		w.got <- grant{err: err}
 	}
-	set.waiters = append(set.waiters[:0:0], set.waiters[n:]...)
+	set.waiters = left
+	if len(set.h2) > 0 {
+		set.hold = time.Now().Add(redialPause)
+	}
 }
 
 // connect opens a TCP connection and makes the handshake, once more in full on

@@ -52,7 +52,8 @@ type grant struct {
 	h1     *h1Conn
 	h2     *h2Conn
 	raw    *conn
-	reused bool
+	reused bool // it has served a request
+	stale  bool // it may have died since it was known to live
 	err    error
 }
 

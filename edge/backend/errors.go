@@ -59,6 +59,7 @@ var (
 	errUnsolicited  = errors.New("the backend sent data that answers no request")
 	errIdle         = errors.New("no byte for the idle time-out")
 	errHeaderLate   = errors.New("no response header in time")
+	errNoSettings   = errors.New("the endpoint sent no HTTP/2 SETTINGS")
 	errNotH2        = errors.New("the endpoint did not agree to h2 by ALPN")
 	errQueueFull    = errors.New("connections.maxPending requests wait already")
 	errQueueLate    = errors.New("no connection became free in time")

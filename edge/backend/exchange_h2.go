@@ -129,15 +129,15 @@ func (x *h2Exchange) classify(err error) error {
 	var stream http2.StreamError
 	if errors.As(err, &stream) {
 		if stream.Code == http2.ErrCodeRefusedStream {
-			return &lostError{err: err} // RFC 9113 section 8.7: not processed
+			return &lostError{err: err, lives: true} // RFC 9113 section 8.7: not processed
 		}
 		return fail(ReasonReset, err)
 	}
 	// A GOAWAY that does not cover the stream has no error type of its own.
 	if !x.wrote.Load() || strings.Contains(err.Error(), "graceful shutdown GOAWAY") {
-		return &lostError{err: err}
+		return &lostError{err: err, lives: true}
 	}
-	return &lostError{err: err, written: true}
+	return &lostError{err: err, written: true, lives: true}
 }
 
 // respond returns the response with a body of ours.

@@ -20,7 +20,8 @@ type exchange struct {
 	key      connKey
 	header   time.Duration // the time-out for the response header
 	begin    time.Time
-	reused   bool
+	reused   bool // of the last attempt, as what follows
+	stale    bool
 	finished atomic.Bool
 }
 
@@ -37,12 +38,11 @@ func (x *exchange) finish(err error) {
 
 // attempt is one try at one endpoint.
 type attempt struct {
-	x      *exchange
-	e      *endpoint
-	reused bool
-	over   atomic.Bool
-	parts  atomic.Int32 // of two: the transfer is over, the response is accepted
-	err    error        // how the transfer ended
+	x     *exchange
+	e     *endpoint
+	over  atomic.Bool
+	parts atomic.Int32 // of two: the transfer is over, the response is accepted
+	err   error        // how the transfer ended
 }
 
 // done notes that the transfer of an attempt that got a response is over. Only
@@ -90,6 +90,7 @@ func (a *attempt) answered(status int) {
 type lostError struct {
 	err     error
 	written bool // a byte of the request may have gone out
+	lives   bool // only the request was turned away: the connection may live on
 }
 
 func (e *lostError) Error() string { return e.err.Error() }
@@ -155,11 +156,13 @@ func (x *exchange) run() (*http.Response, error) {
 				resp.Body.Close()
 			}
 			// A connection that died says little about its endpoint, so the
-			// next try may go there, but not on another old connection.
+			// next try may go there, but not on another old connection of
+			// HTTP/1.
 			if !died {
 				tried = append(tried, e)
 			}
-			fresh = fresh || died
+			var lost *lostError
+			fresh = fresh || died && errors.As(err, &lost) && !lost.lives
 			continue
 		}
 		if err != nil {
@@ -171,7 +174,7 @@ func (x *exchange) run() (*http.Response, error) {
 }
 
 // again reports whether the outcome of an attempt allows another one, and
-// whether it was a reused connection that had died.
+// whether its connection had died.
 func (x *exchange) again(resp *http.Response, err error) (again, died bool) {
 	s := x.state.settings
 	if err == nil {
@@ -179,7 +182,7 @@ func (x *exchange) again(resp *http.Response, err error) (again, died bool) {
 	}
 	var lost *lostError
 	if errors.As(err, &lost) {
-		if !x.reused && lost.written {
+		if !x.stale && lost.written {
 			return false, false
 		}
 		return s.retryStale && x.body.replayable() && (!lost.written || x.repeatable()), true
@@ -203,7 +206,7 @@ func (x *exchange) final(err error) error {
 	switch {
 	case x.req.Context().Err() != nil && reasonOf(err) == "":
 		return x.req.Context().Err()
-	case errors.As(err, &lost) && x.reused:
+	case errors.As(err, &lost) && x.stale:
 		return fail(ReasonStaleConnection, lost.err)
 	case errors.As(err, &lost):
 		return fail(ReasonReset, lost.err)
@@ -220,11 +223,11 @@ func (x *exchange) try(e *endpoint, fresh bool) (*http.Response, *attempt, error
 	g, err := e.acquire(ctx, x.key, &waiter{call: x.call, fresh: fresh})
 	if err != nil {
 		x.call.Endpoint, x.call.Connect = e.address, time.Since(begin)
-		x.reused = false
+		x.reused, x.stale = false, false
 		a.end(err)
 		return nil, a, err
 	}
-	a.reused, x.reused = g.reused, g.reused
+	x.reused, x.stale = g.reused, g.stale
 	var resp *http.Response
 	if g.h2 != nil {
 		g.h2.fill(x.call, protocolHTTP2, g.reused)
@@ -235,7 +238,7 @@ func (x *exchange) try(e *endpoint, fresh bool) (*http.Response, *attempt, error
 	}
 	if err != nil {
 		var lost *lostError
-		if errors.As(err, &lost) && !g.reused {
+		if errors.As(err, &lost) && !g.stale {
 			a.end(fail(ReasonReset, err))
 		} else {
 			a.end(err)

@@ -283,7 +283,7 @@ func TestEarlyResponse(t *testing.T) {
 
 func TestSlowReader(t *testing.T) {
 	bothProtocols(t, func(t *testing.T, x *bench, _ *server) {
-		x.set(timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(50 * time.Millisecond) }))
+		x.set(timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(300 * time.Millisecond) }))
 		resp, err := x.b.RoundTrip(newRequest(t, "GET", "/bytes/3000000", nil), newCall())
 		if err != nil {
 			t.Fatal(err)
@@ -292,7 +292,7 @@ func TestSlowReader(t *testing.T) {
 		got := make([]byte, 0, 3_000_000)
 		buf := make([]byte, 1_000_000)
 		for {
-			time.Sleep(100 * time.Millisecond) // slower than the idle time-out
+			time.Sleep(400 * time.Millisecond) // slower than the idle time-out
 			n, err := io.ReadFull(resp.Body, buf)
 			got = append(got, buf[:n]...)
 			if err != nil {

@@ -1,0 +1,55 @@
+package backend
+
+import (
+	"io"
+	"testing"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+func TestTunnel(t *testing.T) {
+	s := serveRaw(t, func(c *serverConn) {
+		io.WriteString(c, "220 ready\n") // a server that speaks first
+		io.Copy(c, c)
+		c.Conn.CloseWrite()
+	})
+	x := newBench(t, []string{closedPort(t), s.addr}, protocol(resealv1.BackendPool_PROTOCOL_TCP), func(p *resealv1.BackendPool) {
+		p.LoadBalancing = &resealv1.LoadBalancing{Algorithm: resealv1.LoadBalancing_ALGORITHM_ROUND_ROBIN}
+	})
+	for range 4 {
+		call := newCall()
+		tunnel, err := x.b.Tunnel(t.Context(), call)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if call.Protocol != "tcp" || call.Reused || call.Connect == 0 {
+			t.Errorf("%+v", call)
+		}
+		io.WriteString(tunnel, "over and out\n")
+		if err := tunnel.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(tunnel); err != nil || string(got) != "220 ready\nover and out\n" {
+			t.Fatalf("%q %v", got, err)
+		}
+		tunnel.Close()
+	}
+	x.stop()
+	if x.tally.requests != 4 || x.tally.kinds[notifyBoth] != 4 {
+		t.Errorf("%d requests, ends %v", x.tally.requests, x.tally.kinds)
+	}
+}
+
+func TestTunnelIdles(t *testing.T) {
+	s := serveRaw(t, drainConn)
+	x := newBench(t, []string{s.addr}, protocol(resealv1.BackendPool_PROTOCOL_TCP),
+		timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(30 * time.Millisecond) }))
+	tunnel, err := x.b.Tunnel(t.Context(), newCall())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = tunnel.Read(make([]byte, 1))
+	wantReason(t, err, ReasonTimeoutIdle, 504)
+	tunnel.Close()
+}
