@@ -11,6 +11,7 @@ package backend
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -343,7 +344,7 @@ func (b *Backend) Tunnel(ctx context.Context, call *Call) (Tunnel, error) {
 
 // failed notes an error in the call.
 func (c *Call) failed(err error) error {
-	if e, ok := err.(*Error); ok {
+	if e := (*Error)(nil); errors.As(err, &e) {
 		c.Status, c.Reason = e.HTTPStatus()
 	}
 	return err

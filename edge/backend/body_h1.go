@@ -97,13 +97,13 @@ func (b *h1Body) drain() {
 		b.mu.Lock()
 	}
 	defer b.mu.Unlock()
-	c.wire.SetReadDeadline(time.Now().Add(c.timeout))
+	_ = c.wire.SetReadDeadline(time.Now().Add(c.timeout))
 	_, err := io.CopyN(io.Discard, b.src, cheapRest+1)
 	if !errors.Is(err, io.EOF) || c.closing.Load() || c.reader.Buffered() > 0 || c.unread {
 		c.close()
 		return
 	}
-	c.wire.SetReadDeadline(time.Time{})
+	_ = c.wire.SetReadDeadline(time.Time{})
 	c.exchange.Store(nil)
 	c.freeReader()
 	c.e.put(c)

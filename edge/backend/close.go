@@ -56,7 +56,7 @@ func (c *conn) end(deadline time.Time) resealv1.CloseKind {
 	c.wire.interrupt()
 	c.readMu.Lock() // whoever read has let go
 	defer c.readMu.Unlock()
-	c.wire.SetReadDeadline(deadline)
+	_ = c.wire.SetReadDeadline(deadline)
 
 	peerEnded := c.peerEnded.Load()
 	before := c.wire.came.Load()
@@ -134,9 +134,9 @@ func (w *wire) lingerClose(b *Backend, timeout time.Duration) {
 	b.spawn(func() {
 		defer w.Close()
 		if half, ok := w.Conn.(interface{ CloseWrite() error }); ok {
-			half.CloseWrite()
+			_ = half.CloseWrite()
 		}
-		w.SetReadDeadline(time.Now().Add(timeout))
+		_ = w.SetReadDeadline(time.Now().Add(timeout))
 		drain(w.Read, nil)
 	})
 }

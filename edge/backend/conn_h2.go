@@ -97,7 +97,7 @@ func (h *h2Conn) awaitSettings(limit time.Duration) error {
 func (h *h2Conn) goodbye(deadline time.Time) {
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
-	h.cc.Shutdown(ctx)
+	_ = h.cc.Shutdown(ctx)
 }
 
 // forget takes a connection that is ending out of its set.
@@ -143,7 +143,7 @@ func (h *h2Conn) unreserve() {
 	cancel()
 	// x/net/http2 takes a reservation back only by a request.
 	if req, err := http.NewRequestWithContext(canceled, http.MethodGet, "https://unused.invalid/", nil); err == nil {
-		h.cc.RoundTrip(req)
+		_, _ = h.cc.RoundTrip(req)
 	}
 	h.release()
 }

@@ -232,7 +232,7 @@ func (b *h2Body) Close() error {
 		}
 		return nil
 	}
-	cause := error(errBodyClosed)
+	cause := errBodyClosed
 	if already := context.Cause(x.ctx); already != nil {
 		cause = already
 	}

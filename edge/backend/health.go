@@ -128,7 +128,7 @@ func (e *endpoint) check(ctx context.Context) error {
 		return err
 	}
 	defer resp.Body.Close()
-	io.CopyN(io.Discard, resp.Body, cheapRest)
+	_, _ = io.CopyN(io.Discard, resp.Body, cheapRest)
 	if !expected(spec, resp.StatusCode) {
 		return fmt.Errorf("status %d", resp.StatusCode)
 	}

@@ -79,11 +79,11 @@ func (w *wire) capWrites(t time.Time) {
 	w.mu.Lock()
 	w.cap = t
 	w.mu.Unlock()
-	w.SetWriteDeadline(t)
+	_ = w.SetWriteDeadline(t)
 }
 
 // interrupt makes a Read under way, and later ones, fail with a time-out.
-func (w *wire) interrupt() { w.Conn.SetReadDeadline(time.Unix(1, 0)) }
+func (w *wire) interrupt() { _ = w.Conn.SetReadDeadline(time.Unix(1, 0)) }
 
 // pending reports whether bytes of the peer wait unread in the kernel. Closing
 // the socket then makes the kernel send RST.
@@ -97,7 +97,7 @@ func (w *wire) pending() bool {
 		return false
 	}
 	waiting := false
-	raw.Control(func(fd uintptr) {
+	_ = raw.Control(func(fd uintptr) {
 		var b [1]byte
 		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		waiting = err == nil && n > 0

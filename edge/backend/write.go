@@ -57,9 +57,6 @@ func expectsContinue(req *http.Request) bool {
 	return httpguts.HeaderValuesContainsToken(req.Header["Expect"], "100-continue")
 }
 
-// none reports that the request has no body.
-func (b *requestBody) none() bool { return b.small == nil && b.stream == nil }
-
 // replayable reports whether next can be called.
 func (b *requestBody) replayable() bool {
 	return b.stream == nil || !b.used || b.getBody != nil

@@ -218,8 +218,11 @@ func (v verifier) statuses() error {
 		}
 		_, err = io.Copy(io.Discard, response.Body)
 		_ = response.Body.Close()
-		if err != nil || response.StatusCode != code {
-			return fmt.Errorf("status %s (%v), want %d", response.Status, err, code)
+		if err != nil {
+			return fmt.Errorf("status %d: %w", code, err)
+		}
+		if response.StatusCode != code {
+			return fmt.Errorf("status %s, want %d", response.Status, code)
 		}
 	}
 	return nil
