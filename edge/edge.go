@@ -203,6 +203,7 @@ func (e *Edge) newFeed(conn *grpc.ClientConn, dir *state.Dir) {
 		Apply:     e.Apply,
 		Serving:   e.servingRevision,
 		Unchanged: e.unchanged,
+		Probe:     e.probe,
 		Drain:     e.frontend.Drain,
 		Logger:    e.cfg.Logger.With("part", "feed"),
 	})

@@ -36,6 +36,7 @@ var deeds = []deed{
 	{[]string{"edges", "edge"}, []string{"get", "list", "describe"}, resealv1.FleetService_ListEdges_FullMethodName},
 	{[]string{"edges", "edge"}, []string{"watch"}, resealv1.FleetService_WatchEdges_FullMethodName},
 	{[]string{"edges", "edge"}, []string{"drain"}, resealv1.FleetService_DrainEdge_FullMethodName},
+	{[]string{"edges", "edge"}, []string{"probe"}, resealv1.FleetService_ProbeBackend_FullMethodName},
 	{[]string{"stats"}, []string{"get", "list"}, resealv1.TallyService_GetStats_FullMethodName},
 	{[]string{"stats"}, []string{"watch"}, resealv1.TallyService_WatchStats_FullMethodName},
 	{[]string{"tokens", "token"}, []string{"create"}, resealv1.EnrollmentService_CreateToken_FullMethodName},

@@ -52,9 +52,10 @@ func TestScripts(t *testing.T) {
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup:               setupScript,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits,
-			"fake":  steerFake,
-			"mode":  checkMode,
+			"backend": startBackend,
+			"exits":   exits,
+			"fake":    steerFake,
+			"mode":    checkMode,
 		},
 	})
 }

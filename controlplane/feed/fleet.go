@@ -76,7 +76,7 @@ func (s *Server) DrainEdge(ctx context.Context, request *resealv1.DrainEdgeReque
 	orders := stream.orders
 	for {
 		select {
-		case orders <- order{drain, told}:
+		case orders <- order{drainMessage(drain), told}:
 			orders = nil
 		case <-told:
 			s.config.Logger.Info("edge told to drain", "edge", request.GetId(), "undo", request.GetUndo(),

@@ -43,7 +43,8 @@ type session struct {
 	receiveErr error // set before received is closed
 	outbox     chan outgoing
 	sendFailed chan error
-	orders     chan order    // of the operator, for this edge
+	orders     chan order // of the operator, for this edge
+	probing    probing
 	superseded chan struct{} // closed when a newer stream took over
 	done       chan struct{} // closed when the session has ended
 
@@ -73,8 +74,8 @@ type outgoing struct {
 }
 
 type order struct {
-	drain *resealv1.Drain
-	sent  chan struct{}
+	message *resealv1.SyncResponse
+	sent    chan struct{} // closed when gRPC took it, may be nil
 }
 
 // Sync implements resealv1.FeedServiceServer.
@@ -234,7 +235,7 @@ func (c *session) run(ctx context.Context) error {
 				c.waiting = false
 			}
 		case order := <-orders:
-			c.pending = append(c.pending, outgoing{drainMessage(order.drain), order.sent})
+			c.pending = append(c.pending, outgoing{order.message, order.sent})
 		case message, ok := <-c.received:
 			if !ok {
 				return c.ended()
@@ -377,8 +378,11 @@ func (c *session) answer(message *resealv1.SyncRequest) error {
 		revision = message.GetAck().GetRevision()
 	case *resealv1.SyncRequest_Nack:
 		revision = nack.GetRevision()
+	case *resealv1.SyncRequest_ProbeReport:
+		c.probing.answer(message.GetProbeReport())
+		return nil
 	default:
-		return status.Error(codes.InvalidArgument, "want an Ack or a Nack")
+		return status.Error(codes.InvalidArgument, "want an Ack, a Nack or a ProbeReport")
 	}
 	var about past
 	if !c.answered {

@@ -66,6 +66,11 @@ type Config struct {
 	// stands for each listener's own. It must not block. Nil: orders to drain
 	// are ignored.
 	Drain func(drain bool, timeout time.Duration)
+	// Probe probes an endpoint of a pool that is in force and reports, or refuses
+	// by a report with an error. Calls don't overlap. It returns soon after ctx
+	// ends, which is before the control plane stops waiting. Nil, as well as a
+	// nil report: every order is refused.
+	Probe func(ctx context.Context, order *resealv1.ProbeOrder) *resealv1.ProbeReport
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 }

@@ -72,6 +72,10 @@ type session struct {
 	received chan *resealv1.SyncResponse
 	late     chan *resealv1.SyncRequest // the newest late answer
 	accepted bool                       // by the server; guarded by Feed.mu
+
+	group   *errgroup.Group
+	probed  chan *resealv1.ProbeReport
+	probing bool // belongs to talk
 }
 
 // serve runs a session to its end.
@@ -88,6 +92,8 @@ func (f *Feed) serve(ctx context.Context) error {
 		stream:   stream,
 		received: make(chan *resealv1.SyncResponse),
 		late:     make(chan *resealv1.SyncRequest, 1),
+		group:    group,
+		probed:   make(chan *resealv1.ProbeReport),
 	}
 	f.setSession(s)
 	defer f.setSession(nil)
@@ -150,7 +156,16 @@ func (s *session) talk(ctx, streamCtx context.Context) error {
 			if answered(answer) != revision {
 				continue // a newer update took its place
 			}
+		case report := <-s.probed:
+			s.probing = false
+			answer = probeAnswer(report)
 		case message := <-s.received:
+			if order := message.GetProbeOrder(); order != nil {
+				if answer = s.probe(streamCtx, order); answer != nil {
+					break
+				}
+				continue
+			}
 			if drain := message.GetDrain(); drain != nil && s.feed.config.Drain != nil {
 				s.feed.config.Drain(drain.GetDrain(), drain.GetTimeout().AsDuration())
 			}

@@ -33,6 +33,7 @@ type SyncRequest struct {
 	//	*SyncRequest_Hello
 	//	*SyncRequest_Ack
 	//	*SyncRequest_Nack
+	//	*SyncRequest_ProbeReport
 	Message       isSyncRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -102,6 +103,15 @@ func (x *SyncRequest) GetNack() *Nack {
 	return nil
 }
 
+func (x *SyncRequest) GetProbeReport() *ProbeReport {
+	if x != nil {
+		if x, ok := x.Message.(*SyncRequest_ProbeReport); ok {
+			return x.ProbeReport
+		}
+	}
+	return nil
+}
+
 type isSyncRequest_Message interface {
 	isSyncRequest_Message()
 }
@@ -121,11 +131,18 @@ type SyncRequest_Nack struct {
 	Nack *Nack `protobuf:"bytes,3,opt,name=nack,proto3,oneof"`
 }
 
+type SyncRequest_ProbeReport struct {
+	// Answers a ProbeOrder.
+	ProbeReport *ProbeReport `protobuf:"bytes,4,opt,name=probe_report,json=probeReport,proto3,oneof"`
+}
+
 func (*SyncRequest_Hello) isSyncRequest_Message() {}
 
 func (*SyncRequest_Ack) isSyncRequest_Message() {}
 
 func (*SyncRequest_Nack) isSyncRequest_Message() {}
+
+func (*SyncRequest_ProbeReport) isSyncRequest_Message() {}
 
 // SyncResponse is what the control plane says.
 type SyncResponse struct {
@@ -136,6 +153,7 @@ type SyncResponse struct {
 	//
 	//	*SyncResponse_Update
 	//	*SyncResponse_Drain
+	//	*SyncResponse_ProbeOrder
 	Message       isSyncResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -196,6 +214,15 @@ func (x *SyncResponse) GetDrain() *Drain {
 	return nil
 }
 
+func (x *SyncResponse) GetProbeOrder() *ProbeOrder {
+	if x != nil {
+		if x, ok := x.Message.(*SyncResponse_ProbeOrder); ok {
+			return x.ProbeOrder
+		}
+	}
+	return nil
+}
+
 type isSyncResponse_Message interface {
 	isSyncResponse_Message()
 }
@@ -210,9 +237,18 @@ type SyncResponse_Drain struct {
 	Drain *Drain `protobuf:"bytes,2,opt,name=drain,proto3,oneof"`
 }
 
+type SyncResponse_ProbeOrder struct {
+	// Probe a backend, one at a time. The edge answers with a ProbeReport of
+	// the same id, within a minute, also when it refuses; Updates go on
+	// meanwhile. An edge that does not know the message ignores it.
+	ProbeOrder *ProbeOrder `protobuf:"bytes,3,opt,name=probe_order,json=probeOrder,proto3,oneof"`
+}
+
 func (*SyncResponse_Update) isSyncResponse_Message() {}
 
 func (*SyncResponse_Drain) isSyncResponse_Message() {}
+
+func (*SyncResponse_ProbeOrder) isSyncResponse_Message() {}
 
 // Hello introduces an edge and what it holds.
 type Hello struct {
@@ -648,15 +684,18 @@ var File_reseal_v1_feed_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\n" +
-	"\x14reseal/v1/feed.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x18reseal/v1/resource.proto\"\x8d\x01\n" +
+	"\x14reseal/v1/feed.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x15reseal/v1/probe.proto\x1a\x18reseal/v1/resource.proto\"\xca\x01\n" +
 	"\vSyncRequest\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.reseal.v1.HelloH\x00R\x05hello\x12\"\n" +
 	"\x03ack\x18\x02 \x01(\v2\x0e.reseal.v1.AckH\x00R\x03ack\x12%\n" +
-	"\x04nack\x18\x03 \x01(\v2\x0f.reseal.v1.NackH\x00R\x04nackB\t\n" +
-	"\amessage\"p\n" +
+	"\x04nack\x18\x03 \x01(\v2\x0f.reseal.v1.NackH\x00R\x04nack\x12;\n" +
+	"\fprobe_report\x18\x04 \x01(\v2\x16.reseal.v1.ProbeReportH\x00R\vprobeReportB\t\n" +
+	"\amessage\"\xaa\x01\n" +
 	"\fSyncResponse\x12+\n" +
 	"\x06update\x18\x01 \x01(\v2\x11.reseal.v1.UpdateH\x00R\x06update\x12(\n" +
-	"\x05drain\x18\x02 \x01(\v2\x10.reseal.v1.DrainH\x00R\x05drainB\t\n" +
+	"\x05drain\x18\x02 \x01(\v2\x10.reseal.v1.DrainH\x00R\x05drain\x128\n" +
+	"\vprobe_order\x18\x03 \x01(\v2\x15.reseal.v1.ProbeOrderH\x00R\n" +
+	"probeOrderB\t\n" +
 	"\amessage\"\xc9\x02\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x17\n" +
@@ -721,30 +760,34 @@ var file_reseal_v1_feed_proto_goTypes = []any{
 	(*Nack)(nil),                  // 6: reseal.v1.Nack
 	(*Drain)(nil),                 // 7: reseal.v1.Drain
 	nil,                           // 8: reseal.v1.Hello.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*ResourceRef)(nil),           // 10: reseal.v1.ResourceRef
-	(*Violation)(nil),             // 11: reseal.v1.Violation
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
+	(*ProbeReport)(nil),           // 9: reseal.v1.ProbeReport
+	(*ProbeOrder)(nil),            // 10: reseal.v1.ProbeOrder
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*ResourceRef)(nil),           // 12: reseal.v1.ResourceRef
+	(*Violation)(nil),             // 13: reseal.v1.Violation
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 }
 var file_reseal_v1_feed_proto_depIdxs = []int32{
 	2,  // 0: reseal.v1.SyncRequest.hello:type_name -> reseal.v1.Hello
 	5,  // 1: reseal.v1.SyncRequest.ack:type_name -> reseal.v1.Ack
 	6,  // 2: reseal.v1.SyncRequest.nack:type_name -> reseal.v1.Nack
-	3,  // 3: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
-	7,  // 4: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
-	8,  // 5: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
-	9,  // 6: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 7: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
-	10, // 8: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
-	11, // 9: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
-	12, // 10: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	0,  // 11: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
-	1,  // 12: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
-	12, // [12:13] is the sub-list for method output_type
-	11, // [11:12] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	9,  // 3: reseal.v1.SyncRequest.probe_report:type_name -> reseal.v1.ProbeReport
+	3,  // 4: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
+	7,  // 5: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
+	10, // 6: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
+	8,  // 7: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
+	11, // 8: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 9: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
+	12, // 10: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
+	13, // 11: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
+	14, // 12: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	0,  // 13: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
+	1,  // 14: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
+	14, // [14:15] is the sub-list for method output_type
+	13, // [13:14] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_feed_proto_init() }
@@ -753,15 +796,18 @@ func file_reseal_v1_feed_proto_init() {
 		return
 	}
 	file_reseal_v1_options_proto_init()
+	file_reseal_v1_probe_proto_init()
 	file_reseal_v1_resource_proto_init()
 	file_reseal_v1_feed_proto_msgTypes[0].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Ack)(nil),
 		(*SyncRequest_Nack)(nil),
+		(*SyncRequest_ProbeReport)(nil),
 	}
 	file_reseal_v1_feed_proto_msgTypes[1].OneofWrappers = []any{
 		(*SyncResponse_Update)(nil),
 		(*SyncResponse_Drain)(nil),
+		(*SyncResponse_ProbeOrder)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

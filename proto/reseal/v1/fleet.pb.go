@@ -564,11 +564,113 @@ func (*DrainEdgeResponse) Descriptor() ([]byte, []int) {
 	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{6}
 }
 
+// ProbeBackendRequest names an edge and what it shall probe.
+type ProbeBackendRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The edge's id.
+	Edge string `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	// What to probe. Its id is ignored. An idle of more than 30s is
+	// INVALID_ARGUMENT.
+	Order         *ProbeOrder `protobuf:"bytes,2,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeBackendRequest) Reset() {
+	*x = ProbeBackendRequest{}
+	mi := &file_reseal_v1_fleet_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeBackendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeBackendRequest) ProtoMessage() {}
+
+func (x *ProbeBackendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_fleet_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeBackendRequest.ProtoReflect.Descriptor instead.
+func (*ProbeBackendRequest) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ProbeBackendRequest) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *ProbeBackendRequest) GetOrder() *ProbeOrder {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+// ProbeBackendResponse holds what the edge found out.
+type ProbeBackendResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The report, without error.
+	Report        *ProbeReport `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeBackendResponse) Reset() {
+	*x = ProbeBackendResponse{}
+	mi := &file_reseal_v1_fleet_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeBackendResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeBackendResponse) ProtoMessage() {}
+
+func (x *ProbeBackendResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_fleet_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeBackendResponse.ProtoReflect.Descriptor instead.
+func (*ProbeBackendResponse) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ProbeBackendResponse) GetReport() *ProbeReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
 var File_reseal_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x15reseal/v1/fleet.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14reseal/v1/feed.proto\x1a\x17reseal/v1/options.proto\"\xb3\x01\n" +
+	"\x15reseal/v1/fleet.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14reseal/v1/feed.proto\x1a\x17reseal/v1/options.proto\x1a\x15reseal/v1/probe.proto\"\xb3\x01\n" +
 	"\x10ListEdgesRequest\x12O\n" +
 	"\fmatch_labels\x18\x01 \x03(\v2,.reseal.v1.ListEdgesRequest.MatchLabelsEntryR\vmatchLabels\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x1a>\n" +
@@ -617,12 +719,18 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04undo\x18\x02 \x01(\bR\x04undo\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x13\n" +
-	"\x11DrainEdgeResponse2\x80\x02\n" +
+	"\x11DrainEdgeResponse\"V\n" +
+	"\x13ProbeBackendRequest\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x12+\n" +
+	"\x05order\x18\x02 \x01(\v2\x15.reseal.v1.ProbeOrderR\x05order\"F\n" +
+	"\x14ProbeBackendResponse\x12.\n" +
+	"\x06report\x18\x01 \x01(\v2\x16.reseal.v1.ProbeReportR\x06report2\xd8\x02\n" +
 	"\fFleetService\x12M\n" +
 	"\tListEdges\x12\x1b.reseal.v1.ListEdgesRequest\x1a\x1c.reseal.v1.ListEdgesResponse\"\x05\xd2\xea\x1b\x01\x03\x12R\n" +
 	"\n" +
 	"WatchEdges\x12\x1c.reseal.v1.WatchEdgesRequest\x1a\x1d.reseal.v1.WatchEdgesResponse\"\x05\xd2\xea\x1b\x01\x030\x01\x12M\n" +
-	"\tDrainEdge\x12\x1b.reseal.v1.DrainEdgeRequest\x1a\x1c.reseal.v1.DrainEdgeResponse\"\x05\xd2\xea\x1b\x01\x04B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
+	"\tDrainEdge\x12\x1b.reseal.v1.DrainEdgeRequest\x1a\x1c.reseal.v1.DrainEdgeResponse\"\x05\xd2\xea\x1b\x01\x04\x12V\n" +
+	"\fProbeBackend\x12\x1e.reseal.v1.ProbeBackendRequest\x1a\x1f.reseal.v1.ProbeBackendResponse\"\x05\xd2\xea\x1b\x01\x04B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
 
 var (
 	file_reseal_v1_fleet_proto_rawDescOnce sync.Once
@@ -637,7 +745,7 @@ func file_reseal_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_reseal_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_reseal_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_reseal_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_reseal_v1_fleet_proto_goTypes = []any{
 	(Edge_State)(0),               // 0: reseal.v1.Edge.State
 	(*ListEdgesRequest)(nil),      // 1: reseal.v1.ListEdgesRequest
@@ -647,37 +755,45 @@ var file_reseal_v1_fleet_proto_goTypes = []any{
 	(*Edge)(nil),                  // 5: reseal.v1.Edge
 	(*DrainEdgeRequest)(nil),      // 6: reseal.v1.DrainEdgeRequest
 	(*DrainEdgeResponse)(nil),     // 7: reseal.v1.DrainEdgeResponse
-	nil,                           // 8: reseal.v1.ListEdgesRequest.MatchLabelsEntry
-	nil,                           // 9: reseal.v1.WatchEdgesRequest.MatchLabelsEntry
-	nil,                           // 10: reseal.v1.Edge.LabelsEntry
-	(*Nack)(nil),                  // 11: reseal.v1.Nack
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*ProbeBackendRequest)(nil),   // 8: reseal.v1.ProbeBackendRequest
+	(*ProbeBackendResponse)(nil),  // 9: reseal.v1.ProbeBackendResponse
+	nil,                           // 10: reseal.v1.ListEdgesRequest.MatchLabelsEntry
+	nil,                           // 11: reseal.v1.WatchEdgesRequest.MatchLabelsEntry
+	nil,                           // 12: reseal.v1.Edge.LabelsEntry
+	(*Nack)(nil),                  // 13: reseal.v1.Nack
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*ProbeOrder)(nil),            // 16: reseal.v1.ProbeOrder
+	(*ProbeReport)(nil),           // 17: reseal.v1.ProbeReport
 }
 var file_reseal_v1_fleet_proto_depIdxs = []int32{
-	8,  // 0: reseal.v1.ListEdgesRequest.match_labels:type_name -> reseal.v1.ListEdgesRequest.MatchLabelsEntry
+	10, // 0: reseal.v1.ListEdgesRequest.match_labels:type_name -> reseal.v1.ListEdgesRequest.MatchLabelsEntry
 	5,  // 1: reseal.v1.ListEdgesResponse.edges:type_name -> reseal.v1.Edge
-	9,  // 2: reseal.v1.WatchEdgesRequest.match_labels:type_name -> reseal.v1.WatchEdgesRequest.MatchLabelsEntry
+	11, // 2: reseal.v1.WatchEdgesRequest.match_labels:type_name -> reseal.v1.WatchEdgesRequest.MatchLabelsEntry
 	5,  // 3: reseal.v1.WatchEdgesResponse.edges:type_name -> reseal.v1.Edge
-	10, // 4: reseal.v1.Edge.labels:type_name -> reseal.v1.Edge.LabelsEntry
+	12, // 4: reseal.v1.Edge.labels:type_name -> reseal.v1.Edge.LabelsEntry
 	0,  // 5: reseal.v1.Edge.state:type_name -> reseal.v1.Edge.State
-	11, // 6: reseal.v1.Edge.nack:type_name -> reseal.v1.Nack
-	12, // 7: reseal.v1.Edge.started_at:type_name -> google.protobuf.Timestamp
-	12, // 8: reseal.v1.Edge.connected_at:type_name -> google.protobuf.Timestamp
-	12, // 9: reseal.v1.Edge.disconnected_at:type_name -> google.protobuf.Timestamp
-	13, // 10: reseal.v1.Edge.convergence:type_name -> google.protobuf.Duration
-	13, // 11: reseal.v1.DrainEdgeRequest.timeout:type_name -> google.protobuf.Duration
-	1,  // 12: reseal.v1.FleetService.ListEdges:input_type -> reseal.v1.ListEdgesRequest
-	3,  // 13: reseal.v1.FleetService.WatchEdges:input_type -> reseal.v1.WatchEdgesRequest
-	6,  // 14: reseal.v1.FleetService.DrainEdge:input_type -> reseal.v1.DrainEdgeRequest
-	2,  // 15: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
-	4,  // 16: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
-	7,  // 17: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
-	15, // [15:18] is the sub-list for method output_type
-	12, // [12:15] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	13, // 6: reseal.v1.Edge.nack:type_name -> reseal.v1.Nack
+	14, // 7: reseal.v1.Edge.started_at:type_name -> google.protobuf.Timestamp
+	14, // 8: reseal.v1.Edge.connected_at:type_name -> google.protobuf.Timestamp
+	14, // 9: reseal.v1.Edge.disconnected_at:type_name -> google.protobuf.Timestamp
+	15, // 10: reseal.v1.Edge.convergence:type_name -> google.protobuf.Duration
+	15, // 11: reseal.v1.DrainEdgeRequest.timeout:type_name -> google.protobuf.Duration
+	16, // 12: reseal.v1.ProbeBackendRequest.order:type_name -> reseal.v1.ProbeOrder
+	17, // 13: reseal.v1.ProbeBackendResponse.report:type_name -> reseal.v1.ProbeReport
+	1,  // 14: reseal.v1.FleetService.ListEdges:input_type -> reseal.v1.ListEdgesRequest
+	3,  // 15: reseal.v1.FleetService.WatchEdges:input_type -> reseal.v1.WatchEdgesRequest
+	6,  // 16: reseal.v1.FleetService.DrainEdge:input_type -> reseal.v1.DrainEdgeRequest
+	8,  // 17: reseal.v1.FleetService.ProbeBackend:input_type -> reseal.v1.ProbeBackendRequest
+	2,  // 18: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
+	4,  // 19: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
+	7,  // 20: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
+	9,  // 21: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
+	18, // [18:22] is the sub-list for method output_type
+	14, // [14:18] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_fleet_proto_init() }
@@ -687,13 +803,14 @@ func file_reseal_v1_fleet_proto_init() {
 	}
 	file_reseal_v1_feed_proto_init()
 	file_reseal_v1_options_proto_init()
+	file_reseal_v1_probe_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_fleet_proto_rawDesc), len(file_reseal_v1_fleet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,9 +19,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	FleetService_ListEdges_FullMethodName  = "/reseal.v1.FleetService/ListEdges"
-	FleetService_WatchEdges_FullMethodName = "/reseal.v1.FleetService/WatchEdges"
-	FleetService_DrainEdge_FullMethodName  = "/reseal.v1.FleetService/DrainEdge"
+	FleetService_ListEdges_FullMethodName    = "/reseal.v1.FleetService/ListEdges"
+	FleetService_WatchEdges_FullMethodName   = "/reseal.v1.FleetService/WatchEdges"
+	FleetService_DrainEdge_FullMethodName    = "/reseal.v1.FleetService/DrainEdge"
+	FleetService_ProbeBackend_FullMethodName = "/reseal.v1.FleetService/ProbeBackend"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -39,6 +40,15 @@ type FleetServiceClient interface {
 	// `Connection: close` and GOAWAY, /readyz fails, and after the timeout it
 	// closes what is left. NOT_FOUND when the edge is not connected.
 	DrainEdge(ctx context.Context, in *DrainEdgeRequest, opts ...grpc.CallOption) (*DrainEdgeResponse, error)
+	// ProbeBackend has an edge find out, by a bounded number of handshakes, what a
+	// TLS backend can do. Only endpoints of pools are probed: NOT_FOUND when there
+	// is no such pool, INVALID_ARGUMENT when the address is none of its endpoints.
+	// NOT_FOUND also when the edge is not connected to this replica,
+	// FAILED_PRECONDITION when it refuses, for example because the pool is not in
+	// its plan or it can't reach the backend, RESOURCE_EXHAUSTED while another
+	// probe runs on it, and UNAVAILABLE when it leaves or does not report within
+	// 60 s.
+	ProbeBackend(ctx context.Context, in *ProbeBackendRequest, opts ...grpc.CallOption) (*ProbeBackendResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -88,6 +98,16 @@ func (c *fleetServiceClient) DrainEdge(ctx context.Context, in *DrainEdgeRequest
 	return out, nil
 }
 
+func (c *fleetServiceClient) ProbeBackend(ctx context.Context, in *ProbeBackendRequest, opts ...grpc.CallOption) (*ProbeBackendResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProbeBackendResponse)
+	err := c.cc.Invoke(ctx, FleetService_ProbeBackend_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServiceServer is the server API for FleetService service.
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
@@ -103,6 +123,15 @@ type FleetServiceServer interface {
 	// `Connection: close` and GOAWAY, /readyz fails, and after the timeout it
 	// closes what is left. NOT_FOUND when the edge is not connected.
 	DrainEdge(context.Context, *DrainEdgeRequest) (*DrainEdgeResponse, error)
+	// ProbeBackend has an edge find out, by a bounded number of handshakes, what a
+	// TLS backend can do. Only endpoints of pools are probed: NOT_FOUND when there
+	// is no such pool, INVALID_ARGUMENT when the address is none of its endpoints.
+	// NOT_FOUND also when the edge is not connected to this replica,
+	// FAILED_PRECONDITION when it refuses, for example because the pool is not in
+	// its plan or it can't reach the backend, RESOURCE_EXHAUSTED while another
+	// probe runs on it, and UNAVAILABLE when it leaves or does not report within
+	// 60 s.
+	ProbeBackend(context.Context, *ProbeBackendRequest) (*ProbeBackendResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -121,6 +150,9 @@ func (UnimplementedFleetServiceServer) WatchEdges(*WatchEdgesRequest, grpc.Serve
 }
 func (UnimplementedFleetServiceServer) DrainEdge(context.Context, *DrainEdgeRequest) (*DrainEdgeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DrainEdge not implemented")
+}
+func (UnimplementedFleetServiceServer) ProbeBackend(context.Context, *ProbeBackendRequest) (*ProbeBackendResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ProbeBackend not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -190,6 +222,24 @@ func _FleetService_DrainEdge_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_ProbeBackend_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProbeBackendRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ProbeBackend(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ProbeBackend_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ProbeBackend(ctx, req.(*ProbeBackendRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -204,6 +254,10 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DrainEdge",
 			Handler:    _FleetService_DrainEdge_Handler,
+		},
+		{
+			MethodName: "ProbeBackend",
+			Handler:    _FleetService_ProbeBackend_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
