@@ -5,6 +5,7 @@ package controlplane
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/reseal/reseal/controlplane/admin"
 	"github.com/reseal/reseal/controlplane/feed"
+	"github.com/reseal/reseal/controlplane/sessions"
 	"github.com/reseal/reseal/controlplane/store"
 	"github.com/reseal/reseal/controlplane/tally"
 	"github.com/reseal/reseal/controlplane/trust"
@@ -178,18 +180,28 @@ func (c *ControlPlane) serve(ctx context.Context, etcd *etcdStore, listener net.
 		Validate: manifest.Validate,
 		Logger:   c.cfg.Logger.With("part", "admin"),
 	})
+	sessionServer := sessions.New(sessions.Config{
+		Edge: c.edge,
+		Pools: func(labels map[string]string) []string {
+			return sessions.SharedPools(c.store.Snapshot(), labels)
+		},
+		Roots:  c.roots,
+		Logger: c.cfg.Logger.With("part", "sessions"),
+	})
 	server, health := newGRPCServer(c.trust, feed.Codec{}, c.cfg.Version)
 	resealv1.RegisterAdminServiceServer(server, adminServer)
 	resealv1.RegisterFeedServiceServer(server, feedServer)
 	resealv1.RegisterFleetServiceServer(server, feedServer)
 	resealv1.RegisterTallyServiceServer(server, tallyServer)
 	resealv1.RegisterEnrollmentServiceServer(server, c.trust)
+	resealv1.RegisterSessionServiceServer(server, sessionServer)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.trust.Run(ctx) })
 	group.Go(func() error { return c.store.Run(ctx) })
 	group.Go(func() error { return feedServer.Run(ctx) })
 	group.Go(func() error { return tallyServer.Run(ctx) })
+	group.Go(func() error { return sessionServer.Run(ctx) })
 	group.Go(func() error {
 		select {
 		case err := <-etcd.failed():
@@ -249,6 +261,13 @@ func (c *ControlPlane) PageTLS() *tls.Config {
 			return config, nil
 		},
 	}
+}
+
+// roots is the fleet's authority.
+func (c *ControlPlane) roots() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(c.trust.CAPEM())
+	return pool
 }
 
 // edge names the calling edge and the labels that its join token gave it.

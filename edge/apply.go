@@ -79,6 +79,7 @@ func (e *Edge) applyLocked(snapshot *resealv1.Snapshot) []*resealv1.Violation {
 	}
 	// New pools come before the routes that name them, old ones go after.
 	next := backendPools(compiled)
+	e.shareSessions(next)
 	e.retirePools(next)
 	e.apply.pools = next
 	e.updateBackend()
@@ -112,6 +113,11 @@ func (e *Edge) updateBackend() {
 		pools = append(pools, leaving.pool)
 	}
 	e.backend.Update(pools)
+	var identities []string
+	for _, pool := range pools {
+		identities = append(identities, pool.Identity)
+	}
+	e.sessions.Retain(identities...) // those of an older configuration end
 }
 
 // tend ends pools that left the plan and applies the configuration again when a

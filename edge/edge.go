@@ -31,6 +31,7 @@ import (
 	"github.com/reseal/reseal/edge/frontend"
 	"github.com/reseal/reseal/edge/identity"
 	"github.com/reseal/reseal/edge/session"
+	"github.com/reseal/reseal/edge/share"
 	"github.com/reseal/reseal/edge/state"
 	"github.com/reseal/reseal/edge/tally"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
@@ -64,6 +65,9 @@ type Config struct {
 	// FeedWait is how long a start waits for the feed before it serves the last
 	// good configuration.
 	FeedWait time.Duration
+	// ForgetSessions keeps backend sessions in memory alone: a restart makes
+	// full handshakes. Default: they are kept in StateDir, sealed.
+	ForgetSessions bool
 	// Version is told to the control plane.
 	Version string
 	// Logger is for the operator of this process. Required.
@@ -79,11 +83,13 @@ type Edge struct {
 	startedAt time.Time
 	registry  *prometheus.Registry
 	tally     *tally.Tally
+	sessions  *session.Store
 	backend   *backend.Backend
 	frontend  *frontend.Frontend
 
 	identity *identity.Identity // set before enrolled is closed
 	feed     *feed.Feed         // likewise
+	share    *share.Share       // likewise
 	enrolled chan struct{}
 
 	apply applyState
@@ -113,9 +119,10 @@ func New(cfg Config) *Edge {
 		registry:  registry,
 		tally:     counters,
 		enrolled:  make(chan struct{}),
+		sessions:  session.New(session.Config{Logger: cfg.Logger.With("part", "session")}),
 	}
 	e.backend = backend.New(backend.Config{
-		Handshaker: sessions{session.New(session.Config{Logger: cfg.Logger.With("part", "session")})},
+		Handshaker: sessions{e.sessions},
 		Counters:   func(pool string) backend.Counters { return counters.Pool(pool) },
 		Logger:     cfg.Logger.With("part", "backend"),
 	})
@@ -159,14 +166,26 @@ func (e *Edge) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	conn, err := e.dial()
+	// Edges spread over the replicas, but to share sessions they must meet at
+	// the same one.
+	conn, err := e.dial(`{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	meeting, err := e.dial(`{"loadBalancingConfig":[{"pick_first":{}}]}`)
+	if err != nil {
+		return err
+	}
+	defer meeting.Close()
 	e.newFeed(conn, dir)
+	e.newShare(meeting)
 	close(e.enrolled)
-	return e.serve(ctx, conn)
+	keeper, err := e.loadSessions(dir)
+	if err != nil {
+		e.cfg.Logger.Error("the kept sessions are not used", "error", err)
+	}
+	return e.serve(ctx, conn, keeper)
 }
 
 // enrol makes sure that the edge has an identity. One that has expired, after a
@@ -209,7 +228,20 @@ func (e *Edge) newFeed(conn *grpc.ClientConn, dir *state.Dir) {
 	})
 }
 
-func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn) error {
+// loadSessions takes the backend sessions of the last run, or erases them when
+// none shall be kept. The keeper is nil then.
+func (e *Edge) loadSessions(dir *state.Dir) (*session.Keeper, error) {
+	keeper := session.NewKeeper(session.KeeperConfig{
+		Store: e.sessions, State: dir, Logger: e.cfg.Logger.With("part", "session"),
+	})
+	if e.cfg.ForgetSessions {
+		return nil, keeper.Erase()
+	}
+	_, err := keeper.Load()
+	return keeper, err
+}
+
+func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn, keeper *session.Keeper) error {
 	reporter := tally.NewReporter(tally.ReporterConfig{
 		Edge:   e.cfg.ID,
 		BootID: e.bootID,
@@ -224,16 +256,26 @@ func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn) error {
 	var behind errgroup.Group
 	behind.Go(func() error { return e.backend.Run(inner) })
 	behind.Go(func() error { return reporter.Run(inner) })
+	// Sessions are kept last: the closing connections still bring some.
+	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopKeeping()
+	var last errgroup.Group
+	if keeper != nil {
+		last.Go(func() error { return keeper.Run(keeping) })
+	}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return e.identity.Run(ctx) })
 	group.Go(func() error { return e.feed.Run(ctx) })
+	group.Go(func() error { return e.share.Run(ctx) })
 	group.Go(func() error { return e.frontend.Run(ctx) })
 	group.Go(func() error { return e.startFromLastGood(ctx) })
 	group.Go(func() error { return e.tend(ctx) })
 	err := group.Wait()
 	stopInner()
-	return errors.Join(err, behind.Wait())
+	err = errors.Join(err, behind.Wait())
+	stopKeeping()
+	return errors.Join(err, last.Wait())
 }
 
 // startFromLastGood gives the feed a moment, since what it brings is newer, and
@@ -261,8 +303,8 @@ func (e *Edge) startFromLastGood(ctx context.Context) error {
 }
 
 // dial connects to whichever replica answers. The connection is made when it is
-// first used and made again for ever.
-func (e *Edge) dial() (*grpc.ClientConn, error) {
+// first used and made again for ever. balancing is a gRPC service config.
+func (e *Edge) dial(balancing string) (*grpc.ClientConn, error) {
 	replicas := manual.NewBuilderWithScheme("reseal")
 	var endpoints []resolver.Endpoint
 	for _, address := range e.cfg.ControlPlane {
@@ -272,8 +314,7 @@ func (e *Edge) dial() (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("reseal:///controlplane",
 		grpc.WithResolvers(replicas),
 		grpc.WithTransportCredentials(credentials.NewTLS(e.identity.ClientTLS())),
-		// Replicas are tried in a random order, so that edges spread over them.
-		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`),
+		grpc.WithDefaultServiceConfig(balancing),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 5 * time.Second},
 			MinConnectTimeout: 5 * time.Second,

@@ -58,6 +58,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&cfg.CAHash, "ca-hash", "", "SHA-256 of the control plane's CA, for a join token without one, `HEX`")
 	flags.StringVar(&cfg.TrustDomain, "trust-domain", "reseal", "authority of the fleet's spiffe:// identities, `NAME`")
 	flags.DurationVar(&cfg.FeedWait, "feed-wait", edge.DefaultFeedWait, "how long a start waits for the feed before it serves the last good configuration")
+	keepSessions := flags.Bool("keep-sessions", true, "keep backend sessions in the state directory, so that a restart costs no full handshake")
 	accessLog := flags.String("access-log", "-", "JSON access log, `FILE`; -: standard output; empty: off")
 	if done, code := flags.Parse(args, version); done {
 		return code
@@ -77,6 +78,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return code
 	}
 	cfg.Logger, cfg.Version = logger, version
+	cfg.ForgetSessions = !*keepSessions
 	access, closeAccess, err := openAccessLog(*accessLog, stdout)
 	if err != nil {
 		_, code := flags.Usagef("--access-log: %v", err)

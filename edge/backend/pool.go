@@ -3,6 +3,7 @@ package backend
 import (
 	"context"
 	"crypto/tls"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -239,7 +240,7 @@ func (s *poolState) serverName(call *Call) (string, error) {
 // sessionIdentity is what a TLS session may be reused within.
 func (s *poolState) sessionIdentity(address string, key connKey) string {
 	if s.settings.poolScope {
-		address = "pool " + s.uid
+		address = poolPlace(s.uid)
 	}
 	identity := s.identity + "|" + address + "|" + key.serverName
 	if key.http1 {
@@ -247,3 +248,37 @@ func (s *poolState) sessionIdentity(address string, key connKey) string {
 	}
 	return identity
 }
+
+// SessionConfig is the TLS configuration of the handshakes that give sessions of
+// identity, to check one that another edge gave. It is nil when no connection of
+// pool has that identity.
+func SessionConfig(pool Pool, identity string) *tls.Config {
+	parts := strings.Split(identity, "|")
+	http1 := len(parts) == 4 && parts[3] == protocolHTTP1
+	if len(parts) != 3 && !http1 || parts[0] != pool.Identity {
+		return nil
+	}
+	where, name := parts[1], parts[2]
+	s := newSettings(pool.Spec)
+	known := s.dns != nil
+	if s.poolScope {
+		known = where == poolPlace(pool.UID)
+	}
+	for _, endpoint := range pool.Spec.GetEndpoints() {
+		known = known || !s.poolScope && endpoint.GetAddress() == where
+	}
+	named := name != "" && (s.serverName == "" || name == s.serverName || name == s.check.GetServerName())
+	if !known || !named || s.sessionsOff {
+		return nil
+	}
+	config := pool.TLS.Clone()
+	config.ServerName = name
+	if http1 {
+		config.NextProtos = []string{protocolHTTP1}
+	}
+	return config
+}
+
+// poolPlace stands for the endpoint's address in identities that all endpoints
+// of a pool share.
+func poolPlace(uid string) string { return "pool " + uid }

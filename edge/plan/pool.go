@@ -130,6 +130,10 @@ func (o object) clientTLS(spec *resealv1.BackendPool) (*tls.Config, string) {
 		}
 	}
 	identity.add(presented)
+	if spec.Sessions.GetSharing() == resealv1.Sessions_SHARING_FLEET {
+		// Sessions of pools that look alike must not travel with this one's.
+		identity.add("fleet", o.uid)
+	}
 	return cfg, identity.sum()
 }
 

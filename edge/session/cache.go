@@ -22,6 +22,10 @@ type connCache struct {
 	// unclean is the identity's count of unclean closes when the handshake
 	// completed. Guarded by Store.mu.
 	unclean uint64
+	// parent is the session that the handshake resumed, renewed whether the
+	// server declined one. Guarded by Store.mu.
+	parent  *held
+	renewed bool
 
 	mu        sync.Mutex
 	handedOut bool
@@ -60,6 +64,12 @@ func (c *connCache) Put(_ string, state *tls.ClientSessionState) {
 	c.mu.Lock()
 	if state == nil {
 		c.dropped = true
+		c.mu.Unlock()
+		return
+	}
+	if ticket, _, err := state.ResumptionState(); err != nil || len(ticket) == 0 {
+		// A server may send an empty ticket to say that it gives none (RFC 5077
+		// section 3.3), as JSSE does; the session may have an ID all the same.
 		c.mu.Unlock()
 		return
 	}

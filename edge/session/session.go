@@ -50,6 +50,8 @@ type Store struct {
 
 	mu     sync.Mutex
 	groups map[string]*group
+	// watchers are told of changes.
+	watchers map[chan struct{}]struct{}
 }
 
 // New returns an empty Store.
@@ -273,6 +275,7 @@ func (s *Store) Unclean(identity string) {
 func (s *Store) Forget(prefix string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.changed()
 	for _, g := range s.groups {
 		g.forget(prefix)
 		if len(g.records) == 0 && hasGroupPrefix(g.name, prefix) {

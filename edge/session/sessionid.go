@@ -79,15 +79,7 @@ func encodeSession(state tls.ConnectionState, secret []byte, extended bool, now 
 	addBool(&b, extended)
 	addBool(&b, false) // early data
 	b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) { addCertificates(b, state) })
-	b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) {
-		for _, chain := range state.VerifiedChains {
-			b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) {
-				for _, certificate := range chain[1:] { // the leaf stands above
-					b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(certificate.Raw) })
-				}
-			})
-		}
-	})
+	addChains(&b, state.VerifiedChains)
 	b.AddUint16(uint16(state.CurveID))
 	return b.Bytes()
 }

@@ -283,3 +283,26 @@ func TestSecretLog(t *testing.T) {
 		}
 	}
 }
+
+// An empty ticket is none: the session's ID is kept in its place.
+func TestEmptyTicketIsNone(t *testing.T) {
+	first := checkRun{log: &secretLog{}}
+	certificate, roots := issue(t, time.Now().Add(time.Hour))
+	client := &tls.Config{RootCAs: roots, ServerName: "example.test", MaxVersion: tls.VersionTLS12}
+	if err := first.handshake(client, &tls.Config{Certificates: []tls.Certificate{certificate}}); err != nil {
+		t.Fatal(err)
+	}
+	_, session, err := first.given.ResumptionState()
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty, err := tls.NewResumptionState(nil, session)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := &connCache{store: New(Config{}), supply: &supply{}}
+	cache.Put("", empty)
+	if cache.supply.given.Load() || len(cache.early) != 0 {
+		t.Error("the empty ticket was taken for a session")
+	}
+}

@@ -27,7 +27,11 @@ type held struct {
 	byID    *idSession // set when it is offered by session ID
 	unclean uint64     // record.unclean when the session's connection was made
 
-	filed     time.Time // when the server gave it
+	filed     time.Time // when it came here
+	born      time.Time // when the server gave it, perhaps to another edge
+	path      []string  // edges through which it came, if not from the server
+	renewed   bool      // the server declined another one before it gave this one
+	lent      bool      // other edges may use it too
 	lastOffer time.Time // when it was handed out last
 	taken     int       // times handed out
 	accepted  int       // times resumed
@@ -46,6 +50,9 @@ type record struct {
 	newest *supply
 	place  *list.Element // in group.order
 
+	fresh    bool // has a session worth sharing; counted in group.fresh
+	lastDeal time.Time
+
 	pending int           // connections that may bring a session
 	news    chan struct{} // closed with the next news, if somebody waits
 	escaped bool          // a waiter went ahead because it took too long
@@ -62,6 +69,7 @@ type group struct {
 	// next handshake of one can say so. evictedOrder bounds it.
 	evicted      map[string]*list.Element
 	evictedOrder *list.List // of string, newest first
+	fresh        int        // records that are
 }
 
 // offer is what was decided for one handshake: a session, or why there is none.
@@ -137,6 +145,7 @@ func (g *group) evictOldest(remember int) {
 }
 
 func (g *group) drop(r *record) {
+	g.stale(r)
 	for _, h := range r.sessions {
 		g.bytes -= h.size
 	}
@@ -199,6 +208,7 @@ func (s *Store) discard(identity string, h *held, why resealv1.MissReason) *reco
 	r := g.records[identity]
 	if r != nil {
 		g.remove(r, h, why)
+		s.changed()
 	}
 	return r
 }
@@ -240,7 +250,7 @@ func (s *Store) declined(identity string, h *held, version uint16) resealv1.Miss
 		return declineReason(r, h)
 	}
 	r.doubt = false
-	if version != tls.VersionTLS13 || h.accepted == 0 {
+	if version != tls.VersionTLS13 || h.accepted == 0 && !h.lent {
 		// The server has lost what its sessions stand on; the others would cost
 		// a declined handshake each.
 		s.groups[groupName(identity)].removeOlder(r, h)
@@ -284,9 +294,12 @@ func (s *Store) connected(cache *connCache, resumed bool) {
 	_, r := s.use(cache.identity)
 	cache.unclean = r.unclean
 	r.newest = nil
-	if !resumed {
-		r.newest = cache.supply
+	if resumed {
+		cache.parent = cache.offer.session
+		return
 	}
+	r.newest = cache.supply
+	cache.renewed = cache.declines()
 }
 
 // fileID keeps the session of a full TLS 1.2 handshake under its ID, unless the
@@ -329,9 +342,12 @@ func (s *Store) keep(cache *connCache, h *held) {
 		g.trimUsed(r)
 	}
 	h.filed = time.Now()
+	h.descend(cache)
+	g.freshen(r, h, cache.parent == nil)
 	r.sessions = append(r.sessions, h)
 	g.bytes += h.size
 	r.wake()
+	s.changed()
 	for len(r.sessions) > s.maxSessions {
 		g.remove(r, r.sessions[0], resealv1.MissReason_MISS_REASON_EVICTED)
 	}

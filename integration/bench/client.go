@@ -24,10 +24,13 @@ const (
 	// or backend refused.
 	retryPause = 10 * time.Millisecond
 	// abortAfter is how much of a body a client reads before it goes away.
-	abortAfter = 16 << 10
-	// abortWindow is the receive buffer of clients that abort. A larger one
-	// would hold the whole response, and the proxy would not notice.
-	abortWindow = 16 << 10
+	abortAfter = 1 << 10
+	// abortWindow is the receive buffer of a client that will abort, and
+	// abortSegment the size of its segments, as on an Ethernet. With those of
+	// the loopback interface the kernels on both sides would hold the whole
+	// response, and the proxy would be done with it before it notices.
+	abortWindow  = 16 << 10
+	abortSegment = 1448
 )
 
 // client is one HTTP/1.1 client with at most one connection. It is used by one
@@ -68,20 +71,29 @@ type statusError struct {
 
 func (e statusError) Error() string { return fmt.Sprintf("status %d: %s", e.code, e.text) }
 
-// connect makes sure that there is a connection.
-func (c *client) connect(ctx context.Context) error {
+// smallWindow makes a socket that can't hold a whole response.
+func smallWindow(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		failed = errors.Join(
+			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, abortWindow),
+			syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, abortSegment))
+	})
+	return errors.Join(err, failed)
+}
+
+// connect makes sure that there is a connection. One for an abort is new, and
+// takes so little at a time that the proxy notices.
+func (c *client) connect(ctx context.Context, abort bool) error {
+	if abort {
+		c.close()
+	}
 	if c.conn != nil {
 		return nil
 	}
 	dialer := net.Dialer{Timeout: requestTimeout}
-	if c.load.AbortEvery > 0 {
-		dialer.Control = func(_, _ string, raw syscall.RawConn) error {
-			var failed error
-			err := raw.Control(func(fd uintptr) {
-				failed = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, abortWindow)
-			})
-			return errors.Join(err, failed)
-		}
+	if abort {
+		dialer.Control = smallWindow
 	}
 	socket, err := dialer.DialContext(ctx, "tcp", c.load.Address)
 	if err != nil {
@@ -123,7 +135,7 @@ func (c *client) close() {
 // get makes one request and checks the response. With abort it goes away in the
 // middle of the body.
 func (c *client) get(ctx context.Context, abort bool) error {
-	if err := c.connect(ctx); err != nil {
+	if err := c.connect(ctx, abort); err != nil {
 		return err
 	}
 	kept := !c.fresh

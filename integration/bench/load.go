@@ -121,7 +121,7 @@ func (r *running) client(index int) {
 	c := newClient(r.Load, index)
 	defer c.close()
 	if r.Together {
-		if err := c.connect(r.ctx); err != nil {
+		if err := c.connect(r.ctx, false); err != nil {
 			r.fail(fmt.Errorf("connecting: %w", err))
 		}
 	}

@@ -1,0 +1,106 @@
+package sessions
+
+import (
+	"math/rand/v2"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	// maxSeeders is how many members are asked for the sessions of a pool: one
+	// would do, if it never failed.
+	maxSeeders = 2
+	// seedWait bounds the wait for them. Edges wait a second at their start.
+	seedWait = 800 * time.Millisecond
+)
+
+// seeding is a member that waits for what others have. Guarded by Server.mu.
+type seeding struct {
+	member  *member
+	waiting map[uint64]*member
+	timer   *time.Timer
+}
+
+// seed asks members that hold sessions of pools to offer m some. answer says that
+// m is to hear of it when there is nothing more to wait for.
+func (s *Server) seed(m *member, pools []string, answer bool) {
+	m.owed = m.owed || answer
+	chosen := map[*member][]string{}
+	for _, pool := range pools {
+		for _, holder := range s.holders(m, pool) {
+			chosen[holder] = append(chosen[holder], pool)
+		}
+	}
+	if len(chosen) == 0 {
+		m.answer()
+		return
+	}
+	seeding := &seeding{member: m, waiting: map[uint64]*member{}}
+	m.awaiting[seeding] = true
+	for holder, pools := range chosen {
+		s.seeds++
+		seeding.waiting[s.seeds] = holder
+		holder.asked[s.seeds] = seeding
+		holder.push(&resealv1.ExchangeResponse{Message: &resealv1.ExchangeResponse_Seed{
+			Seed: &resealv1.ExchangeSeed{Request: s.seeds, Member: m.describe(pools), Pools: pools},
+		}})
+	}
+	seeding.timer = time.AfterFunc(seedWait, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.seeded(seeding)
+	})
+}
+
+// holders picks members that hold sessions of a pool.
+func (s *Server) holders(m *member, pool string) []*member {
+	var best, rest []*member
+	for _, other := range s.members {
+		switch {
+		case other == m || !other.holding[pool] || !other.entitled[pool]:
+		case other.spare[pool]:
+			best = append(best, other)
+		default:
+			rest = append(rest, other)
+		}
+	}
+	if len(best) == 0 {
+		best = rest
+	}
+	rand.Shuffle(len(best), func(i, j int) { best[i], best[j] = best[j], best[i] })
+	return best[:min(len(best), maxSeeders)]
+}
+
+// seedDone notes that a member has answered, or has left.
+func (s *Server) seedDone(from *member, request uint64) {
+	seeding := from.asked[request]
+	if seeding == nil {
+		return // too late, or never asked
+	}
+	delete(from.asked, request)
+	delete(seeding.waiting, request)
+	if len(seeding.waiting) == 0 {
+		s.seeded(seeding)
+	}
+}
+
+// seeded ends a seeding. What comes later is passed on like any offer.
+func (s *Server) seeded(seeding *seeding) {
+	for request, holder := range seeding.waiting {
+		delete(holder.asked, request)
+	}
+	clear(seeding.waiting)
+	seeding.timer.Stop()
+	delete(seeding.member.awaiting, seeding)
+	seeding.member.answer()
+}
+
+// answer sends the ExchangeSeeded that is owed, if nothing is awaited any more.
+func (m *member) answer() {
+	if !m.owed || len(m.awaiting) > 0 {
+		return
+	}
+	m.owed = false
+	m.push(&resealv1.ExchangeResponse{Message: &resealv1.ExchangeResponse_Seeded{Seeded: &resealv1.ExchangeSeeded{}}})
+}

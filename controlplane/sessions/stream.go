@@ -1,0 +1,299 @@
+package sessions
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	maxIdentity    = 1 << 10
+	maxCiphertext  = 64 << 10
+	maxCertificate = 8 << 10
+	maxSignature   = 256
+	maxPools       = 1000
+	maxLabels      = 64
+	maxName        = 253
+
+	// Offers of one member: a burst is what it takes to seed an edge.
+	offersPerSecond = 1000
+	offersBurst     = 20_000
+	// All other messages of one member.
+	wordsPerSecond = 20
+	wordsBurst     = 200
+)
+
+var errStopping = status.Error(codes.Unavailable, "this replica stops")
+
+type exchange = grpc.BidiStreamingServer[resealv1.ExchangeRequest, resealv1.ExchangeResponse]
+
+// Exchange implements resealv1.SessionServiceServer.
+func (s *Server) Exchange(stream exchange) error {
+	ctx := stream.Context()
+	id, labels, err := s.config.Edge(ctx)
+	if err != nil {
+		if _, ok := status.FromError(err); ok {
+			return err
+		}
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	if err := s.open(); err != nil {
+		return err
+	}
+	m := newMember(id)
+	defer s.leave(m)
+	// It ends with the stream, which gRPC ends when this function returns.
+	failed := make(chan error, 1)
+	go func() { failed <- s.receive(ctx, m, labels, stream) }()
+	for {
+		select {
+		case <-m.ended:
+			return m.cause
+		default:
+		}
+		if message := s.next(m); message != nil {
+			if err := stream.Send(message); err != nil {
+				return err
+			}
+			continue
+		}
+		select {
+		case <-m.wake:
+		case err := <-failed:
+			return err
+		case <-m.ended:
+		case <-s.stopped:
+			return errStopping
+		}
+	}
+}
+
+// open counts a stream in.
+func (s *Server) open() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams >= maxMembers {
+		return status.Error(codes.ResourceExhausted, "this replica has as many edges as it takes")
+	}
+	s.streams++
+	return nil
+}
+
+// leave notes the end of a stream.
+func (s *Server) leave(m *member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.streams--
+	m.left = true
+	s.leaveLocked(m)
+	s.queued -= m.underWay
+	m.queue, m.underWay = nil, 0
+}
+
+// leaveLocked takes m out of the members, if it is one.
+func (s *Server) leaveLocked(m *member) {
+	if s.members[m.id] != m {
+		return
+	}
+	delete(s.members, m.id)
+	for seeding := range m.awaiting {
+		s.seeded(seeding)
+	}
+	for request := range m.asked {
+		s.seedDone(m, request)
+	}
+	for _, other := range s.members {
+		unlink(other, m, false)
+	}
+}
+
+// receive returns when the stream has ended or must end.
+func (s *Server) receive(ctx context.Context, m *member, labels map[string]string, stream exchange) error {
+	words := rate.NewLimiter(wordsPerSecond, wordsBurst)
+	offers := rate.NewLimiter(offersPerSecond, offersBurst)
+	joined := false
+	for {
+		message, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		limiter := words
+		if message.GetOffer() != nil {
+			limiter = offers
+		}
+		if err := limiter.Wait(ctx); err != nil {
+			return err
+		}
+		if !joined && message.GetJoin() == nil {
+			return status.Error(codes.InvalidArgument, "the first message must be a join")
+		}
+		if err := s.take(m, labels, message, &joined); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Server) take(m *member, labels map[string]string, message *resealv1.ExchangeRequest, joined *bool) error {
+	switch message := message.GetMessage().(type) {
+	case *resealv1.ExchangeRequest_Join:
+		if err := s.checkJoin(m.id, message.Join); err != nil {
+			return err
+		}
+		if labels == nil {
+			labels = message.Join.GetLabels()
+		}
+		s.join(m, labels, message.Join, !*joined)
+		*joined = true
+	case *resealv1.ExchangeRequest_Holding:
+		if tooMuch(message.Holding) {
+			return invalid("holding has more than %d entries", maxPools)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		m.hold(message.Holding)
+	case *resealv1.ExchangeRequest_Offer:
+		if err := checkOffer(m.id, message.Offer); err != nil {
+			return err
+		}
+		s.pass(m, message.Offer)
+	case *resealv1.ExchangeRequest_SeedDone:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.seedDone(m, message.SeedDone.GetRequest())
+	default:
+		return invalid("empty message")
+	}
+	return nil
+}
+
+// join makes m a member, or changes what it said before.
+func (s *Server) join(m *member, labels map[string]string, join *resealv1.ExchangeJoin, first bool) {
+	allowed := s.config.Pools(labels)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.left {
+		return
+	}
+	if first {
+		if before := s.members[m.id]; before != nil {
+			s.leaveLocked(before)
+			before.end(status.Errorf(codes.Aborted, "edge %q has started another stream", m.id))
+		}
+		s.members[m.id] = m
+		s.forgetRevoked()
+		for edge := range s.revoked {
+			m.push(gone(edge, true))
+		}
+	}
+	if s.members[m.id] != m {
+		return // a newer stream took over
+	}
+	m.bootID, m.labels, m.certificate = join.GetBootId(), labels, join.GetCertificate()
+	m.hold(join.GetHolding())
+	m.wanted = slices.Compact(slices.Sorted(slices.Values(join.GetPools())))
+	s.seed(m, s.entitle(m, allowed), true)
+}
+
+func (m *member) hold(holding *resealv1.ExchangeHolding) {
+	m.holding, m.spare = nameSet(holding.GetPools()), nameSet(holding.GetSpare())
+}
+
+func nameSet(names []string) map[string]bool {
+	set := make(map[string]bool, len(names))
+	for _, name := range names {
+		if !longName(name) {
+			set[name] = true
+		}
+	}
+	return set
+}
+
+func tooMuch(holding *resealv1.ExchangeHolding) bool {
+	return len(holding.GetPools()) > maxPools || len(holding.GetSpare()) > maxPools
+}
+
+func invalid(format string, args ...any) error {
+	return status.Errorf(codes.InvalidArgument, format, args...)
+}
+
+func (s *Server) checkJoin(id string, join *resealv1.ExchangeJoin) error {
+	if join.GetEdge() != id {
+		return status.Errorf(codes.PermissionDenied, "edge %q can't join as another", id)
+	}
+	if len(join.GetPools()) > maxPools || tooMuch(join.GetHolding()) || slices.ContainsFunc(join.GetPools(), longName) {
+		return invalid("join.pools has more than %d entries, or one of more than %d bytes", maxPools, maxName)
+	}
+	if longName(join.GetBootId()) || join.GetBootId() == "" {
+		return invalid("join.boot_id must have 1 to %d bytes", maxName)
+	}
+	if len(join.GetLabels()) > maxLabels {
+		return invalid("join.labels has more than %d entries", maxLabels)
+	}
+	for name, value := range join.GetLabels() {
+		if longName(name) || longName(value) {
+			return invalid("join.labels has an entry of more than %d bytes", maxName)
+		}
+	}
+	if len(join.GetCertificate()) > maxCertificate {
+		return invalid("join.certificate has more than %d bytes", maxCertificate)
+	}
+	if err := s.checkCertificate(id, join.GetCertificate()); err != nil {
+		return status.Errorf(codes.PermissionDenied, "join.certificate: %v", err)
+	}
+	return nil
+}
+
+func longName(name string) bool { return len(name) > maxName }
+
+// checkCertificate finds out early what would make every other edge refuse this
+// one. The edges don't rely on it.
+func (s *Server) checkCertificate(id string, der []byte) error {
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		return errors.New("it is no certificate in DER")
+	}
+	if len(certificate.URIs) != 1 || certificate.URIs[0].Scheme != "spiffe" || certificate.URIs[0].Path != "/edge/"+id {
+		return fmt.Errorf("it is for %v, not for edge %q", certificate.URIs, id)
+	}
+	if key, ok := certificate.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
+		return errors.New("its key is not ECDSA P-256")
+	}
+	if now := time.Now(); now.After(certificate.NotAfter) {
+		return fmt.Errorf("it expired on %s", certificate.NotAfter.Format(time.RFC3339))
+	}
+	if s.config.Roots == nil {
+		return nil
+	}
+	_, err = certificate.Verify(x509.VerifyOptions{Roots: s.config.Roots(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return err
+}
+
+func checkOffer(id string, offer *resealv1.SessionOffer) error {
+	switch {
+	case offer.GetOrigin() != id:
+		return status.Errorf(codes.PermissionDenied, "edge %q can't offer for another", id)
+	case len(offer.GetIdentity()) > maxIdentity, longName(offer.GetPool()), longName(offer.GetRecipient()), longName(offer.GetRecipientBootId()):
+		return invalid("offer: a name is too long")
+	case len(offer.GetCiphertext()) > maxCiphertext:
+		return invalid("offer.ciphertext has more than %d bytes", maxCiphertext)
+	case len(offer.GetCertificate()) > maxCertificate || len(offer.GetSignature()) > maxSignature:
+		return invalid("offer: certificate or signature is too long")
+	}
+	return nil
+}

@@ -1,0 +1,204 @@
+package session
+
+import (
+	"cmp"
+	"crypto/tls"
+	"slices"
+	"time"
+)
+
+// Export returns all sessions, those of the identities used last first, in a
+// form that Import of the same release of Go reads. It holds secrets in clear.
+// What does not fit into 8 MiB is left out. clean says that no handshake will be
+// made after it: only then does Import trust that a ticket was not used.
+func (s *Store) Export(now time.Time, clean bool) []byte {
+	c := newContainer(maxContainer, clean)
+	records := s.copyAll(now)
+	refused := 0
+	for pass := range s.maxSessions {
+		for _, r := range records {
+			if pass >= len(r.sessions) {
+				continue
+			}
+			e, err := r.sessions[pass].entry(r.identity, r.singleUse)
+			if err != nil {
+				continue
+			}
+			added := c.add(e)
+			clear(e.session)
+			if !added {
+				refused++
+			}
+			if refused > 16 {
+				return c.data // full
+			}
+		}
+	}
+	return c.data
+}
+
+// exported is a record as it was at one moment, its sessions newest first.
+type exported struct {
+	identity  string
+	rank      int // in its group, most recently used first
+	singleUse time.Time
+	sessions  []held
+}
+
+func (s *Store) copyAll(now time.Time) []exported {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []exported
+	for _, g := range s.groups {
+		rank := 0
+		for place := g.order.Front(); place != nil; place = place.Next() {
+			r := place.Value.(*record)
+			out := exported{identity: r.identity, rank: rank}
+			if now.Before(r.singleUse) {
+				out.singleUse = r.singleUse
+			}
+			for _, h := range slices.Backward(r.sessions) {
+				if now.Before(h.useBy) {
+					out.sessions = append(out.sessions, *h)
+				}
+			}
+			if len(out.sessions) > 0 {
+				all = append(all, out)
+				rank++
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b exported) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.identity, b.identity))
+	})
+	return all
+}
+
+// Import takes in the sessions of an Export and returns how many. Expired ones
+// are left out. Certificates are not verified again now: crypto/tls does it
+// whenever a session is offered. Sessions that the store holds already stay.
+//
+// Unless the export was clean, a ticket of TLS 1.3 counts as used: it may have
+// been offered after the export. Tickets of servers that take each once are then
+// left out.
+func (s *Store) Import(data []byte, now time.Time) (int, error) {
+	entries, clean, err := parseContainer(data, maxContainer)
+	if err != nil {
+		return 0, err
+	}
+	taken := 0
+	// Backwards, so that the newest and the most recently used end on top.
+	for _, e := range slices.Backward(entries) {
+		h := s.restore(e, clean, now)
+		if h != nil && s.putBack(e, h, now) {
+			taken++
+		}
+	}
+	return taken, nil
+}
+
+// restore makes an own session of an entry, or nil when it must not be used.
+func (s *Store) restore(e entry, clean bool, now time.Time) *held {
+	if !now.Before(e.useBy) || e.born.After(now.Add(maxSkew)) || len(e.id) > 0 && !s.sessionIDs() {
+		return nil
+	}
+	session, err := parseSession(e.session)
+	if err != nil {
+		return nil
+	}
+	if session.version == tls.VersionTLS13 && !clean {
+		e.used = true
+	}
+	if e.used && now.Before(e.singleUse) {
+		return nil
+	}
+	h, err := e.held(session, now)
+	if err != nil || !now.Before(h.useBy) {
+		return nil
+	}
+	return h
+}
+
+func (s *Store) putBack(e entry, h *held, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g, r := s.use(e.identity)
+	if len(r.sessions) >= s.maxSessions || g.bytes+h.size > s.maxBytes || slices.ContainsFunc(r.sessions, h.same) ||
+		h.version != tls.VersionTLS13 && r.holds(h.version) {
+		return false
+	}
+	if e.singleUse.After(now) && !e.singleUse.After(now.Add(singleUseMemory)) {
+		r.singleUse = e.singleUse
+	}
+	r.lastDeal = h.born
+	s.add(g, r, h)
+	return true
+}
+
+// add files h among the sessions of r by age. Store.mu is held.
+func (s *Store) add(g *group, r *record, h *held) {
+	h.filed, h.unclean = time.Now(), r.unclean
+	i := len(r.sessions)
+	for i > 0 && h.born.Before(r.sessions[i-1].born) {
+		i--
+	}
+	r.sessions = slices.Insert(r.sessions, i, h)
+	g.bytes += h.size
+	r.wake()
+	s.changed()
+}
+
+// Retain drops the identities of all groups but these: sessions that were kept
+// for a configuration that is no more.
+func (s *Store) Retain(groups ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, g := range s.groups {
+		if !slices.Contains(groups, name) {
+			g.forget("")
+			delete(s.groups, name)
+			s.changed()
+		}
+	}
+}
+
+func (r *record) holds(version uint16) bool {
+	return slices.ContainsFunc(r.sessions, func(h *held) bool { return h.version == version })
+}
+
+// same reports whether both are the same session for the server.
+func (h *held) same(other *held) bool {
+	if h.byID != nil || other.byID != nil {
+		return h.byID != nil && other.byID != nil && h.byID.id == other.byID.id
+	}
+	ticket, _, err := h.state.ResumptionState()
+	theirs, _, otherErr := other.state.ResumptionState()
+	return err == nil && otherErr == nil && string(ticket) == string(theirs)
+}
+
+// Watch returns a channel that gets a value after sessions came or went, one for
+// any number of changes. stop ends it.
+func (s *Store) Watch() (changes <-chan struct{}, stop func()) {
+	c := make(chan struct{}, 1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watchers == nil {
+		s.watchers = map[chan struct{}]struct{}{}
+	}
+	s.watchers[c] = struct{}{}
+	return c, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.watchers, c)
+	}
+}
+
+// changed tells those who watch. Store.mu is held.
+func (s *Store) changed() {
+	for c := range s.watchers {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}

@@ -1,0 +1,410 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// files is a state directory in memory.
+type files struct {
+	mu     sync.Mutex
+	data   map[string][]byte
+	writes int
+	err    error
+}
+
+func (f *files) Read(name string) ([]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if data, ok := f.data[name]; ok {
+		return bytes.Clone(data), nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+func (f *files) Write(name string, data []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return f.err
+	}
+	if f.data == nil {
+		f.data = map[string][]byte{}
+	}
+	f.writes++
+	f.data[name] = bytes.Clone(data)
+	return nil
+}
+
+func (f *files) Remove(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.data, name)
+	return f.err
+}
+
+func (f *files) set(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *files) written() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.writes
+}
+
+// restart moves the sessions into a new store.
+func restart(t testing.TB, store *Store, clean bool) *Store {
+	t.Helper()
+	next := New(Config{})
+	if _, err := next.Import(store.Export(time.Now(), clean), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	return next
+}
+
+func TestSessionsSurviveRestart(t *testing.T) {
+	for name, test := range map[string]struct {
+		version uint16
+		clean   bool
+	}{
+		"TLS 1.2 tickets, stopped": {tls.VersionTLS12, true},
+		"TLS 1.2 tickets, crashed": {tls.VersionTLS12, false},
+		"TLS 1.3, stopped":         {tls.VersionTLS13, true},
+		"TLS 1.3, crashed":         {tls.VersionTLS13, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPeer(t, Config{})
+			p.server.MaxVersion = test.version
+			p.want("a|1", 0, noSession)
+			p.want("a|2", 0, noSession)
+			want := ticket
+			if test.version == tls.VersionTLS13 {
+				want = psk
+			}
+			for range 2 {
+				p.store = restart(t, p.store, test.clean)
+				p.want("a|1", want, 0)
+				p.want("a|2", want, 0)
+			}
+			p.want("a|3", 0, noSession)
+		})
+	}
+}
+
+func TestSessionIDsSurviveRestart(t *testing.T) {
+	address, roots := opensslServer(t, "-no_ticket", "-tls1_2")
+	_, foreign := issue(t, time.Now().Add(time.Hour))
+	cfg := &tls.Config{RootCAs: roots, ServerName: "example.test"}
+	store := New(Config{})
+	if _, _, err := visit(t, store, address, "a", cfg); err != nil {
+		t.Fatal(err)
+	}
+	store = restart(t, store, false)
+	for range 2 {
+		if mechanism, miss, err := visit(t, store, address, "a", cfg); err != nil || mechanism != sessionID {
+			t.Fatalf("%v, %v, %v", mechanism, miss, err)
+		}
+	}
+	// It is checked again when it is offered.
+	store = restart(t, store, true)
+	_, _, err := visit(t, store, address, "a", &tls.Config{RootCAs: foreign, ServerName: "example.test"})
+	var resumption *ResumptionError
+	if err == nil || errors.As(err, &resumption) {
+		t.Fatalf("offered in spite of other roots: %v", err)
+	}
+}
+
+// A ticket that may have been used after the last save must not be offered to a
+// server that takes each once.
+func TestSingleUseTicketsAfterCrash(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.want("a", 0, noSession)
+	p.store.mu.Lock()
+	p.store.find("a").singleUse = time.Now().Add(time.Minute)
+	p.store.mu.Unlock()
+
+	crashed := restart(t, p.store, false)
+	stopped := restart(t, p.store, true)
+	if n := len(crashed.copyAll(time.Now())); n != 0 {
+		t.Errorf("%d identities with a ticket after a crash", n)
+	}
+	if held := stopped.copyAll(time.Now()); len(held) != 1 || held[0].singleUse.IsZero() {
+		t.Errorf("after a stop: %+v", held)
+	}
+	// The one that was used is not offered again either way.
+	p.store.mu.Lock()
+	p.store.find("a").sessions[0].taken++
+	p.store.mu.Unlock()
+	if n := len(restart(t, p.store, true).copyAll(time.Now())); n != 0 {
+		t.Errorf("%d identities with a used ticket", n)
+	}
+}
+
+func TestImportRefuses(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.want("a", 0, noSession)
+	good := p.store.Export(time.Now(), true)
+	release := bytes.Replace(good, []byte(runtime.Version()), bytes.Repeat([]byte("x"), len(runtime.Version())), 1)
+	format := bytes.Clone(good)
+	format[len(containerMagic)]++
+	for name, test := range map[string]struct {
+		data []byte
+		want error
+	}{
+		"release": {release, errRelease},
+		"format":  {format, errRelease},
+		"nothing": {nil, errContainer},
+		"cut":     {good[:len(good)-1], errContainer},
+		"more":    {append(bytes.Clone(good), 1), errContainer},
+		"size":    {append(bytes.Clone(good), make([]byte, maxContainer)...), errContainer},
+	} {
+		if n, err := New(Config{}).Import(test.data, time.Now()); n != 0 || !errors.Is(err, test.want) {
+			t.Errorf("%s: %d, %v", name, n, err)
+		}
+	}
+	for name, when := range map[string]time.Duration{"expired": maxLifetime13 + time.Hour, "clock set back": -time.Hour} {
+		if n, err := New(Config{}).Import(good, time.Now().Add(when)); n != 0 || err != nil {
+			t.Errorf("%s: %d, %v", name, n, err)
+		}
+	}
+	store := New(Config{})
+	for i, want := range []int{1, 0} {
+		if n, err := store.Import(good, time.Now()); n != want || err != nil {
+			t.Errorf("import %d: %d, %v", i, n, err)
+		}
+	}
+}
+
+func TestRetain(t *testing.T) {
+	p := newPeer(t, Config{})
+	for _, identity := range []string{"a|1", "a|2", "b|1"} {
+		p.want(identity, 0, noSession)
+	}
+	p.store.Retain("b", "c")
+	if n := len(p.store.copyAll(time.Now())); n != 1 {
+		t.Errorf("%d identities left", n)
+	}
+	p.want("b|1", psk, 0)
+	p.want("a|1", 0, noSession)
+}
+
+// What does not fit is what was used longest ago, and the export stays bounded.
+func TestExportIsBounded(t *testing.T) {
+	p := newPeer(t, Config{MaxIdentities: 20_000})
+	p.server.MaxVersion = tls.VersionTLS12
+	p.want("a|0", 0, noSession)
+	p.store.mu.Lock()
+	first := p.store.find("a|0").sessions[0]
+	for i := range 14_999 {
+		_, r := p.store.use(fmt.Sprintf("a|%d", i+1))
+		h := first.copy()
+		h.size = 0
+		r.sessions = append(r.sessions, h)
+	}
+	p.store.mu.Unlock()
+	data := p.store.Export(time.Now(), true)
+	entries, _, err := parseContainer(data, maxContainer)
+	if err != nil || len(data) > maxContainer || len(entries) == 0 || len(entries) == 15_000 {
+		t.Fatalf("%d bytes, %d sessions, %v", len(data), len(entries), err)
+	}
+	if entries[0].identity != "a|14999" {
+		t.Errorf("first %s", entries[0].identity)
+	}
+}
+
+func TestKeeper(t *testing.T) {
+	state := &files{}
+	p := newPeer(t, Config{})
+	p.want("a", 0, noSession)
+	synctest.Test(t, func(t *testing.T) {
+		p.store.mu.Lock()
+		for _, h := range p.store.find("a").sessions { // the bubble's clock starts in 2000
+			h.born, h.useBy = time.Now(), time.Now().Add(time.Hour)
+		}
+		p.store.mu.Unlock()
+		ctx, cancel := context.WithCancel(t.Context())
+		keeper := NewKeeper(KeeperConfig{Store: p.store, State: state})
+		done := make(chan error)
+		go func() { done <- keeper.Run(ctx) }()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if n := state.written(); n != 1 {
+			t.Fatalf("%d writes after the start", n)
+		}
+		for range 100 {
+			p.store.mu.Lock()
+			p.store.changed()
+			p.store.mu.Unlock()
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if n := state.written(); n < 2 || n > 3 {
+			t.Errorf("%d writes for 1 s of changes", n-1)
+		}
+		if data, _ := state.Read(sessionsFile); data[flagsAt] != 0 {
+			t.Error("clean while running")
+		}
+		state.set(errors.New("disk full"))
+		p.store.Forget("a")
+		time.Sleep(5 * time.Second)
+		state.set(nil)
+		before := state.written()
+		time.Sleep(saveAgain)
+		synctest.Wait()
+		if state.written() != before+1 {
+			t.Error("not tried again")
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if data, _ := state.Read(sessionsFile); data[flagsAt] != flagClean || bytes.Contains(data, []byte("example.test")) {
+			t.Error("the last save is not clean, or holds what was forgotten")
+		}
+	})
+}
+
+func TestKeeperLoad(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.want("a", 0, noSession)
+	clean := p.store.Export(time.Now(), true)
+	load := func(state *files) (*Store, int, error) {
+		store := New(Config{})
+		n, err := NewKeeper(KeeperConfig{Store: store, State: state}).Load()
+		return store, n, err
+	}
+	if _, n, err := load(&files{}); n != 0 || err != nil {
+		t.Errorf("nothing kept: %d, %v", n, err)
+	}
+	state := &files{data: map[string][]byte{sessionsFile: clean}}
+	store, n, err := load(state)
+	if n != 1 || err != nil || store.find("a").sessions[0].taken != 0 {
+		t.Errorf("%d, %v", n, err)
+	}
+	// The same file once more, as after a crash before the first save.
+	if store, n, err = load(state); n != 1 || err != nil || store.find("a").sessions[0].taken != 1 {
+		t.Errorf("the second load: %d, %v", n, err)
+	}
+	// A file that can't be marked counts as that of a crash.
+	state = &files{data: map[string][]byte{sessionsFile: clean}, err: errors.New("read only")}
+	if store, n, err = load(state); n != 1 || err != nil || store.find("a").sessions[0].taken != 1 {
+		t.Errorf("read only: %d, %v", n, err)
+	}
+	state = &files{data: map[string][]byte{sessionsFile: []byte("nonsense")}}
+	if _, n, err = load(state); n != 0 || !errors.Is(err, errContainer) {
+		t.Errorf("nonsense: %d, %v", n, err)
+	}
+	keeper := NewKeeper(KeeperConfig{Store: New(Config{}), State: state})
+	if err := keeper.Erase(); err != nil || len(slices.Collect(maps.Keys(state.data))) != 0 {
+		t.Errorf("not erased: %v", err)
+	}
+}
+
+func TestContainerRoundTrip(t *testing.T) {
+	times := rapid.Custom(func(t *rapid.T) time.Time {
+		if seconds := rapid.Int64Range(0, maxUnix).Draw(t, "seconds"); seconds > 0 {
+			return time.Unix(seconds, 0)
+		}
+		return time.Time{}
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		c := newContainer(maxContainer, rapid.Bool().Draw(t, "clean"))
+		var in []entry
+		for range rapid.IntRange(0, 5).Draw(t, "entries") {
+			e := entry{
+				identity: rapid.StringN(1, 40, maxIdentity).Draw(t, "identity"),
+				used:     rapid.Bool().Draw(t, "used"), renewed: rapid.Bool().Draw(t, "renewed"),
+				born: times.Draw(t, "born"), useBy: times.Draw(t, "useBy"), singleUse: times.Draw(t, "singleUse"),
+				path:    rapid.SliceOfN(rapid.StringMatching(`[a-z]{1,63}`), 0, maxPath).Draw(t, "path"),
+				ticket:  rapid.SliceOfN(rapid.Byte(), 1, 100).Draw(t, "ticket"),
+				session: rapid.SliceOfN(rapid.Byte(), 0, 100).Draw(t, "session"),
+			}
+			if rapid.Bool().Draw(t, "by ID") {
+				e.id, e.ticket = bytes.Repeat([]byte{7}, sessionIDSize), nil
+			}
+			if !c.add(e) {
+				t.Fatal("no room")
+			}
+			in = append(in, e)
+		}
+		out, _, err := parseContainer(c.data, maxContainer)
+		if err != nil || len(out) != len(in) {
+			t.Fatalf("%d of %d, %v", len(out), len(in), err)
+		}
+		again := newContainer(maxContainer, c.data[flagsAt] == flagClean)
+		for _, e := range out {
+			again.add(e)
+		}
+		if !bytes.Equal(again.data, c.data) {
+			t.Fatal("another encoding")
+		}
+	})
+}
+
+func FuzzParseContainer(f *testing.F) {
+	p := newPeer(f, Config{})
+	p.want("a", 0, noSession)
+	f.Add(p.store.Export(time.Now(), true))
+	p.server.MaxVersion = tls.VersionTLS12
+	p.want("b", 0, noSession)
+	f.Add(p.store.Export(time.Now(), false))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		entries, clean, err := parseContainer(data, maxContainer)
+		if err != nil {
+			return
+		}
+		c := newContainer(maxContainer, clean)
+		for _, e := range entries {
+			c.add(e)
+		}
+		if !bytes.Equal(c.data, data) {
+			t.Fatal("another encoding")
+		}
+		if _, err := New(Config{}).Import(data, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func FuzzParseSession(f *testing.F) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		p := newPeer(f, Config{})
+		p.server.MaxVersion = version
+		p.want("a", 0, noSession)
+		e, err := p.store.find("a").sessions[0].entry("a", time.Time{})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(e.session)
+	}
+	f.Fuzz(func(t *testing.T, encoded []byte) {
+		session, err := parseSession(encoded)
+		if err != nil {
+			return
+		}
+		if _, err := tls.ParseSessionState(bytes.Clone(encoded)); err != nil {
+			t.Fatalf("crypto/tls refuses it: %v", err)
+		}
+		same, err := session.withChains(session.chains)
+		if err != nil || !bytes.Equal(same.encoded, encoded) {
+			t.Fatalf("another encoding, %v", err)
+		}
+	})
+}

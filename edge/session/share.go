@@ -1,0 +1,403 @@
+package session
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// Sharing: sessions that this edge holds are dealt to other edges, and theirs
+// are adopted. A session that was adopted is used, and dealt on, for at most
+// maxSharedAge after its server gave it, and so are the sessions that come of
+// resuming it: for that long its server's certificate has been verified by
+// another edge.
+const (
+	maxSharedAge = time.Hour
+	// spreadExpiry makes edges give up an adopted session at different times:
+	// the first makes a full handshake and deals the new session to the others.
+	spreadExpiry = 10 * time.Minute
+	// dealAgain is how old the last dealt session of an identity gets before one
+	// that came by resumption is dealt.
+	dealAgain = maxSharedAge / 2
+	// dealGap is the least time between two rounds of an identity, for servers
+	// that make every handshake a full one.
+	dealGap = 10 * time.Second
+	// maxSkew is how far the clocks of two edges may differ.
+	maxSkew = 5 * time.Minute
+
+	maxOffer      = 62 << 10 // bytes of sessions for one edge
+	maxDealt      = 10_000   // identities in one round
+	maxAdopted    = 4        // TLS 1.3 sessions of an identity
+	maxOfferItems = 4        // sessions of one offer
+
+	absentNow = resealv1.MissReason_MISS_REASON_NO_SESSION
+)
+
+// ErrFull is the error of Adopt when an adopted session would take the place of
+// the edge's own.
+var ErrFull = errors.New("no room for sessions of other edges")
+
+var errTooOld = errors.New("the session is too old")
+
+// Deal returns, identity by identity, what recipients other edges may get of the
+// sessions of a group: a slice of as many containers, nil for an edge that gets
+// nothing. They hold secrets in clear; the caller seals and wipes them.
+//
+// Sessions that the server takes any number of times go to all. A ticket of TLS
+// 1.3 that was not used goes to one, and this edge uses it only when the server
+// is not known to take each ticket once.
+//
+// With seed it goes through all identities, for edges that have nothing; else
+// through those that got a new session worth sharing since the last round.
+func (s *Store) Deal(group string, recipients int, seed bool) iter.Seq2[string, [][]byte] {
+	return func(yield func(string, [][]byte) bool) {
+		if recipients <= 0 {
+			return
+		}
+		for _, identity := range s.candidates(group, seed) {
+			now := time.Now()
+			dealt, singleUse := s.dealOne(identity, recipients, seed, now)
+			if containers := pack(identity, dealt, singleUse); containers != nil && !yield(identity, containers) {
+				return
+			}
+		}
+	}
+}
+
+// candidates are identities of a group, most recently used first.
+func (s *Store) candidates(name string, seed bool) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.groups[name]
+	if g == nil {
+		return nil
+	}
+	var identities []string
+	for place := g.order.Front(); place != nil && len(identities) < maxDealt; place = place.Next() {
+		r := place.Value.(*record)
+		if seed && len(r.sessions) > 0 || !seed && r.fresh {
+			identities = append(identities, r.identity)
+		}
+		if !seed && len(identities) == g.fresh {
+			break
+		}
+	}
+	return identities
+}
+
+// pack encodes one session per recipient. Equal ones are encoded once.
+func pack(identity string, dealt []*held, singleUse time.Time) [][]byte {
+	var containers [][]byte
+	encoded := map[*held][]byte{}
+	for i, h := range dealt {
+		if h == nil {
+			continue
+		}
+		if containers == nil {
+			containers = make([][]byte, len(dealt))
+		}
+		if encoded[h] == nil {
+			e, err := h.entry(identity, singleUse)
+			if err != nil {
+				continue
+			}
+			c := newContainer(maxOffer, false)
+			added := c.add(e)
+			clear(e.session)
+			if !added {
+				continue // no other edge will do with less
+			}
+			encoded[h] = c.data
+		}
+		containers[i] = slices.Clone(encoded[h])
+	}
+	for _, data := range encoded {
+		clear(data)
+	}
+	return containers
+}
+
+// dealOne picks the session of each recipient, as copies.
+func (s *Store) dealOne(identity string, recipients int, seed bool, now time.Time) ([]*held, time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.groups[groupName(identity)]
+	if g == nil || g.records[identity] == nil {
+		return nil, time.Time{}
+	}
+	r := g.records[identity]
+	g.expire(r, now)
+	newest := r.shareable(now)
+	switch {
+	case newest == nil:
+		g.stale(r)
+		return nil, time.Time{}
+	case r.doubt || !seed && now.Before(r.lastDeal.Add(dealGap)):
+		return nil, time.Time{} // stays fresh
+	case !seed:
+		g.stale(r)
+		r.lastDeal = now
+	}
+	s.changed()
+	if newest.version != tls.VersionTLS13 {
+		return slices.Repeat([]*held{newest.copy()}, recipients), time.Time{}
+	}
+	return g.dealTickets(r, newest, recipients, seed, now), r.singleUse
+}
+
+// dealTickets picks tickets of TLS 1.3: unused ones first, one for each; then,
+// unless the server takes each ticket once, the newest for all.
+func (g *group) dealTickets(r *record, newest *held, recipients int, seed bool, now time.Time) []*held {
+	single := now.Before(r.singleUse)
+	var spare []*held
+	for _, h := range r.sessions {
+		if h.version == tls.VersionTLS13 && !h.worn() && h.young(now) {
+			spare = append(spare, h)
+		}
+	}
+	if !seed && len(spare) > 0 {
+		spare = spare[:len(spare)-1] // the newest stays here
+	}
+	dealt := make([]*held, recipients)
+	var common *held
+	for i := range dealt {
+		switch {
+		case len(spare) > 0:
+			h := spare[0]
+			spare = spare[1:]
+			dealt[i] = h.copy()
+			h.taken, h.lent = h.taken+1, true
+			if single {
+				g.remove(r, h, resealv1.MissReason_MISS_REASON_SINGLE_USE_SPENT)
+			}
+		case !single:
+			if common == nil {
+				newest.lent = true
+				common = newest.copy()
+			}
+			dealt[i] = common
+		}
+	}
+	return dealt
+}
+
+func (h *held) copy() *held {
+	c := *h
+	return &c
+}
+
+// young reports whether a session may be dealt.
+func (h *held) young(now time.Time) bool {
+	return now.Before(h.born.Add(maxSharedAge-spreadExpiry)) && now.Before(h.useBy) && len(h.path) < maxPath
+}
+
+// shareable is the newest session that may be dealt, or nil.
+func (r *record) shareable(now time.Time) *held {
+	for _, h := range slices.Backward(r.sessions) {
+		if h.young(now) && !(h.worn() && now.Before(r.singleUse)) {
+			return h
+		}
+	}
+	return nil
+}
+
+// Holds reports whether a group has a session that may be dealt, and whether one
+// is spare: not a ticket of TLS 1.3 that was used or dealt before.
+func (s *Store) Holds(group string) (some, spare bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.groups[group]
+	if g == nil {
+		return false, false
+	}
+	now := time.Now()
+	for place := g.order.Front(); place != nil && !spare; place = place.Next() {
+		r := place.Value.(*record)
+		some = some || r.shareable(now) != nil
+		spare = slices.ContainsFunc(r.sessions, func(h *held) bool { return h.young(now) && !h.worn() })
+	}
+	return some, spare
+}
+
+// worn reports whether a session may be spent, if its server takes each once.
+func (h *held) worn() bool {
+	return h.version == tls.VersionTLS13 && (h.taken > 0 || h.lent)
+}
+
+// Adopt takes in what Deal of another edge, sender, gave for identity. cfg is
+// what this edge would make a full handshake of identity with: the session's
+// certificates are verified by it. A session that the store has, or has a better
+// one than, is no error.
+//
+// A sender can only make up a session whose secret it knows. The server would
+// decline it; but who holds the secret and sits on the path could pose as the
+// server until the session's end.
+func (s *Store) Adopt(identity, sender string, data []byte, cfg *tls.Config) error {
+	entries, _, err := parseContainer(data, maxOffer)
+	if err != nil {
+		return err
+	}
+	if len(entries) > maxOfferItems {
+		return errContainer
+	}
+	now := time.Now()
+	for _, e := range entries {
+		if e.identity != identity {
+			return fmt.Errorf("%w: one of another identity", errContainer)
+		}
+		h, err := s.check(e, sender, cfg, now)
+		if err != nil {
+			return err
+		}
+		if err := s.adopt(e, h, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check verifies a session of another edge.
+func (s *Store) check(e entry, sender string, cfg *tls.Config, now time.Time) (*held, error) {
+	if cfg.SessionTicketsDisabled {
+		return nil, errors.New("sessions are switched off")
+	}
+	if e.born.After(now.Add(maxSkew)) || !now.Before(e.born.Add(maxSharedAge)) || !now.Before(e.useBy) {
+		return nil, errTooOld
+	}
+	if len(e.id) > 0 && !s.sessionIDs() {
+		return nil, errors.New("session IDs are not resumed here")
+	}
+	session, err := parseSession(e.session)
+	if err != nil {
+		return nil, err
+	}
+	if session, err = session.verify(cfg, now); err != nil {
+		return nil, fmt.Errorf("the session's certificate: %w", err)
+	}
+	if e.path = append(e.path, sender); len(e.path) > maxPath {
+		return nil, errors.New("passed on too often")
+	}
+	h, err := e.held(session, now)
+	if err != nil {
+		return nil, err
+	}
+	last := e.born.Add(maxSharedAge - rand.N(spreadExpiry))
+	if last.Before(h.useBy) {
+		h.useBy = last
+	}
+	if !now.Before(h.useBy) {
+		return nil, errTooOld
+	}
+	return h, nil
+}
+
+// adopt files a session of another edge. It never takes the place of what this
+// edge has of other identities, or of what is as good.
+func (s *Store) adopt(e entry, h *held, now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := s.find(e.identity) != nil
+	if g := s.groups[groupName(e.identity)]; g != nil && !known &&
+		(len(g.records) >= s.maxIdentities/2 || g.bytes+h.size > s.maxBytes/2) {
+		return ErrFull
+	}
+	g, r := s.use(e.identity)
+	if !known {
+		g.order.MoveToBack(r.place) // nobody has asked for it here
+	}
+	g.expire(r, now)
+	if until := e.singleUse; until.After(r.singleUse) && !until.After(now.Add(singleUseMemory+maxSkew)) {
+		r.singleUse = until
+	}
+	if slices.ContainsFunc(r.sessions, h.same) || !g.makeRoom(r, h, s.maxSessions) {
+		return nil
+	}
+	s.add(g, r, h)
+	return nil
+}
+
+// makeRoom deletes what h replaces and reports whether h is wanted.
+func (g *group) makeRoom(r *record, h *held, limit int) bool {
+	var adopted []*held
+	for _, other := range slices.Clone(r.sessions) {
+		newer := h.born.After(other.born)
+		switch {
+		case h.renewed && newer:
+			// The server declined a session elsewhere: it has lost the old ones.
+			g.remove(r, other, absentNow)
+		case other.version != h.version:
+		case h.version != tls.VersionTLS13:
+			if !newer || len(other.path) == 0 {
+				return false
+			}
+			g.remove(r, other, absentNow)
+		case len(other.path) > 0:
+			adopted = append(adopted, other)
+		}
+	}
+	if len(adopted) >= maxAdopted {
+		g.remove(r, adopted[0], absentNow)
+	}
+	return len(r.sessions) < limit
+}
+
+// Expel drops the sessions that came from or through an edge.
+func (s *Store) Expel(edge string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, g := range s.groups {
+		for _, r := range g.records {
+			for _, h := range slices.Clone(r.sessions) {
+				if slices.Contains(h.path, edge) {
+					g.remove(r, h, absentNow)
+				}
+			}
+		}
+	}
+	s.changed()
+}
+
+// descend gives a session that was kept on a connection what it has of the one
+// that the connection resumed. Store.mu is held.
+func (h *held) descend(cache *connCache) {
+	h.born = time.Now()
+	if parent := cache.parent; parent != nil && len(parent.path) > 0 {
+		h.born, h.path = parent.born, parent.path
+		if parent.useBy.Before(h.useBy) {
+			h.useBy = parent.useBy
+		}
+		return
+	}
+	h.renewed = cache.renewed
+}
+
+// declines reports whether the server declined a session before or in the full
+// handshake that cache was for.
+func (c *connCache) declines() bool {
+	return c.spy.offered || c.offer.miss == resealv1.MissReason_MISS_REASON_DECLINED ||
+		c.offer.miss == resealv1.MissReason_MISS_REASON_DECLINED_AFTER_UNCLEAN_CLOSE
+}
+
+// freshen notes that r got a session that is worth sharing: by a full handshake,
+// or since what other edges hold is getting old.
+func (g *group) freshen(r *record, h *held, full bool) {
+	if r.fresh || len(h.path) > 0 || !full && h.born.Before(r.lastDeal.Add(dealAgain)) {
+		return
+	}
+	r.fresh = true
+	g.fresh++
+}
+
+// stale takes that back.
+func (g *group) stale(r *record) {
+	if r.fresh {
+		r.fresh = false
+		g.fresh--
+	}
+}

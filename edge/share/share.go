@@ -1,0 +1,226 @@
+// Package share exchanges TLS sessions with the other edges of a pool, through
+// the control plane, which can't read them: each is sealed to one edge and
+// signed. reseal.v1.SessionService has the contract.
+package share
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"iter"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	backoffBase = 100 * time.Millisecond
+	backoffMax  = 10 * time.Second
+	// goodStream is how long a stream must live for the next to be tried soon.
+	goodStream = 10 * time.Second
+)
+
+// Sessions are the sessions that this edge holds. *session.Store is one. A group
+// is what stands before the first "|" of an identity.
+type Sessions interface {
+	// Watch returns a channel that gets a value after sessions came or went.
+	Watch() (changes <-chan struct{}, stop func())
+	// Holds reports whether there are sessions of a group to deal, and spare
+	// ones, that no other edge was given.
+	Holds(group string) (some, spare bool)
+	// Deal returns per identity what each of recipients edges gets, nil for
+	// nothing: new sessions, or with seed all.
+	Deal(group string, recipients int, seed bool) iter.Seq2[string, [][]byte]
+	// Adopt takes in what Deal of another edge gave. cfg verifies it.
+	Adopt(identity, sender string, data []byte, cfg *tls.Config) error
+	// Expel drops what came from or through an edge.
+	Expel(edge string)
+}
+
+// Pool is a pool with sharing: fleet.
+type Pool struct {
+	// Name is metadata.name.
+	Name string
+	// Group is what the identities of its sessions have before the first "|".
+	// No other pool has the same, else their sessions are shared too.
+	Group string
+	// TLS returns the configuration of full handshakes of an identity, or nil
+	// when nothing in this edge's plan leads to it. Required.
+	TLS func(identity string) *tls.Config
+}
+
+// Config is what a Share needs. It is read once, by New.
+type Config struct {
+	// Edge is the edge's id, as in its certificate. Required.
+	Edge string
+	// BootID is random per start of the process. Required.
+	BootID string
+	// Labels are matched by selectors.
+	Labels map[string]string
+	// Client calls the control plane. Required.
+	Client resealv1.SessionServiceClient
+	// Credentials are the edge's current certificate, its key, ECDSA P-256, and
+	// the fleet's authority; ok is false when there are none. Required.
+	Credentials func() (certificate *x509.Certificate, key *ecdsa.PrivateKey, roots *x509.CertPool, ok bool)
+	// Sessions are given and taken. Required.
+	Sessions Sessions
+	// Logger is for the operator of this process. Default: nowhere.
+	Logger *slog.Logger
+}
+
+// Share is an edge's side of the SessionService.
+type Share struct {
+	cfg      Config
+	trust    *trust
+	replays  *replays
+	ready    chan struct{}
+	changed  chan struct{}  // the pools are others now
+	refusals rate.Sometimes // of being logged
+
+	mu     sync.Mutex
+	pools  map[string]Pool
+	loaded bool // ready is closed
+}
+
+// New makes a Share that does nothing before Run.
+func New(cfg Config) *Share {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Share{
+		cfg:      cfg,
+		trust:    &trust{},
+		replays:  &replays{seen: map[[32]byte]time.Time{}},
+		ready:    make(chan struct{}),
+		changed:  make(chan struct{}, 1),
+		refusals: rate.Sometimes{First: 3, Interval: 30 * time.Second},
+	}
+}
+
+// Update replaces the pools. It may be called before Run and at any time. While
+// there are none, nothing is exchanged.
+func (s *Share) Update(pools []Pool) {
+	next := make(map[string]Pool, len(pools))
+	for _, pool := range pools {
+		next[pool.Name] = pool
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	same := maps.EqualFunc(s.pools, next, func(a, b Pool) bool { return a.Group == b.Group })
+	first := s.pools == nil
+	s.pools = next
+	if len(next) == 0 {
+		s.readyLocked()
+	}
+	if !same || first {
+		select {
+		case s.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Ready is closed when there is nothing to wait for before the edge makes its
+// first connections: other edges have sent what they hold, or hold nothing, or
+// the first Update named no pools. It stays open while the control plane can't
+// be reached: wait a second, not for ever.
+func (s *Share) Ready() <-chan struct{} { return s.ready }
+
+func (s *Share) isReady() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.readyLocked()
+}
+
+func (s *Share) readyLocked() {
+	if !s.loaded {
+		s.loaded = true
+		close(s.ready)
+	}
+}
+
+// pool returns a pool by name.
+func (s *Share) pool(name string) (Pool, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pool, ok := s.pools[name]
+	return pool, ok
+}
+
+// poolList is the pools sorted by name.
+func (s *Share) poolList() []Pool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []Pool
+	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
+		list = append(list, s.pools[name])
+	}
+	return list
+}
+
+// Run exchanges sessions until ctx ends, over as many streams as that takes. An
+// unreachable control plane is no error. It returns nil.
+func (s *Share) Run(ctx context.Context) error {
+	for failures := 0; ; failures++ {
+		for len(s.poolList()) == 0 {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-s.changed:
+			}
+		}
+		started := time.Now()
+		err := s.exchange(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, errNoPools) {
+			failures = -1
+			continue
+		}
+		if status.Code(err) == codes.Unimplemented {
+			s.isReady()
+		}
+		if time.Since(started) >= goodStream {
+			failures = 0
+		}
+		delay := backoff(failures)
+		s.cfg.Logger.Warn("sessions are not shared for now", "error", err, "again_in", delay)
+		if !sleep(ctx, delay) {
+			return nil
+		}
+	}
+}
+
+// backoff grows with the failures in a row and is spread, so that a fleet does
+// not come back all at once.
+func backoff(failures int) time.Duration {
+	limit := backoffMax
+	if failures < 7 {
+		limit = min(limit, backoffBase<<failures)
+	}
+	return limit/2 + rand.N(limit)/2
+}
+
+// sleep returns false when ctx ends first.
+func sleep(ctx context.Context, delay time.Duration) bool {
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,80 @@
+package bench
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/reseal/reseal/integration/peers"
+)
+
+// siteName is the name that clients ask for unless a scenario has several.
+const siteName = "site.test"
+
+// siteNames are in the certificate that clients see.
+var siteNames = []string{siteName, "*." + siteName}
+
+// hostNames are n names of the site.
+func hostNames(n int) []string {
+	if n <= 1 {
+		return []string{siteName}
+	}
+	names := make([]string, n)
+	for i := range names {
+		names[i] = fmt.Sprintf("host%d.%s", i+1, siteName)
+	}
+	return names
+}
+
+func indent(text []byte, spaces int) string {
+	pad := strings.Repeat(" ", spaces)
+	return pad + strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", "\n"+pad)
+}
+
+// certificateManifest is the site's certificate.
+func certificateManifest(name string, pair peers.Pair) string {
+	return fmt.Sprintf(`---
+apiVersion: reseal/v1
+kind: Certificate
+metadata: {name: %s}
+spec:
+  certificatePem: |
+%s
+  privateKeyPem: |
+%s
+`, name, indent(pair.Certificate, 4), indent(pair.Key, 4))
+}
+
+// listenerManifest is a listener of one edge, whose label "edge" is its id.
+func listenerManifest(name, address, edge, certificate, pool string) string {
+	return fmt.Sprintf(`---
+apiVersion: reseal/v1
+kind: Listener
+metadata: {name: %s}
+spec:
+  address: %s
+  edgeSelector: {matchLabels: {edge: %s}}
+  certificates: [%s]
+  pool: %s
+`, name, address, edge, certificate, pool)
+}
+
+// poolManifest is the scenario's pool. Without serverName it follows the
+// request's host.
+func poolManifest(name, endpoint, serverName string, authority []byte, more string) string {
+	if serverName != "" {
+		serverName = "serverName: " + serverName
+	}
+	return fmt.Sprintf(`---
+apiVersion: reseal/v1
+kind: BackendPool
+metadata: {name: %s}
+spec:
+  endpoints:
+    - {address: %q}
+  tls:
+    %s
+    trust:
+      caPem: |
+%s
+%s`, name, endpoint, serverName, indent(authority, 8), more)
+}
