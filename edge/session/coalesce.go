@@ -51,45 +51,34 @@ func (r *record) wake() {
 	}
 }
 
-// acquire takes an offer for one handshake. It waits for other connections of
-// the identity as long as they may bring a session: at most wait, after which
-// one waiter goes ahead without, and the others until ctx ends.
+// acquire takes an offer for one handshake. It waits while other connections of
+// the identity may bring a session: for one of them at most the time wait, after
+// which one waiter goes ahead without, and the others until ctx ends.
 func (s *Store) acquire(ctx context.Context, identity string, wait time.Duration) (offer, error) {
-	patience := patient
-	if wait <= 0 {
-		patience = impatient
-	}
-	offer, news := s.try(identity, patience)
-	if news == nil {
-		return offer, nil
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
+	var timer *time.Timer
 	for {
+		offer, news, rest := s.try(identity, wait)
+		if news == nil {
+			return offer, nil
+		}
+		if timer == nil {
+			timer = time.NewTimer(rest)
+			defer timer.Stop()
+		} else {
+			timer.Reset(rest)
+		}
 		select {
 		case <-ctx.Done():
 			return offer, ctx.Err()
 		case <-timer.C:
-			patience = late
 		case <-news:
-		}
-		if offer, news = s.try(identity, patience); news == nil {
-			return offer, nil
 		}
 	}
 }
 
-// patience is how a caller of try feels about waiting.
-type patience int
-
-const (
-	patient   patience = iota // waits for news
-	late                      // has waited long enough; goes ahead if no other one did
-	impatient                 // never waits
-)
-
-// try takes an offer, or returns the channel that is closed with the next news.
-func (s *Store) try(identity string, how patience) (offer, <-chan struct{}) {
+// try takes an offer, or returns the channel that is closed with the next news
+// and the time after which to try again without any.
+func (s *Store) try(identity string, wait time.Duration) (_ offer, news <-chan struct{}, rest time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g, r := s.use(identity)
@@ -97,17 +86,25 @@ func (s *Store) try(identity string, how patience) (offer, <-chan struct{}) {
 	g.expire(r, now)
 	chosen := r.choose(now)
 	expectant := chosen.session == nil && chosen.miss != resealv1.MissReason_MISS_REASON_UNSUPPORTED_BY_PEER
-	if r.pending > 0 && (expectant || r.doubt) && how != impatient {
-		if how == patient || r.escaped {
+	if r.pending > 0 && (expectant || r.doubt) && wait > 0 {
+		// The time counts for each leader anew: while a server restarts, one
+		// dial after the other leads and is refused, and nobody is late.
+		if rest = wait - now.Sub(r.leads); rest > 0 || r.escaped {
 			if r.news == nil {
 				r.news = make(chan struct{})
 			}
-			return offer{}, r.news
+			if r.escaped {
+				rest = wait
+			}
+			return offer{}, r.news, rest
 		}
 		r.escaped = true
 		if chosen.session == nil {
 			chosen.miss = resealv1.MissReason_MISS_REASON_COALESCE_TIMEOUT
 		}
+	}
+	if r.pending == 0 {
+		r.leads = now
 	}
 	if chosen.session != nil {
 		chosen.session.taken++
@@ -115,7 +112,7 @@ func (s *Store) try(identity string, how patience) (offer, <-chan struct{}) {
 	}
 	r.pending++
 	chosen.pending = &pending{store: s, record: r}
-	return chosen, nil
+	return chosen, nil, 0
 }
 
 // unused takes back that a session was handed out: nothing was sent.

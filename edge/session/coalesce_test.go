@@ -151,7 +151,7 @@ func TestDeclineDropsOlderSessions(t *testing.T) {
 func TestLeaderFailsAndTheNextOneLeads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		leader, news := s.try("a", patient)
+		leader, news, _ := s.try("a", time.Hour)
 		if news != nil || leader.miss != noSession {
 			t.Fatalf("leader: %+v", leader)
 		}
@@ -185,7 +185,7 @@ func TestLeaderFailsAndTheNextOneLeads(t *testing.T) {
 func TestCoalesceTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		hanging, _ := s.try("a", patient)
+		hanging, _, _ := s.try("a", time.Hour)
 		started := time.Now()
 		ahead := make(chan offer, 8)
 		gaveUp := make(chan error, 8)
@@ -254,4 +254,36 @@ func TestImpatientNeverWaits(t *testing.T) {
 		}
 		defer attempt.Release()
 	}
+}
+
+// While a server restarts one dial after the other is refused. Nobody is late
+// then, however long it takes: two that offer the lost session would cost two
+// full handshakes.
+func TestNobodyIsLateWhileLeadersChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{})
+		leader, _, _ := s.try("a", time.Hour)
+		next := make(chan offer)
+		for range 8 {
+			go func() {
+				o, err := s.acquire(t.Context(), "a", 2*time.Second)
+				if err != nil {
+					t.Error(err)
+				}
+				next <- o
+			}()
+		}
+		for range 8 {
+			time.Sleep(1500 * time.Millisecond)
+			synctest.Wait()
+			select {
+			case <-next:
+				t.Fatal("two handshakes lead")
+			default:
+			}
+			leader.pending.settle()
+			leader = <-next
+		}
+		leader.pending.settle()
+	})
 }

@@ -533,7 +533,7 @@ func FuzzOffersSession(f *testing.F) {
 
 // takeNow takes an offer without waiting, and expects nothing of it.
 func (s *Store) takeNow(identity string) offer {
-	taken, _ := s.try(identity, impatient)
+	taken, _, _ := s.try(identity, 0)
 	taken.pending.settle()
 	return taken
 }

@@ -55,6 +55,7 @@ type record struct {
 
 	pending int           // connections that may bring a session
 	news    chan struct{} // closed with the next news, if somebody waits
+	leads   time.Time     // when the first of them began
 	escaped bool          // a waiter went ahead because it took too long
 	doubt   bool          // the server may have forgotten the sessions
 }
