@@ -54,11 +54,17 @@ images: ## Build the container images from the static binaries
 bench: ## Run the benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
+.PHONY: bench-sessions
+bench-sessions: ## Count full handshakes at the backend with Reseal, HAProxy and nginx in one run (long)
+	integration/setup.sh
+	go run ./integration/bench/sessions -requests 50000 -peers -markdown
+	RESEAL_LONG=1 go test -timeout 60m -v -run Million ./integration/bench
+
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for FUZZTIME
 	@set -e; for p in $$(go list ./...); do \
 	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
-	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
 
 .PHONY: fmt
 fmt: tools ## Format Go and proto files

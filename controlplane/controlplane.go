@@ -24,6 +24,7 @@ import (
 
 	"github.com/reseal/reseal/controlplane/admin"
 	"github.com/reseal/reseal/controlplane/feed"
+	"github.com/reseal/reseal/controlplane/keyring"
 	"github.com/reseal/reseal/controlplane/sessions"
 	"github.com/reseal/reseal/controlplane/store"
 	"github.com/reseal/reseal/controlplane/tally"
@@ -180,6 +181,17 @@ func (c *ControlPlane) serve(ctx context.Context, etcd *etcdStore, listener net.
 		Validate: manifest.Validate,
 		Logger:   c.cfg.Logger.With("part", "admin"),
 	})
+	keyringServer := keyring.New(keyring.Config{
+		Client:     etcd.client,
+		Name:       listener.Addr().String(),
+		Source:     c.store,
+		Seal:       c.trust.Seal,
+		Unseal:     c.trust.Unseal,
+		Edge:       c.edge,
+		Author:     c.author,
+		Logger:     c.cfg.Logger.With("part", "keyring"),
+		Registerer: c.registry,
+	})
 	sessionServer := sessions.New(sessions.Config{
 		Edge: c.edge,
 		Pools: func(labels map[string]string) []string {
@@ -194,6 +206,7 @@ func (c *ControlPlane) serve(ctx context.Context, etcd *etcdStore, listener net.
 	resealv1.RegisterFleetServiceServer(server, feedServer)
 	resealv1.RegisterTallyServiceServer(server, tallyServer)
 	resealv1.RegisterEnrollmentServiceServer(server, c.trust)
+	resealv1.RegisterKeyringServiceServer(server, keyringServer)
 	resealv1.RegisterSessionServiceServer(server, sessionServer)
 
 	group, ctx := errgroup.WithContext(ctx)
@@ -202,6 +215,7 @@ func (c *ControlPlane) serve(ctx context.Context, etcd *etcdStore, listener net.
 	group.Go(func() error { return feedServer.Run(ctx) })
 	group.Go(func() error { return tallyServer.Run(ctx) })
 	group.Go(func() error { return sessionServer.Run(ctx) })
+	group.Go(func() error { return keyringServer.Run(ctx) })
 	group.Go(func() error {
 		select {
 		case err := <-etcd.failed():

@@ -224,6 +224,7 @@ func frontendListeners(compiled *plan.Plan) []frontend.Listener {
 			Spec:           listener.Spec,
 			TLS:            listener.TLS,
 			PolicyKey:      listener.PolicyKey,
+			Keyring:        listener.Keyring,
 			TicketLifetime: listener.TicketLifetime,
 			AllowsHost:     listener.AllowsHost,
 			Route: func(host, path string) (frontend.Match, bool) {

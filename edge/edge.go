@@ -30,6 +30,7 @@ import (
 	"github.com/reseal/reseal/edge/feed"
 	"github.com/reseal/reseal/edge/frontend"
 	"github.com/reseal/reseal/edge/identity"
+	"github.com/reseal/reseal/edge/keyring"
 	"github.com/reseal/reseal/edge/session"
 	"github.com/reseal/reseal/edge/share"
 	"github.com/reseal/reseal/edge/state"
@@ -68,6 +69,8 @@ type Config struct {
 	// ForgetSessions keeps backend sessions in memory alone: a restart makes
 	// full handshakes. Default: they are kept in StateDir, sealed.
 	ForgetSessions bool
+	// KeepKeys keeps the fleet's ticket keys in StateDir, sealed.
+	KeepKeys bool
 	// Version is told to the control plane.
 	Version string
 	// Logger is for the operator of this process. Required.
@@ -89,6 +92,8 @@ type Edge struct {
 
 	identity *identity.Identity // set before enrolled is closed
 	feed     *feed.Feed         // likewise
+	keyring  *keyring.Holder    // likewise
+	keysBy   time.Time          // how long the first apply waits for keys; likewise
 	share    *share.Share       // likewise
 	enrolled chan struct{}
 
@@ -127,8 +132,11 @@ func New(cfg Config) *Edge {
 		Logger:     cfg.Logger.With("part", "backend"),
 	})
 	e.frontend = frontend.New(frontend.Config{
-		Upstream:  upstream{e.backend},
-		Counters:  func(listener string) frontend.Counters { return counters.Listener(listener) },
+		Upstream: upstream{e.backend},
+		Counters: func(listener string) frontend.Counters { return counters.Listener(listener) },
+		TicketKeys: func(ring, listener, policyKey string) frontend.TicketKeys {
+			return e.keyring.Keys(ring, listener, policyKey)
+		},
 		Logger:    cfg.Logger.With("part", "frontend"),
 		AccessLog: cfg.AccessLog,
 	})
@@ -178,6 +186,16 @@ func (e *Edge) Run(ctx context.Context) error {
 		return err
 	}
 	defer meeting.Close()
+	e.keyring = keyring.New(keyring.Config{
+		Edge:       e.cfg.ID,
+		Labels:     e.cfg.Labels,
+		Client:     resealv1.NewKeyringServiceClient(conn),
+		State:      dir,
+		KeepOnDisk: e.cfg.KeepKeys,
+		Logger:     e.cfg.Logger.With("part", "keyring"),
+		Registerer: e.registry,
+	})
+	e.keysBy = time.Now().Add(e.cfg.FeedWait)
 	e.newFeed(conn, dir)
 	e.newShare(meeting)
 	close(e.enrolled)
@@ -219,7 +237,7 @@ func (e *Edge) newFeed(conn *grpc.ClientConn, dir *state.Dir) {
 		StartedAt: e.startedAt,
 		Client:    resealv1.NewFeedServiceClient(conn),
 		State:     dir,
-		Apply:     e.Apply,
+		Apply:     e.applyWithKeys,
 		Serving:   e.servingRevision,
 		Unchanged: e.unchanged,
 		Probe:     e.probe,
@@ -256,6 +274,7 @@ func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn, keeper *session
 	var behind errgroup.Group
 	behind.Go(func() error { return e.backend.Run(inner) })
 	behind.Go(func() error { return reporter.Run(inner) })
+	behind.Go(func() error { return e.keyring.Run(inner) })
 	// Sessions are kept last: the closing connections still bring some.
 	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopKeeping()
@@ -348,3 +367,16 @@ func (e *Edge) PageTLS() *tls.Config {
 
 // Handler serves /healthz, /readyz, /metrics and /debug/pprof.
 func (e *Edge) Handler() http.Handler { return newHandler(e) }
+
+// applyWithKeys gives the ticket keys a moment at the start: an edge that serves
+// before it has them declines tickets that the rest of the fleet accepts.
+func (e *Edge) applyWithKeys(ctx context.Context, snapshot *resealv1.Snapshot) []*resealv1.Violation {
+	wait := time.NewTimer(time.Until(e.keysBy))
+	defer wait.Stop()
+	select {
+	case <-ctx.Done():
+	case <-e.keyring.Synced():
+	case <-wait.C:
+	}
+	return e.Apply(ctx, snapshot)
+}

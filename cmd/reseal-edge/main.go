@@ -59,6 +59,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&cfg.TrustDomain, "trust-domain", "reseal", "authority of the fleet's spiffe:// identities, `NAME`")
 	flags.DurationVar(&cfg.FeedWait, "feed-wait", edge.DefaultFeedWait, "how long a start waits for the feed before it serves the last good configuration")
 	keepSessions := flags.Bool("keep-sessions", true, "keep backend sessions in the state directory, so that a restart costs no full handshake")
+	flags.BoolVar(&cfg.KeepKeys, "keep-keys", true, "keep the fleet's ticket keys in the state directory, sealed, to resume sessions after a start without control plane")
 	accessLog := flags.String("access-log", "-", "JSON access log, `FILE`; -: standard output; empty: off")
 	if done, code := flags.Parse(args, version); done {
 		return code

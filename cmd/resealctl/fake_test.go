@@ -100,6 +100,7 @@ type fakeServer struct {
 	resealv1.UnimplementedFleetServiceServer
 	resealv1.UnimplementedTallyServiceServer
 	resealv1.UnimplementedEnrollmentServiceServer
+	fakeKeyrings
 
 	authority *fakeAuthority
 	address   string
@@ -163,6 +164,7 @@ func startFake(authority *fakeAuthority, trustDomain string) (*fakeServer, error
 	resealv1.RegisterFleetServiceServer(f.server, f)
 	resealv1.RegisterTallyServiceServer(f.server, f)
 	resealv1.RegisterEnrollmentServiceServer(f.server, f)
+	resealv1.RegisterKeyringServiceServer(f.server, f)
 	grpc_health_v1.RegisterHealthServer(f.server, health.NewServer())
 	go f.server.Serve(listener)
 	return f, nil

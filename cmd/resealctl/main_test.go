@@ -158,7 +158,8 @@ func checkMode(ts *testscript.TestScript, neg bool, args []string) {
 
 // steerFake changes the control plane: fake stop | unwell | watched N. Also
 // fake silent, which sets $SILENT to an address that never answers, and fake
-// certificate FILE NAME DOMAINS, which writes a Certificate.
+// certificate FILE NAME DOMAINS, which writes a Certificate. Of keyrings: fake
+// stuck | damaged.
 func steerFake(ts *testscript.TestScript, neg bool, args []string) {
 	f := ts.Value(fakeKey{}).(*fakeServer)
 	switch what := strings.Join(args, " "); {
@@ -166,6 +167,10 @@ func steerFake(ts *testscript.TestScript, neg bool, args []string) {
 		f.server.Stop()
 	case what == "unwell":
 		f.change(func() { f.unwell = true })
+	case what == "stuck":
+		f.fakeKeyrings.set(func(k *fakeKeyrings) { k.stuck = true })
+	case what == "damaged":
+		f.fakeKeyrings.set(func(k *fakeKeyrings) { k.damaged = true })
 	case what == "silent":
 		silent, err := net.Listen("tcp", "127.0.0.1:0")
 		ts.Check(err)

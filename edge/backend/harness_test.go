@@ -100,7 +100,6 @@ type serverConn struct {
 	s     *server
 	once  sync.Once
 	ended sync.Once
-	sni   string
 }
 
 type rawConn struct {

@@ -115,7 +115,7 @@ func (c *Change) Commit() {
 			slot = newSlot(f, next.Name)
 			f.slots[next.Name] = slot
 		}
-		next.tickets = f.tickets.context(next.Name, next.PolicyKey)
+		next.tickets = f.ticketPolicy(&next.Listener)
 		if old := slot.update(next); old != nil {
 			f.drain(old, slot.drainTimeout())
 		}
@@ -168,7 +168,7 @@ type state struct {
 	Listener
 	proxies   []netip.Prefix // must send a PROXY header
 	forwarded []netip.Prefix // are believed
-	tickets   *ticketContext
+	tickets   ticketPolicy
 }
 
 // newState completes a listener's configuration and reports what it can't use.

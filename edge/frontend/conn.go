@@ -31,6 +31,8 @@ type clientConn struct {
 	tls    tls.ConnectionState
 	sni    string // as hostName returns it, or ""
 
+	tickets *ticketHandshake // nil before the client said hello
+
 	mu     sync.Mutex
 	active bool
 	closed bool

@@ -43,6 +43,11 @@ type Config struct {
 	Upstream Upstream
 	// Counters returns the counters of a listener. Required.
 	Counters func(listener string) Counters
+	// TicketKeys returns what seals the tickets of a listener under a policy: the
+	// same for the same arguments, which are those of Listener, on every edge of
+	// the fleet. It must not block. Nil: each listener has keys that are made and
+	// rotated by crypto/tls, here alone.
+	TicketKeys func(keyring, listener, policyKey string) TicketKeys
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 	// AccessLog gets one record per request, or per connection for protocol
@@ -146,9 +151,12 @@ type Listener struct {
 	UID string
 	// Spec has its defaults filled in. It is not changed afterwards.
 	Spec *resealv1.Listener
-	// TLS is the server's configuration without any handling of tickets.
-	// SessionTicketsDisabled switches resumption off.
+	// TLS is the server's configuration without any handling of tickets, and
+	// without GetConfigForClient. SessionTicketsDisabled switches resumption off.
 	TLS *tls.Config
+	// Keyring is the name of the keyring whose keys seal tickets. "" is
+	// "default".
+	Keyring string
 	// PolicyKey is a hash of all that a ticket may depend on. Tickets are only
 	// accepted under the key that they were issued under.
 	PolicyKey string

@@ -21,9 +21,8 @@ func (s *slot) serve(c *clientConn) {
 		return
 	}
 	_ = c.SetDeadline(time.Now().Add(bound)) // fails only on a closed connection
-	tickets := st.tickets.handshake(st.TicketLifetime)
 	start := time.Now()
-	conn := tls.Server(c, tickets.config(st.TLS))
+	conn := tls.Server(c, s.hello)
 	if err := conn.Handshake(); err != nil {
 		s.handshakeFailed(c, err, time.Since(start))
 		_ = c.Close()
@@ -31,10 +30,18 @@ func (s *slot) serve(c *clientConn) {
 	}
 	_ = c.SetDeadline(time.Time{}) // likewise
 	c.tls = conn.ConnectionState()
-	mechanism, miss := tickets.outcome(c.tls)
+	mechanism, miss := c.tickets.outcome(c.tls)
 	s.counters.Handshake(mechanism, miss, c.tls.Version, time.Since(start))
 	c.sni, _ = hostName(c.tls.ServerName)
 	s.pass(c, conn)
+}
+
+// configForClient implements tls.Config.GetConfigForClient: what a client gets
+// is what is in force when it says hello, however long it waited with that.
+func (s *slot) configForClient(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	c, st := hello.Conn.(*clientConn), s.state.Load()
+	c.tickets = st.tickets.handshake()
+	return c.tickets.config(st.TLS, hello), nil
 }
 
 // readProxyHeader reads the PROXY header of a connection that must have one.

@@ -301,7 +301,7 @@ func (e *edge) logged(n int) map[string]any {
 	return record
 }
 
-func selfSigned(t *testing.T, names ...string) (tls.Certificate, *x509.CertPool) {
+func selfSigned(t testing.TB, names ...string) (tls.Certificate, *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"crypto/tls"
 	"maps"
 	"net"
 	"slices"
@@ -18,6 +19,9 @@ type slot struct {
 	counters Counters
 	gate     *gate
 	state    atomic.Pointer[state]
+	// hello is what handshakes begin with. Tickets are off in it, since the keys
+	// that crypto/tls would make for it are not used.
+	hello *tls.Config
 
 	mu      sync.Mutex
 	current *generation              // gets new connections, nil after end
@@ -25,13 +29,15 @@ type slot struct {
 }
 
 func newSlot(f *Frontend, name string) *slot {
-	return &slot{
+	s := &slot{
 		name:     name,
 		frontend: f,
 		counters: f.cfg.Counters(name),
 		gate:     newGate(),
 		retired:  map[*generation]struct{}{},
 	}
+	s.hello = &tls.Config{SessionTicketsDisabled: true, GetConfigForClient: s.configForClient}
+	return s
 }
 
 // settings are what a running server can't change.

@@ -1,11 +1,13 @@
 package frontend
 
 import (
+	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"encoding/binary"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
@@ -16,141 +18,149 @@ const (
 	defaultTicketLifetime = 12 * time.Hour
 	// maxTicket is less than what fits into a NewSessionTicket message.
 	maxTicket = 60_000
-	// keptContexts bounds the policies of a listener whose keys are kept, so
-	// that a policy that is changed back finds its sessions again.
-	keptContexts = 4
-	// ticketExtra marks our entry in tls.SessionState.Extra. After it come the
-	// time of the original authentication (8 bytes, Unix seconds, big-endian)
-	// and the SNI.
-	ticketExtra = "reseal/ticket/1\x00"
+	// extensionPreSharedKey is where a TLS 1.3 client offers tickets (RFC 8446
+	// section 4.2.11).
+	extensionPreSharedKey = 41
 )
 
-// tickets holds the ticket keys of listeners. They live outside of plans: an
-// apply costs no session.
-type tickets struct {
-	mu sync.Mutex
-	// Newest last.
-	byListener map[string][]*ticketContext
+// TicketKeys seal the tickets of one listener under one policy. They are safe
+// for concurrent use.
+type TicketKeys interface {
+	// Issuing reports whether Wrap makes tickets now.
+	Issuing() bool
+	// Wrap seals the state of a session with a client that named sni ("" is no
+	// name). It reports false when it makes no tickets now, or can't. It does not
+	// keep state.
+	Wrap(state []byte, sni string) (ticket []byte, ok bool)
+	// Unwrap opens a ticket that Wrap made for the same sni, here or on another
+	// edge. Else state is nil and miss is the reason. A zero miss is success.
+	Unwrap(ticket []byte, sni string) (state []byte, miss resealv1.MissReason)
 }
 
-func newTickets() *tickets { return &tickets{byListener: map[string][]*ticketContext{}} }
+// ticketKeys are TicketKeys, or the keys of this process.
+type ticketKeys interface {
+	issuing() bool
+	encrypt(cs tls.ConnectionState, session *tls.SessionState, sni string) (ticket []byte, ok bool)
+	// decrypt returns nil and the reason when the ticket can't be used.
+	decrypt(ticket []byte, cs tls.ConnectionState, sni string) (*tls.SessionState, resealv1.MissReason)
+}
 
-// context are the keys for a listener under a policy.
-func (t *tickets) context(listener, policyKey string) *ticketContext {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	kept := t.byListener[listener]
-	for i, known := range kept {
-		if known.policyKey == policyKey {
-			t.byListener[listener] = append(append(kept[:i:i], kept[i+1:]...), known)
-			return known
-		}
+// sharedKeys are ticketKeys that other edges have, too.
+type sharedKeys struct{ TicketKeys }
+
+func (k sharedKeys) issuing() bool { return k.Issuing() }
+
+func (k sharedKeys) encrypt(_ tls.ConnectionState, session *tls.SessionState, sni string) ([]byte, bool) {
+	state, err := session.Bytes()
+	if err != nil {
+		return nil, false
 	}
-	fresh := &ticketContext{listener: listener, policyKey: policyKey, all: t, keys: &tls.Config{}}
-	kept = append(kept[max(0, len(kept)-keptContexts+1):len(kept):len(kept)], fresh)
-	t.byListener[listener] = kept
-	return fresh
+	defer clear(state)
+	return k.Wrap(state, sni)
 }
 
-// forget drops the keys of a listener.
-func (t *tickets) forget(listener string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.byListener, listener)
-}
-
-// others are the listener's contexts but one.
-func (t *tickets) others(than *ticketContext) []*ticketContext {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var others []*ticketContext
-	for _, context := range t.byListener[than.listener] {
-		if context != than {
-			others = append(others, context)
-		}
+func (k sharedKeys) decrypt(ticket []byte, _ tls.ConnectionState, sni string) (*tls.SessionState, resealv1.MissReason) {
+	state, miss := k.Unwrap(ticket, sni)
+	if miss != resealv1.MissReason_MISS_REASON_UNSPECIFIED {
+		return nil, miss
 	}
-	return others
-}
-
-// ticketContext encrypts the tickets of a listener under one policy.
-type ticketContext struct {
-	listener  string
-	policyKey string
-	all       *tickets
-	// keys makes and rotates its keys by itself: a new one each day, accepted
-	// for seven (crypto/tls, Config.SessionTicketKey).
-	keys *tls.Config
-}
-
-func (c *ticketContext) encrypt(cs tls.ConnectionState, session *tls.SessionState) ([]byte, error) {
-	return c.keys.EncryptTicket(cs, session)
-}
-
-// decrypt returns nil and the reason when the ticket can't be used.
-func (c *ticketContext) decrypt(ticket []byte, cs tls.ConnectionState) (*tls.SessionState, resealv1.MissReason) {
-	if session, _ := c.keys.DecryptTicket(ticket, cs); session != nil { // its error is always nil
-		return session, resealv1.MissReason_MISS_REASON_UNSPECIFIED
+	// The session refers to state from here on. Its encoding belongs to a Go
+	// release: that of an edge with another one may not be readable.
+	session, err := tls.ParseSessionState(state)
+	if err != nil {
+		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
 	}
-	for _, other := range c.all.others(c) {
-		if session, _ := other.keys.DecryptTicket(ticket, cs); session != nil {
-			return nil, resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
-		}
+	return session, resealv1.MissReason_MISS_REASON_UNSPECIFIED
+}
+
+// ticketPolicy is how a listener handles tickets.
+type ticketPolicy struct {
+	keys     ticketKeys
+	hash     policyHash
+	lifetime time.Duration // since the original authentication
+}
+
+func (f *Frontend) ticketPolicy(l *Listener) ticketPolicy {
+	policy := ticketPolicy{hash: hashPolicy(l.PolicyKey), lifetime: l.TicketLifetime}
+	if f.cfg.TicketKeys == nil {
+		policy.keys = f.tickets.context(l.Name, l.PolicyKey)
+	} else {
+		policy.keys = sharedKeys{f.cfg.TicketKeys(l.Keyring, l.Name, l.PolicyKey)}
 	}
-	return nil, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN
+	return policy
 }
 
 // ticketHandshake handles the tickets of one handshake. crypto/tls calls it from
 // one goroutine.
 type ticketHandshake struct {
-	context  *ticketContext
-	lifetime time.Duration
-	disabled bool
+	ticketPolicy
+	// cfg is the connection's own: crypto/tls reads SessionTicketsDisabled again
+	// after unwrap, before it issues a ticket.
+	cfg      *tls.Config
+	disabled bool // by the policy
+	stopped  bool // tickets are accepted but not issued
 	miss     resealv1.MissReason
-	// original is when the session that was unwrapped last was authenticated.
-	// crypto/tls starts each TLS 1.3 ticket anew, so that it must be carried
-	// from the ticket that came in to the one that goes out.
+	// original is when the session that was unwrapped last was authenticated, and
+	// accepted is its ticket. crypto/tls starts each TLS 1.3 ticket anew, so that
+	// the time must be carried from the ticket that came in to the one that goes
+	// out.
 	original time.Time
+	accepted []byte
 }
 
-func (c *ticketContext) handshake(lifetime time.Duration) *ticketHandshake {
-	return &ticketHandshake{context: c, lifetime: lifetime, miss: resealv1.MissReason_MISS_REASON_NOT_OFFERED}
+func (p ticketPolicy) handshake() *ticketHandshake {
+	return &ticketHandshake{ticketPolicy: p, miss: resealv1.MissReason_MISS_REASON_NOT_OFFERED}
 }
 
-// config is base with the handling of tickets.
-func (h *ticketHandshake) config(base *tls.Config) *tls.Config {
-	cfg := base.Clone()
-	if cfg.SessionTicketsDisabled {
+// config is base with the handling of tickets, for the client that said hello.
+func (h *ticketHandshake) config(base *tls.Config, hello *tls.ClientHelloInfo) *tls.Config {
+	h.cfg = base.Clone()
+	if h.cfg.SessionTicketsDisabled {
 		h.disabled = true
-		return cfg
+		return h.cfg
 	}
-	cfg.UnwrapSession = h.unwrap
-	cfg.WrapSession = h.wrap
-	return cfg
+	h.cfg.UnwrapSession = h.unwrap
+	h.cfg.WrapSession = h.wrap
+	h.stopped = !h.keys.issuing()
+	// TLS 1.3 does not call unwrap for a client without tickets. TLS 1.2 does.
+	if h.stopped && usesTLS13(h.cfg, hello) && !slices.Contains(hello.Extensions, extensionPreSharedKey) {
+		h.cfg.SessionTicketsDisabled = true
+	}
+	return h.cfg
+}
+
+// usesTLS13 reports whether the handshake will be of TLS 1.3.
+func usesTLS13(cfg *tls.Config, hello *tls.ClientHelloInfo) bool {
+	return (cfg.MaxVersion == 0 || cfg.MaxVersion >= tls.VersionTLS13) &&
+		slices.Contains(hello.SupportedVersions, tls.VersionTLS13)
 }
 
 // unwrap implements tls.Config.UnwrapSession. It never returns an error, which
 // would end the handshake. TLS 1.2 calls it without a ticket, too.
 func (h *ticketHandshake) unwrap(ticket []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+	if h.stopped {
+		h.cfg.SessionTicketsDisabled = true
+	}
 	if len(ticket) == 0 {
 		return nil, nil
 	}
-	session, miss := h.context.decrypt(ticket, cs)
+	sni := strings.ToLower(cs.ServerName)
+	session, miss := h.keys.decrypt(ticket, cs, sni)
 	if session == nil {
 		h.missed(miss)
 		return nil, nil
 	}
-	original, sni, ok := readExtra(session.Extra)
-	age := time.Since(original)
+	extra, ok := readExtra(session.Extra)
 	switch {
 	case !ok:
 		h.missed(resealv1.MissReason_MISS_REASON_UNDECRYPTABLE)
-	case sni != strings.ToLower(cs.ServerName):
+	case extra.policy != h.hash, extra.sni != sni:
 		h.missed(resealv1.MissReason_MISS_REASON_POLICY_MISMATCH)
-	case age >= h.lifetime:
+	case time.Since(extra.original) >= h.lifetime:
 		h.missed(resealv1.MissReason_MISS_REASON_EXPIRED)
 	default:
 		h.missed(resealv1.MissReason_MISS_REASON_REFUSED) // unless TLS now resumes
-		h.original = original
+		h.original, h.accepted = extra.original, ticket
 		return session, nil
 	}
 	return nil, nil
@@ -161,10 +171,12 @@ func (h *ticketHandshake) unwrap(ticket []byte, cs tls.ConnectionState) (*tls.Se
 var missRank = map[resealv1.MissReason]int{
 	resealv1.MissReason_MISS_REASON_NOT_OFFERED:     0,
 	resealv1.MissReason_MISS_REASON_KEY_UNKNOWN:     1,
-	resealv1.MissReason_MISS_REASON_UNDECRYPTABLE:   2,
-	resealv1.MissReason_MISS_REASON_POLICY_MISMATCH: 3,
-	resealv1.MissReason_MISS_REASON_EXPIRED:         4,
-	resealv1.MissReason_MISS_REASON_REFUSED:         5,
+	resealv1.MissReason_MISS_REASON_STALE_KEYRING:   2,
+	resealv1.MissReason_MISS_REASON_KEY_RETIRED:     3,
+	resealv1.MissReason_MISS_REASON_UNDECRYPTABLE:   4,
+	resealv1.MissReason_MISS_REASON_POLICY_MISMATCH: 5,
+	resealv1.MissReason_MISS_REASON_EXPIRED:         6,
+	resealv1.MissReason_MISS_REASON_REFUSED:         7,
 }
 
 func (h *ticketHandshake) missed(reason resealv1.MissReason) {
@@ -174,47 +186,84 @@ func (h *ticketHandshake) missed(reason resealv1.MissReason) {
 }
 
 // wrap implements tls.Config.WrapSession. An error or an empty ticket would end
-// the handshake; instead the client gets a ticket that no key opens.
+// the handshake. Where there is no ticket to give, TLS 1.2 gives back the one
+// that was accepted, since it seals the same secret. With TLS 1.3 that would
+// break the next handshake; the client then gets a ticket that no key opens.
 func (h *ticketHandshake) wrap(cs tls.ConnectionState, session *tls.SessionState) ([]byte, error) {
-	original := time.Now()
-	if cs.DidResume && !h.original.IsZero() {
+	original, resumed := time.Now(), cs.DidResume && len(h.accepted) > 0
+	if resumed {
 		original = h.original
 	}
-	session.Extra = append(session.Extra, newExtra(original, strings.ToLower(cs.ServerName)))
-	ticket, err := h.context.encrypt(cs, session)
-	if err != nil || len(ticket) == 0 || len(ticket) > maxTicket {
-		ticket = make([]byte, 64)
-		_, _ = rand.Read(ticket) // never fails (crypto/rand)
+	if !h.stopped {
+		sni := strings.ToLower(cs.ServerName)
+		session.Extra = append(session.Extra, extra{original, h.hash, sni}.encode())
+		ticket, ok := h.keys.encrypt(cs, session, sni)
+		if ok && len(ticket) > 0 && len(ticket) <= maxTicket {
+			return ticket, nil
+		}
 	}
+	if resumed && cs.Version <= tls.VersionTLS12 {
+		return h.accepted, nil
+	}
+	ticket := make([]byte, 192)
+	_, _ = rand.Read(ticket) // never fails (crypto/rand)
 	return ticket, nil
 }
 
-// outcome is what to count for a completed handshake.
+// outcome is what to count for a completed handshake. h must not be used
+// afterwards.
 func (h *ticketHandshake) outcome(cs tls.ConnectionState) (resealv1.Mechanism, resealv1.MissReason) {
+	h.accepted = nil // the connection, which may live long, refers to h
 	switch {
 	case cs.DidResume:
 		return mechanismOf(cs.Version), resealv1.MissReason_MISS_REASON_UNSPECIFIED
 	case h.disabled:
 		return resealv1.Mechanism_MECHANISM_UNSPECIFIED, resealv1.MissReason_MISS_REASON_DISABLED
+	case h.stopped && h.miss == resealv1.MissReason_MISS_REASON_NOT_OFFERED:
+		// It has none because edges give out none.
+		return resealv1.Mechanism_MECHANISM_UNSPECIFIED, resealv1.MissReason_MISS_REASON_STALE_KEYRING
 	default:
 		return resealv1.Mechanism_MECHANISM_UNSPECIFIED, h.miss
 	}
 }
 
-func newExtra(original time.Time, sni string) []byte {
-	extra := append([]byte(ticketExtra), 0, 0, 0, 0, 0, 0, 0, 0)
-	binary.BigEndian.PutUint64(extra[len(ticketExtra):], uint64(original.Unix()))
-	return append(extra, sni...)
+// policyHash is of a PolicyKey.
+type policyHash [16]byte
+
+func hashPolicy(policyKey string) (hash policyHash) {
+	sum := sha256.Sum256([]byte(policyKey))
+	copy(hash[:], sum[:])
+	return hash
 }
 
-func readExtra(entries [][]byte) (original time.Time, sni string, ok bool) {
+// extra is our entry in tls.SessionState.Extra. Keys are made for one policy and
+// name already; that both stand inside, too, is a second lock on the same door.
+type extra struct {
+	original time.Time // of the authentication
+	policy   policyHash
+	sni      string
+}
+
+// extraMark starts our entry. After it come the time in Unix seconds (8 bytes,
+// big-endian), the policy and the SNI.
+const extraMark = "reseal/ticket/2\x00"
+
+func (e extra) encode() []byte {
+	encoded := binary.BigEndian.AppendUint64([]byte(extraMark), uint64(e.original.Unix()))
+	return append(append(encoded, e.policy[:]...), e.sni...)
+}
+
+func readExtra(entries [][]byte) (extra, bool) {
 	for _, entry := range entries {
-		rest, ours := strings.CutPrefix(string(entry), ticketExtra)
-		if !ours || len(rest) < 8 {
+		rest, ours := bytes.CutPrefix(entry, []byte(extraMark))
+		var e extra
+		if !ours || len(rest) < 8+len(e.policy) {
 			continue
 		}
-		seconds := binary.BigEndian.Uint64([]byte(rest[:8]))
-		return time.Unix(int64(seconds), 0), rest[8:], true
+		e.original = time.Unix(int64(binary.BigEndian.Uint64(rest)), 0)
+		rest = rest[8:]
+		e.sni = string(rest[copy(e.policy[:], rest):])
+		return e, true
 	}
-	return time.Time{}, "", false
+	return extra{}, false
 }

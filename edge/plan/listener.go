@@ -97,6 +97,7 @@ func (o object) serverCertificates(names []string) []*certificate {
 
 // applyPolicy fills in what depends on the TLSPolicy.
 func (l *Listener) applyPolicy(p *policy) {
+	l.Keyring = p.spec.Resumption.Keyring
 	l.TicketLifetime = duration(p.spec.Resumption.TicketLifetime)
 	l.TLS = &tls.Config{
 		GetCertificate:         l.certificates.get,

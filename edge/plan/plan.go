@@ -53,6 +53,8 @@ type Listener struct {
 	// does not use (the server's certificate, ALPN, curves) is left out, so that
 	// such a change costs no session.
 	PolicyKey string
+	// Keyring is the name of the Keyring whose epochs seal tickets.
+	Keyring string
 	// TicketLifetime is how long after the original authentication a ticket is
 	// accepted.
 	TicketLifetime time.Duration

@@ -161,7 +161,6 @@ type edge struct {
 	share  *share.Share
 	client *tls.Config
 	stop   func()
-	boots  int
 }
 
 const identity = "g|backend|example.test"

@@ -109,10 +109,6 @@ func Scenarios() []*Scenario {
 	return all
 }
 
-// What scenarios may wait for. Empty once it works.
-const (
-)
-
 // hosts are the names that clients ask for.
 func (s *Scenario) hosts() []string { return hostNames(s.names) }
 

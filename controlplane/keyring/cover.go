@@ -1,0 +1,131 @@
+package keyring
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// cover is what a live edge has acked, as its replica tells the others. It is
+// immutable.
+type cover struct {
+	// Stream is a random id of the stream: the newest stream of an edge owns the
+	// key.
+	Stream string `json:"stream"`
+	// Labels of the edge, for selectors.
+	Labels map[string]string `json:"labels,omitempty"`
+	// Acked says that the edge has acked a response on this stream.
+	Acked bool `json:"acked,omitempty"`
+	// Keyrings are what it acked, by name.
+	Keyrings map[string]coverOf `json:"keyrings,omitempty"`
+}
+
+// coverOf is what an edge has acked of a keyring.
+type coverOf struct {
+	// Record is the id of the record that held the epochs.
+	Record string `json:"record"`
+	// Held are the epochs' numbers.
+	Held spans `json:"held,omitempty"`
+	// Active is the epoch that it encrypts with. 0: none.
+	Active uint64 `json:"active,omitempty"`
+}
+
+func (c *cover) encode() ([]byte, error) { return json.Marshal(c) }
+
+func decodeCover(data []byte) (*cover, error) {
+	c := &cover{}
+	if err := json.Unmarshal(data, c); err != nil {
+		return nil, fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return c, nil
+}
+
+// held is what counts for the rules: numbers of another record mean nothing.
+func (c *cover) held(edge, name, record string) Held {
+	of := c.Keyrings[name]
+	if of.Record != record {
+		of = coverOf{}
+	}
+	return Held{Edge: edge, Unknown: !c.Acked, Has: of.Held.has, Active: of.Active}
+}
+
+// spans is a set of epoch numbers, kept as runs, because epochs usually follow
+// each other and etcd keeps each write for a while: "5-12,14".
+type spans []span
+
+type span struct{ first, last uint64 }
+
+// spansOf takes sorted numbers.
+func spansOf(numbers []uint64) spans {
+	var s spans
+	for _, n := range numbers {
+		if last := len(s) - 1; last >= 0 && n <= s[last].last+1 {
+			s[last].last = max(n, s[last].last)
+			continue
+		}
+		s = append(s, span{n, n})
+	}
+	return s
+}
+
+func (s spans) has(number uint64) bool {
+	return slices.ContainsFunc(s, func(run span) bool { return run.first <= number && number <= run.last })
+}
+
+// numbers lists the set, at most limit of it.
+func (s spans) numbers(limit int) []uint64 {
+	var numbers []uint64
+	for _, run := range s {
+		for n := run.first; len(numbers) < limit; n++ {
+			numbers = append(numbers, n)
+			if n == run.last {
+				break
+			}
+		}
+	}
+	return numbers
+}
+
+// MarshalText writes "5-12,14".
+func (s spans) MarshalText() ([]byte, error) {
+	var text strings.Builder
+	for i, run := range s {
+		if i > 0 {
+			text.WriteByte(',')
+		}
+		text.WriteString(strconv.FormatUint(run.first, 10))
+		if run.last > run.first {
+			text.WriteString("-" + strconv.FormatUint(run.last, 10))
+		}
+	}
+	return []byte(text.String()), nil
+}
+
+// UnmarshalText reads what MarshalText writes. Errors: errDamaged.
+func (s *spans) UnmarshalText(text []byte) error {
+	*s = nil
+	if len(text) == 0 {
+		return nil
+	}
+	for part := range strings.SplitSeq(string(text), ",") {
+		first, last, isRun := strings.Cut(part, "-")
+		if !isRun {
+			last = first
+		}
+		from, err := strconv.ParseUint(first, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%w: %q is no number", errDamaged, first)
+		}
+		to, err := strconv.ParseUint(last, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%w: %q is no number", errDamaged, last)
+		}
+		if to < from || len(*s) > 0 && from <= (*s)[len(*s)-1].last || len(*s) >= MaxEpochs {
+			return fmt.Errorf("%w: runs of numbers are out of order", errDamaged)
+		}
+		*s = append(*s, span{from, to})
+	}
+	return nil
+}

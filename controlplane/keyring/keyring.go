@@ -1,0 +1,158 @@
+// Package keyring makes, rotates and revokes the ticket keys of the fleet, and
+// brings them to the edges.
+//
+// Each keyring is one record in etcd, with its epochs and their sealed secrets.
+// What is due is decided by Step, which is pure. One replica, elected in etcd,
+// carries it out; each of its writes names its election key, so that one that was
+// paused can't write after another took over. Every replica follows the records
+// by watch and serves the edges that are connected to it.
+//
+// Keys in etcd, below Config.Prefix:
+//
+//	keyring/<name>          a record
+//	keyring-cover/<edge>    what a live edge has acked, on a lease
+//	keyring-leader/<lease>  a candidate of the election; the oldest one leads
+package keyring
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// Source is where the Keyring resources come from. Snapshots are immutable. It is
+// safe for concurrent use.
+type Source interface {
+	// Next waits for a snapshot newer than revision after and returns the
+	// newest. When revisions started anew it may return a lower one. It fails
+	// when ctx ends or the source has ended.
+	Next(ctx context.Context, after int64) (*resealv1.Snapshot, error)
+}
+
+// Config is what the keyring needs. It is read once, by New.
+type Config struct {
+	// Client is the connection to etcd. Required. It is not closed.
+	Client *clientv3.Client
+	// Prefix of all keys in etcd. Default "/reseal/v1/".
+	Prefix string
+	// Name is how Status names this replica: its listening address or host name.
+	// Required.
+	Name string
+	// Source is where the Keyring resources come from. Required.
+	Source Source
+	// Seal encrypts a secret. Unseal with the same context, and only that, gets
+	// it back. Both are required.
+	Seal, Unseal func(data, context []byte) ([]byte, error)
+	// Edge names the caller of a stream. Labels that it returns replace those
+	// that the edge says it has; nil lets the edge's own stand. An error that
+	// carries no gRPC status is PERMISSION_DENIED. Required.
+	Edge func(ctx context.Context) (id string, labels map[string]string, err error)
+	// Author names the caller of a command in the log. Default "unknown".
+	Author func(ctx context.Context) string
+	// Tick is how often the leader looks at the clock. Default 1s.
+	Tick time.Duration
+	// LiveFor is how long an edge counts as live after its stream ended, in
+	// whole seconds. While etcd was watched for less than that, the absence of
+	// an edge proves nothing. Default 30s.
+	LiveFor time.Duration
+	// LeaderTTL is how long a leader that does not answer keeps its office, in
+	// whole seconds. Default 10s.
+	LeaderTTL time.Duration
+	// RequestTimeout bounds one etcd request. Default 5s.
+	RequestTimeout time.Duration
+	// Logger is for the operator of this process. Required.
+	Logger *slog.Logger
+	// Registerer takes the metrics. Nil: none.
+	Registerer prometheus.Registerer
+}
+
+// Server implements KeyringService. Edges that connect before Run, or before etcd
+// and the configuration were read, wait for their first response: an edge never
+// hears of keys that are only missing because they were not loaded yet.
+type Server struct {
+	resealv1.UnimplementedKeyringServiceServer
+
+	config  Config
+	keys    keys
+	log     *slog.Logger
+	state   *state
+	vault   *vault
+	roster  *roster
+	metrics *metrics
+	reload  time.Duration // reloadInterval, but for tests
+	cluster uint64        // the etcd cluster that was loaded; belongs to follow
+	stopped chan struct{} // closed when Run has ended
+}
+
+// New makes a Server that does nothing before Run. It panics when its metrics
+// are on the Registerer already.
+func New(config Config) *Server {
+	if config.Prefix == "" {
+		config.Prefix = "/reseal/v1/"
+	}
+	if config.Author == nil {
+		config.Author = func(context.Context) string { return "unknown" }
+	}
+	if config.Tick <= 0 {
+		config.Tick = time.Second
+	}
+	if config.LiveFor <= 0 {
+		config.LiveFor = 30 * time.Second
+	}
+	if config.LeaderTTL <= 0 {
+		config.LeaderTTL = 10 * time.Second
+	}
+	if config.RequestTimeout <= 0 {
+		config.RequestTimeout = 5 * time.Second
+	}
+	s := &Server{
+		config:  config,
+		keys:    keys{prefix: config.Prefix},
+		log:     config.Logger,
+		state:   newState(),
+		vault:   newVault(config.Unseal),
+		reload:  reloadInterval,
+		stopped: make(chan struct{}),
+	}
+	s.roster = newRoster(s)
+	s.metrics = newMetrics(config.Registerer, s.state)
+	return s
+}
+
+// Run serves, and rotates while this replica is the leader, until ctx ends; then
+// it ends all streams and zeroes the secrets. Trouble with etcd is logged and
+// tried again; edges keep what they have meanwhile. It may be called once. It
+// returns nil when ctx has ended, else the source's error.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.vault.retain(nil)
+	defer close(s.stopped)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.configure(ctx) })
+	group.Go(func() error { return s.follow(ctx) })
+	group.Go(func() error { return s.roster.run(ctx) })
+	group.Go(func() error { return s.rotate(ctx) })
+	return group.Wait()
+}
+
+// configure takes the Keyring resources of each snapshot.
+func (s *Server) configure(ctx context.Context) error {
+	var revision int64
+	for {
+		snapshot, err := s.config.Source.Next(ctx, revision)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return fmt.Errorf("keyring: wait for the next snapshot: %w", err)
+		}
+		revision = snapshot.Revision()
+		s.state.configure(snapshot)
+	}
+}

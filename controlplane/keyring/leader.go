@@ -1,0 +1,260 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	// gather is the least time between two looks of the leader, so that the acks
+	// of a crowd cost few.
+	gather = 20 * time.Millisecond
+	// goodbye bounds how long a replica that stops tries to give up its office.
+	goodbye = 2 * time.Second
+	// maxNamed bounds the laggards that one log line names.
+	maxNamed = 20
+)
+
+// rotate stands for election and rotates while it leads, until ctx ends.
+func (s *Server) rotate(ctx context.Context) error {
+	wait := newBackoff()
+	for ctx.Err() == nil {
+		begin := time.Now()
+		err := s.term(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(begin) > time.Minute {
+			wait.reset()
+		}
+		s.log.Warn("this replica stands for election anew", "error", err)
+		wait.sleep(ctx)
+	}
+	return nil
+}
+
+// term is one candidacy: it waits for the office, leads, and returns when its
+// lease is lost or ctx ends.
+func (s *Server) term(ctx context.Context) error {
+	grant, cancel := context.WithTimeout(ctx, s.config.RequestTimeout)
+	lease, err := s.config.Client.Grant(grant, int64(s.config.LeaderTTL/time.Second))
+	cancel()
+	if err != nil {
+		return fmt.Errorf("lease: %w", err)
+	}
+	// What gives up the office must outlive ctx, but not by much.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	defer context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(goodbye)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			end()
+		case <-life.Done():
+		}
+	})()
+	session, err := concurrency.NewSession(s.bounded(life), concurrency.WithLease(lease.ID), concurrency.WithContext(life))
+	if err != nil {
+		return fmt.Errorf("session: %w", err)
+	}
+	defer func() {
+		session.Orphan()
+		bye, cancel := context.WithTimeout(life, goodbye)
+		defer cancel()
+		if _, err := s.config.Client.Revoke(bye, lease.ID); err != nil {
+			s.log.Debug("the leader's lease ends by itself", "error", err)
+		}
+	}()
+	return s.campaign(ctx, session)
+}
+
+// bounded is the client, except that its own context is ctx: the election uses
+// it to withdraw, and must not do so for ever.
+func (s *Server) bounded(ctx context.Context) *clientv3.Client {
+	client := clientv3.NewCtxClient(ctx)
+	client.KV, client.Lease, client.Watcher = s.config.Client.KV, s.config.Client.Lease, s.config.Client.Watcher
+	return client
+}
+
+func (s *Server) campaign(ctx context.Context, session *concurrency.Session) error {
+	// A candidate whose lease is gone would wait for ever.
+	standing, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(session.Ctx(), cancel)()
+	election := concurrency.NewElection(session, s.keys.election())
+	if err := election.Campaign(standing, s.config.Name); err != nil {
+		return fmt.Errorf("campaign: %w", err)
+	}
+	s.log.Info("this replica rotates the keyrings")
+	s.metrics.leader.Set(1)
+	defer s.metrics.leader.Set(0)
+	return s.lead(standing, fence{key: election.Key(), created: election.Rev()})
+}
+
+// lead does what is due, at every change and every tick.
+func (s *Server) lead(ctx context.Context, office fence) error {
+	ticker := time.NewTicker(s.config.Tick)
+	defer ticker.Stop()
+	pause := time.NewTimer(gather)
+	defer pause.Stop()
+	for ctx.Err() == nil {
+		changed := s.state.changed()
+		if err := s.act(ctx, office); err != nil {
+			return err
+		}
+		pause.Reset(gather)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-ticker.C:
+		}
+	}
+	return errDeposed
+}
+
+// act looks at all keyrings once. It fails with errDeposed only.
+func (s *Server) act(ctx context.Context, office fence) error {
+	for _, d := range s.decide(time.Now()) {
+		err := s.carryOut(ctx, office, d)
+		switch {
+		case errors.Is(err, errDeposed):
+			return err
+		case errors.Is(err, errStale):
+			s.log.Debug("keyring changed meanwhile", "keyring", d.name)
+		case err != nil && ctx.Err() == nil:
+			s.log.Warn("keyring can't be rotated now", "keyring", d.name, "error", err)
+		}
+	}
+	return nil
+}
+
+// decision is what one keyring needs.
+type decision struct {
+	name     string
+	key      string
+	now      time.Time
+	before   int64   // the record's mod revision
+	record   *record // what to start from; nil: erase
+	actions  []Action
+	laggards []string
+	covered  int64
+}
+
+// decide says what is to be done now.
+func (s *Server) decide(now time.Time) []decision {
+	st := s.state
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	// An older configuration can't tell a keyring that was deleted from one that
+	// was just made.
+	if !st.ready() || st.behind() {
+		return nil
+	}
+	var decisions []decision
+	for name, found := range st.records {
+		if _, ok := st.spec(name); !ok {
+			decisions = append(decisions, decision{name: name, before: found.revision})
+		}
+	}
+	for _, k := range st.specs {
+		d := decision{name: k.name, key: s.keys.record(k.name), now: now}
+		found := st.records[k.name]
+		switch {
+		case found == nil:
+			d.record = newRecord(k.uid, st.configured, 0)
+		case found.record == nil:
+			continue // damaged: an operator must say that it may be lost
+		case found.UID != k.uid:
+			d.before, d.record = found.revision, newRecord(k.uid, st.configured, found.Last)
+		default:
+			d.before, d.record = found.revision, found.record
+		}
+		fleet := st.fleet(k, d.record.ID, now, s.config.LiveFor)
+		d.actions = Step(now, k.spec, d.record.ring(), fleet)
+		if len(d.actions) == 0 {
+			continue
+		}
+		d.laggards = Laggards(d.record.ring().Do(now, d.actions), fleet)
+		if slices.ContainsFunc(d.actions, func(a Action) bool { return !a.Due }) {
+			d.covered = st.revision
+		}
+		decisions = append(decisions, d)
+	}
+	return decisions
+}
+
+func (s *Server) carryOut(ctx context.Context, office fence, d decision) error {
+	w := write{name: d.name, before: d.before, fence: office, covered: d.covered}
+	if d.record == nil {
+		revision, err := s.commit(ctx, w)
+		if err != nil {
+			return err
+		}
+		s.see(ctx, revision)
+		s.log.Info("keyring deleted, its epochs are erased", "keyring", d.name)
+		return nil
+	}
+	var err error
+	if w.after, err = d.record.after(d.now, d.key, d.actions, s.config.Seal); err != nil {
+		return err
+	}
+	revision, err := s.commit(ctx, w)
+	if err != nil {
+		return err
+	}
+	s.see(ctx, revision)
+	s.report(d.name, d.actions, d.laggards, "")
+	return nil
+}
+
+// report logs and counts what was done, by the leader or for an operator.
+func (s *Server) report(name string, actions []Action, laggards []string, author string) {
+	for _, action := range actions {
+		level, extra := slog.LevelInfo, []any{}
+		if action.Verb == Activate {
+			s.metrics.rotations.WithLabelValues(name).Inc()
+			if action.Due && author == "" {
+				level = slog.LevelWarn
+				extra = append(extra, "reason", "the deadline has passed", "laggards", named(laggards))
+			}
+		}
+		if author != "" {
+			extra = append(extra, "author", author)
+		}
+		s.log.Log(context.Background(), level, "keyring epoch: "+string(action.Verb), append(extra, "keyring", name, "epoch", action.Epoch)...)
+	}
+}
+
+func named(ids []string) string {
+	if len(ids) > maxNamed {
+		return fmt.Sprintf("%s and %d more", strings.Join(ids[:maxNamed], ", "), len(ids)-maxNamed)
+	}
+	return strings.Join(ids, ", ")
+}
+
+// epochMessage is an epoch as the protocol shows it.
+func epochMessage(e Epoch, spec *resealv1.Keyring) *resealv1.Epoch {
+	message := &resealv1.Epoch{
+		Number: e.Number, State: e.State,
+		PreparedAt: stamp(e.PreparedAt), ActivatedAt: stamp(e.ActivatedAt), RetiredAt: stamp(e.RetiredAt),
+	}
+	if e.State == resealv1.EpochState_EPOCH_STATE_RETIRED {
+		message.EraseAt = stamp(e.EraseAt(spec))
+	}
+	return message
+}

@@ -1,0 +1,401 @@
+package keyring
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// forms are the texts that a secret could be found by.
+func forms(secret []byte) []string {
+	return []string{
+		string(secret), hex.EncodeToString(secret), strings.ToUpper(hex.EncodeToString(secret)),
+		base64.StdEncoding.EncodeToString(secret), base64.RawURLEncoding.EncodeToString(secret), fmt.Sprint(secret), fmt.Sprintf("%q", secret),
+	}
+}
+
+// leads waits for a leader and returns it and the others.
+func leads(t *testing.T, replicas ...*replica) (leader *replica, others []*replica) {
+	t.Helper()
+	eventually(t, "a leader", func() bool {
+		leader, others = nil, nil
+		name := replicas[0].server.state.leader()
+		for _, r := range replicas {
+			if r.name == name {
+				leader = r
+			} else {
+				others = append(others, r)
+			}
+		}
+		return leader != nil
+	})
+	return leader, others
+}
+
+// history collects all versions of a record.
+type history struct {
+	mu      sync.Mutex
+	records []*record
+}
+
+func (f *fleet) follow(name string) *history {
+	f.t.Helper()
+	h := &history{}
+	ctx, cancel := context.WithCancel(context.Background())
+	answers := f.dialEtcd().Watch(ctx, f.prefix+"keyring/"+name, clientv3.WithRev(1))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for answer := range answers {
+			for _, event := range answer.Events {
+				r, err := decodeRecord(event.Kv.Value)
+				if err != nil {
+					f.t.Error(err)
+					continue
+				}
+				h.mu.Lock()
+				h.records = append(h.records, r)
+				h.mu.Unlock()
+			}
+		}
+	}()
+	f.t.Cleanup(func() { cancel(); <-ended })
+	return h
+}
+
+// check: each version follows from the one before, and one epoch is active.
+func (h *history) check(t *testing.T) {
+	t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := 1; i < len(h.records); i++ {
+		before, after := h.records[i-1].ring(), h.records[i].ring()
+		_, was := before.Active()
+		if _, is := after.Active(); was && !is || after.Last < before.Last || after.Last > before.Last+1 {
+			t.Errorf("%+v\nwas followed by\n%+v", before, after)
+		}
+		for _, e := range after.Epochs {
+			if old, ok := before.Find(e.Number); ok && e.State < old.State {
+				t.Errorf("epoch %d went from %s back to %s", e.Number, old.State, e.State)
+			}
+		}
+	}
+}
+
+func TestLeaderDiesWhileRotating(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	first, second := f.start("r1"), f.start("r2")
+	first.waitFor("default", "1 active")
+	versions := f.follow("default")
+	leader, others := leads(t, first, second)
+	other := others[0]
+	onOther, onLeader := other.connect("a"), leader.connect("b")
+	onOther.waitFor("default", "1 active")
+	onLeader.waitFor("default", "1 active")
+	onOther.hush()
+	// Either replica takes a command, and knows all edges.
+	if got := other.rotate("default"); got != 2 {
+		t.Fatalf("epoch %d was prepared", got)
+	}
+	leader.waitFor("default", "1 active, 2 prepared")
+	eventually(t, "both see the laggard alone", func() bool {
+		return cmp.Equal(leader.status("default").GetLaggards(), []string{"a"}) && cmp.Equal(other.status("default").GetLaggards(), []string{"a"})
+	})
+	leader.stop()
+	if code := status.Code(onLeader.reason()); code != codes.Unavailable {
+		t.Errorf("the stream to the leader ended with %s", code)
+	}
+	back := other.connect("b")
+	onOther.waitFor("default", "1 active, 2 prepared")
+	back.waitFor("default", "1 active, 2 prepared")
+	eventually(t, "the other leads", func() bool { return other.server.state.leader() == other.name })
+	if got := epochs(other.status("default")); got != "1 active, 2 prepared" {
+		t.Errorf("before the last ack: %s", got)
+	}
+	onOther.speak()
+	onOther.waitFor("default", "1 retired, 2 active")
+	back.waitFor("default", "1 retired, 2 active")
+	if diff := cmp.Diff(onOther.secrets("default"), back.secrets("default")); diff != "" {
+		t.Error("the edges hold different secrets")
+	}
+	versions.check(t)
+}
+
+// gate is a network that can be stopped.
+type gate struct {
+	mu     sync.Mutex
+	closed chan struct{} // closed: open
+}
+
+func newGate() *gate {
+	g := &gate{closed: make(chan struct{})}
+	close(g.closed)
+	return g
+}
+
+func (g *gate) stop() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = make(chan struct{})
+}
+
+func (g *gate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	close(g.closed)
+}
+
+func (g *gate) pass() {
+	g.mu.Lock()
+	closed := g.closed
+	g.mu.Unlock()
+	<-closed
+}
+
+type gatedConn struct {
+	net.Conn
+	gate *gate
+}
+
+func (c gatedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.gate.pass()
+	return n, err
+}
+
+func (c gatedConn) Write(p []byte) (int, error) {
+	c.gate.pass()
+	return c.Conn.Write(p)
+}
+
+func (f *fleet) dialGated(g *gate) *clientv3.Client {
+	f.t.Helper()
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + shared}, Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "unix", shared)
+			return gatedConn{conn, g}, err
+		})}})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// TestPausedLeader: a leader that can't reach etcd for longer than its lease
+// lives, and then can, writes nothing any more.
+func TestPausedLeader(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, keyringOf("default", 300*time.Millisecond, time.Second))
+	g := newGate()
+	paused := f.start("paused", func(c *Config) { c.Client, c.LeaderTTL = f.dialGated(g), 2*time.Second })
+	t.Cleanup(paused.stop) // before its client is closed
+	paused.waitFor("default", "1 active")
+	versions := f.follow("default")
+	eventually(t, "it rotates", func() bool { return paused.status("default").GetEpochs()[0].GetNumber() > 1 })
+	other := f.start("other")
+	eventually(t, "the other knows the leader", func() bool { return other.server.state.leader() == "paused" })
+	g.stop()
+	eventually(t, "the other leads", func() bool { return other.server.state.leader() == "other" })
+	last := func() uint64 {
+		numbers := other.status("default").GetEpochs()
+		return numbers[len(numbers)-1].GetNumber()
+	}
+	before := last()
+	eventually(t, "the other rotates", func() bool { return last() > before+2 })
+	g.open()
+	eventually(t, "the paused one follows", func() bool { return paused.server.state.leader() == "other" })
+	before = last()
+	eventually(t, "the rotation goes on", func() bool { return last() > before+2 })
+	versions.check(t)
+}
+
+// TestFence: what a deposed leader writes fails although nobody has changed the
+// record since it looked.
+func TestFence(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	r := f.start("r1")
+	r.waitFor("default", "1 active")
+	leads(t, r)
+	answer, err := f.client.Get(t.Context(), f.prefix+"keyring-leader/", clientv3.WithFirstCreate()...)
+	if err != nil || len(answer.Kvs) != 1 {
+		t.Fatalf("%v %v", answer, err)
+	}
+	old := fence{key: string(answer.Kvs[0].Key), created: answer.Kvs[0].CreateRevision}
+	r.server.state.mu.Lock()
+	found := r.server.state.records["default"]
+	r.server.state.mu.Unlock()
+	w := write{name: "default", before: found.revision, after: found.record, fence: old}
+	if _, err := r.server.commit(t.Context(), write{name: "default", before: found.revision - 1, after: found.record, fence: old}); !errors.Is(err, errStale) {
+		t.Errorf("a write of what is not the newest: %v", err)
+	}
+	if _, err := f.client.Revoke(t.Context(), clientv3.LeaseID(answer.Kvs[0].Lease)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, errDeposed) {
+		t.Errorf("a write of a deposed leader: %v", err)
+	}
+	eventually(t, "it leads again", func() bool {
+		answer, err := f.client.Get(t.Context(), f.prefix+"keyring-leader/", clientv3.WithFirstCreate()...)
+		return err == nil && len(answer.Kvs) == 1 && answer.Kvs[0].CreateRevision > old.created
+	})
+	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, errDeposed) {
+		t.Errorf("a write under an earlier term: %v", err)
+	}
+	w.fence = fence{key: f.prefix + "keyring-leader"}
+	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, errStale) {
+		t.Errorf("a write without a leader while there is one: %v", err)
+	}
+}
+
+// TestActivationSeesEdgesThatJustCame: an edge that appears after the leader has
+// looked voids the activation.
+func TestActivationSeesEdgesThatJustCame(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	r := f.start("r1")
+	r.waitFor("default", "1 active")
+	leads(t, r)
+	answer, err := f.client.Get(t.Context(), f.prefix+"keyring-leader/", clientv3.WithFirstCreate()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.server.state.mu.Lock()
+	found, looked := r.server.state.records["default"], answer.Header.Revision
+	r.server.state.mu.Unlock()
+	n := r.connect("new", mute)
+	n.waitFor("default", "1 active")
+	w := write{name: "default", before: found.revision, after: found.record, covered: looked,
+		fence: fence{key: string(answer.Kvs[0].Key), created: answer.Kvs[0].CreateRevision}}
+	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, errStale) {
+		t.Errorf("committed past a new edge: %v", err)
+	}
+	w.covered = 0
+	if _, err := r.server.commit(t.Context(), w); err != nil {
+		t.Errorf("without looking at edges: %v", err)
+	}
+}
+
+func TestNewerStreamTakesOver(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	first, second := f.start("r1"), f.start("r2")
+	first.waitFor("default", "1 active")
+	second.waitFor("default", "1 active")
+	old := first.connect("a")
+	old.waitFor("default", "1 active")
+	same := first.connect("a")
+	same.waitFor("default", "1 active")
+	if code := status.Code(old.reason()); code != codes.Aborted {
+		t.Errorf("the older stream ended with %s", code)
+	}
+	far := second.connect("a")
+	far.waitFor("default", "1 active")
+	// The older replica learns of it at its next write.
+	second.rotate("default")
+	if code := status.Code(same.reason()); code != codes.Aborted {
+		t.Errorf("the older stream on another replica ended with %s", code)
+	}
+	far.waitFor("default", "1 retired, 2 active")
+	if edges := second.status("default").GetEdges(); len(edges) != 1 {
+		t.Errorf("edges are %v", edges)
+	}
+}
+
+// ownEtcd is a fleet with an etcd that a test may stop and start again.
+func ownEtcd(t *testing.T) (f *fleet, dir string, stop func(), start func()) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "etcd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	server, err := startEtcd(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	f = newFleet(t, steady())
+	f.client, err = clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(dir, "c.sock")}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.client.Close() })
+	return f, dir, func() { server.Close() }, func() {
+		if server, err = startEtcd(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestEtcdGoesAway: edges keep what they have, and the rotation goes on when etcd
+// is back.
+func TestEtcdGoesAway(t *testing.T) {
+	t.Parallel()
+	f, _, stop, start := ownEtcd(t)
+	r := f.start("r1")
+	r.waitFor("default", "1 active")
+	n := r.connect("a")
+	n.waitFor("default", "1 active")
+	stop()
+	if _, err := r.client.Rotate(t.Context(), &resealv1.RotateRequest{}); status.Code(err) != codes.Unavailable {
+		t.Errorf("rotate without etcd: %v", err)
+	}
+	start()
+	eventually(t, "a rotation", func() bool {
+		_, err := r.client.Rotate(t.Context(), &resealv1.RotateRequest{})
+		return err == nil
+	})
+	n.waitFor("default", "1 retired, 2 active")
+	if got := n.response().GetSerial(); got < 3 {
+		t.Errorf("the stream did not live on: serial %d", got)
+	}
+}
+
+// TestEtcdIsReplaced: the numbers begin anew with other secrets, and what edges
+// acked of the old ones does not count.
+func TestEtcdIsReplaced(t *testing.T) {
+	t.Parallel()
+	f, dir, stop, start := ownEtcd(t)
+	r := f.start("r1")
+	r.waitFor("default", "1 active")
+	n := r.connect("a")
+	n.waitFor("default", "1 active")
+	before := n.secrets("default")[1]
+	r.rotate("default")
+	n.waitFor("default", "1 retired, 2 active")
+	stop()
+	if err := os.RemoveAll(filepath.Join(dir, "data")); err != nil {
+		t.Fatal(err)
+	}
+	start()
+	if code := status.Code(n.reason()); code != codes.Unavailable {
+		t.Errorf("the stream ended with %s", code)
+	}
+	n = r.connect("a")
+	n.waitFor("default", "1 active")
+	if bytes.Equal(before, n.secrets("default")[1]) {
+		t.Error("the secret is the old one")
+	}
+}

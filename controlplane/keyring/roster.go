@@ -1,0 +1,290 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+)
+
+// parallelWrites bounds the writes of one replica that are under way.
+const parallelWrites = 32
+
+// roster tells all replicas which edges are connected to this one and what they
+// have acked. Each edge has a key in etcd. While its stream lives the key hangs
+// on this replica's lease; when the stream has ended, on a lease of its own that
+// ends LiveFor later. The newest stream of an edge, on whatever replica, owns the
+// key: the write of an older one fails, and so it learns that it was superseded.
+type roster struct {
+	server *Server
+	wake   chan struct{}
+
+	mu      sync.Mutex
+	entries map[string]*entry // by edge
+}
+
+// entry is a stream of an edge.
+type entry struct {
+	edge       string
+	superseded chan struct{} // closed when a newer stream took over
+	joined     chan int64    // gets the newest mod revision of all records, once
+
+	// Guarded by roster.mu.
+
+	cover *cover    // what etcd should hold
+	left  time.Time // when the stream ended, zero before
+
+	// The fields below belong to the writer.
+
+	written  *cover // what etcd holds; nil: unknown
+	revision int64  // of the key, 0: not written yet
+}
+
+func newRoster(s *Server) *roster {
+	return &roster{server: s, wake: make(chan struct{}, 1), entries: map[string]*entry{}}
+}
+
+func (r *roster) nudge() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// join enters a stream, in place of an older one of the same edge.
+func (r *roster) join(edge string, labels map[string]string) *entry {
+	e := &entry{
+		edge: edge, superseded: make(chan struct{}), joined: make(chan int64, 1),
+		cover: &cover{Stream: randomID(), Labels: labels},
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.entries[edge]; old != nil && old.left.IsZero() {
+		close(old.superseded)
+	}
+	r.entries[edge] = e
+	r.nudge()
+	return e
+}
+
+// acked notes what the edge has acked.
+func (r *roster) acked(e *entry, keyrings map[string]coverOf) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e.cover = &cover{Stream: e.cover.Stream, Labels: e.cover.Labels, Acked: true, Keyrings: keyrings}
+	r.nudge()
+}
+
+// leave notes that the stream has ended.
+func (r *roster) leave(e *entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.entries[e.edge] == e && e.left.IsZero() {
+		e.left = time.Now()
+		r.nudge()
+	}
+}
+
+// lost removes a stream that another replica's has superseded.
+func (r *roster) lost(e *entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.entries[e.edge] != e {
+		return
+	}
+	delete(r.entries, e.edge)
+	if e.left.IsZero() {
+		close(e.superseded)
+	}
+}
+
+// run writes until ctx ends. Then the lease ends by itself, so that the edges
+// count as live until they had the time to find another replica.
+func (r *roster) run(ctx context.Context) error {
+	wait := newBackoff()
+	for {
+		err := r.serve(ctx, wait)
+		if ctx.Err() != nil {
+			return nil
+		}
+		r.server.log.Warn("other replicas can't be told which edges live here", "error", err)
+		wait.sleep(ctx)
+	}
+}
+
+// serve writes under one lease, until that is lost.
+func (r *roster) serve(ctx context.Context, wait *backoff) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	client := r.server.config.Client
+	lease, err := r.grant(ctx, r.server.config.LiveFor)
+	if err != nil {
+		return err
+	}
+	alive, err := client.KeepAlive(ctx, lease)
+	if err != nil {
+		return fmt.Errorf("keep the lease: %w", err)
+	}
+	r.eachEntry(func(e *entry) { e.written = nil })
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case _, ok := <-alive:
+			if !ok {
+				return errors.New("the lease is lost")
+			}
+			continue
+		case <-r.wake:
+		case <-retry.C:
+		}
+		if err := r.flush(ctx, lease); err != nil {
+			r.server.log.Debug("an edge could not be written", "error", err)
+			wait.next = min(2*wait.next, mostBackoff)
+			retry.Reset(wait.next)
+			continue
+		}
+		wait.reset()
+	}
+}
+
+func (r *roster) grant(ctx context.Context, life time.Duration) (clientv3.LeaseID, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.server.config.RequestTimeout)
+	defer cancel()
+	answer, err := r.server.config.Client.Grant(ctx, int64((life+time.Second-1)/time.Second))
+	if err != nil {
+		return 0, fmt.Errorf("lease: %w", err)
+	}
+	return answer.ID, nil
+}
+
+func (r *roster) eachEntry(do func(*entry)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.entries {
+		do(e)
+	}
+}
+
+// due is an entry to be written.
+type due struct {
+	*entry
+	cover *cover
+	left  time.Time
+}
+
+// flush writes what is not written yet. Writes of one edge never overlap. It
+// returns one of the errors; what failed is still to be written.
+func (r *roster) flush(ctx context.Context, lease clientv3.LeaseID) error {
+	var all []due
+	r.eachEntry(func(e *entry) {
+		if e.cover != e.written || !e.left.IsZero() {
+			all = append(all, due{e, e.cover, e.left})
+		}
+	})
+	var group errgroup.Group
+	group.SetLimit(parallelWrites)
+	for _, d := range all {
+		group.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, r.server.config.RequestTimeout)
+			defer cancel()
+			switch {
+			case !d.left.IsZero():
+				return r.putLeft(ctx, d)
+			case d.revision == 0:
+				return r.putFirst(ctx, d, lease)
+			}
+			return r.put(ctx, d, lease)
+		})
+	}
+	return group.Wait()
+}
+
+// putFirst takes the key over from whatever stream owned it.
+func (r *roster) putFirst(ctx context.Context, d due, lease clientv3.LeaseID) error {
+	value, err := d.cover.encode()
+	if err != nil {
+		return err
+	}
+	k := r.server.keys
+	answer, err := r.server.config.Client.Txn(ctx).Then(
+		clientv3.OpPut(k.cover(d.edge), string(value), clientv3.WithLease(lease)),
+		clientv3.OpGet(k.records(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(1),
+			clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend)),
+	).Commit()
+	if err != nil {
+		return err
+	}
+	d.written, d.revision = d.cover, answer.Header.Revision
+	var newest int64
+	for _, kv := range answer.Responses[1].GetResponseRange().GetKvs() {
+		newest = kv.ModRevision
+	}
+	d.joined <- newest
+	return nil
+}
+
+// put writes a key that this stream owns.
+func (r *roster) put(ctx context.Context, d due, lease clientv3.LeaseID) error {
+	value, err := d.cover.encode()
+	if err != nil {
+		return err
+	}
+	return r.guarded(ctx, d, clientv3.OpPut(r.server.keys.cover(d.edge), string(value), clientv3.WithLease(lease)))
+}
+
+// guarded does op if the key is as this stream left it, or gone with its lease.
+func (r *roster) guarded(ctx context.Context, d due, op clientv3.Op) error {
+	key := r.server.keys.cover(d.edge)
+	expected := d.revision
+	for {
+		answer, err := r.server.config.Client.Txn(ctx).
+			If(clientv3.Compare(clientv3.ModRevision(key), "=", expected)).
+			Then(op).Else(clientv3.OpGet(key)).Commit()
+		if err != nil {
+			return err
+		}
+		if answer.Succeeded {
+			d.written, d.revision = d.cover, answer.Header.Revision
+			return nil
+		}
+		found := answer.Responses[0].GetResponseRange().GetKvs()
+		if len(found) == 0 {
+			expected = 0
+			continue
+		}
+		// A write of which the outcome was not known may have been ours.
+		if c, err := decodeCover(found[0].Value); err != nil || c.Stream != d.cover.Stream {
+			r.lost(d.entry)
+			return nil
+		}
+		expected = found[0].ModRevision
+	}
+}
+
+// putLeft lets the key of an edge that left end LiveFor later.
+func (r *roster) putLeft(ctx context.Context, d due) error {
+	op := clientv3.OpDelete(r.server.keys.cover(d.edge))
+	if remaining := r.server.config.LiveFor - time.Since(d.left); remaining > 0 && d.revision > 0 {
+		value, err := d.cover.encode()
+		if err != nil {
+			return err
+		}
+		lease, err := r.grant(ctx, remaining)
+		if err != nil {
+			return err
+		}
+		op = clientv3.OpPut(r.server.keys.cover(d.edge), string(value), clientv3.WithLease(lease))
+	}
+	if err := r.guarded(ctx, d, op); err != nil {
+		return err
+	}
+	r.lost(d.entry)
+	return nil
+}

@@ -1,0 +1,179 @@
+package keyring
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// state is what this replica knows: of etcd by watch, of the configuration from
+// the source. Records, covers and specs in it are immutable.
+type state struct {
+	mu       sync.Mutex
+	loaded   bool
+	revision int64     // of etcd, of the newest event
+	era      int       // grows when etcd was restored or replaced
+	since    time.Time // when the watch began, without a gap since then
+
+	configured int64 // revision of the configuration, 0: not known yet
+	specs      []keyringSpec
+	records    map[string]*stored
+	covers     map[string]*cover
+	offices    map[string]office // candidates of the election, by key
+
+	sets chan struct{} // closed when what edges hold may have changed
+	all  chan struct{} // closed at every change
+}
+
+// stored is a record as etcd has it.
+type stored struct {
+	*record        // nil: damaged
+	revision int64 // the key's mod revision
+	problem  error // why it can't be served
+}
+
+// office is a candidate of the election. The oldest key is the leader's.
+type office struct {
+	name    string
+	created int64
+}
+
+func newState() *state {
+	return &state{
+		records: map[string]*stored{}, covers: map[string]*cover{}, offices: map[string]office{},
+		era:  1,
+		sets: make(chan struct{}), all: make(chan struct{}),
+	}
+}
+
+// notify wakes those who wait. The caller holds mu.
+func (st *state) notify(sets bool) {
+	if sets {
+		close(st.sets)
+		st.sets = make(chan struct{})
+	}
+	close(st.all)
+	st.all = make(chan struct{})
+}
+
+// changed is closed at the next change.
+func (st *state) changed() <-chan struct{} {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.all
+}
+
+func (st *state) currentEra() int {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.era
+}
+
+// configure takes the keyrings of a snapshot.
+func (st *state) configure(snapshot *resealv1.Snapshot) {
+	specs := specsOf(snapshot)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.specs, st.configured = specs, snapshot.Revision()
+	st.notify(true)
+}
+
+// ready says whether there is anything to go by. The caller holds mu.
+func (st *state) ready() bool { return st.loaded && st.configured > 0 }
+
+// spec returns the Keyring resource of a name. The caller holds mu.
+func (st *state) spec(name string) (keyringSpec, bool) {
+	i := slices.IndexFunc(st.specs, func(k keyringSpec) bool { return k.name == name })
+	if i < 0 {
+		return keyringSpec{}, false
+	}
+	return st.specs[i], true
+}
+
+// current returns the record of a Keyring resource, nil when it has none yet or
+// that of an earlier resource. The caller holds mu.
+func (st *state) current(k keyringSpec) *stored {
+	found := st.records[k.name]
+	if found == nil || found.record != nil && found.UID != k.uid {
+		return nil
+	}
+	return found
+}
+
+// behind says whether the configuration is older than a record's, so that it
+// can't tell whether the keyring exists. The caller holds mu.
+func (st *state) behind() bool {
+	for _, found := range st.records {
+		if found.record != nil && found.Revision > st.configured {
+			return true
+		}
+	}
+	return false
+}
+
+// fleet returns the live edges that a keyring selects. The caller holds mu.
+func (st *state) fleet(k keyringSpec, record string, now time.Time, liveFor time.Duration) Fleet {
+	watched := time.Since(st.since)
+	// The wall clock of now, counted back by the monotonic one: a clock that is
+	// set does not make the fleet look known or unknown.
+	fleet := Fleet{Since: now.Round(0).Add(-watched), Complete: watched >= liveFor}
+	for edge, c := range st.covers {
+		if k.selects(c.Labels) {
+			fleet.Edges = append(fleet.Edges, c.held(edge, k.name, record))
+		}
+	}
+	slices.SortFunc(fleet.Edges, func(a, b Held) int { return strings.Compare(a.Edge, b.Edge) })
+	return fleet
+}
+
+// leader is the name of the replica that rotates, "" when there is none.
+func (st *state) leader() string {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	var found office
+	for _, candidate := range st.offices {
+		if found.created == 0 || candidate.created < found.created {
+			found = candidate
+		}
+	}
+	return found.name
+}
+
+// take enters a key of etcd, or removes it. It says whether edges are concerned.
+// The caller holds mu; parsed is what parse made of the record.
+func (st *state) take(k keys, event *clientv3.Event, parsed *stored) (sets bool) {
+	removed := event.Type == mvccpb.Event_DELETE
+	if name, ok := nameOf(event.Kv.Key, k.records()); ok {
+		if removed {
+			delete(st.records, name)
+		} else {
+			st.records[name] = parsed
+		}
+		return true
+	}
+	if edge, ok := nameOf(event.Kv.Key, k.covers()); ok {
+		if removed {
+			delete(st.covers, edge)
+			return false
+		}
+		c, err := decodeCover(event.Kv.Value)
+		if err != nil {
+			c = &cover{} // alive, but nothing is known of it
+		}
+		st.covers[edge] = c
+	}
+	if candidate, ok := nameOf(event.Kv.Key, k.leaders()); ok {
+		if removed {
+			delete(st.offices, candidate)
+		} else {
+			st.offices[candidate] = office{name: string(event.Kv.Value), created: event.Kv.CreateRevision}
+		}
+	}
+	return false
+}

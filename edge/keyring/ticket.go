@@ -1,0 +1,177 @@
+package keyring
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// A ticket is
+//
+//	epoch   8 bytes, the epoch's number, big-endian
+//	random 24 bytes
+//	check   8 bytes
+//	sealed    AES-256-GCM with a random nonce of 12 bytes before it
+//
+// Key and check are what HKDF-Expand (RFC 5869 section 2.3) makes of the epoch's
+// secret, with the policy's id, random and the SNI as info. So each ticket has a
+// key of its own, of which one nonce is used; a ticket opens under no other
+// policy, name or epoch; and the check tells such a ticket from a damaged one.
+// What stands before sealed is its additional data, with the SNI.
+const (
+	randomSize = 24
+	checkSize  = 8
+	keySize    = 32
+	headerSize = 8 + randomSize + checkSize
+	// overhead is how much longer a ticket is than what it holds.
+	overhead = headerSize + 12 + 16
+
+	ticketLabel = "reseal ticket 1\x00"
+	policyLabel = "reseal ticket policy 1\x00"
+)
+
+// Policy is what the tickets of one listener under one policy are sealed with.
+// It is safe for concurrent use, and follows the keys that the Holder gets.
+type Policy struct {
+	holder  *Holder
+	keyring string
+	id      [sha256.Size]byte
+}
+
+// Keys returns the tickets' keys for a listener under a policy, of a keyring
+// ("" is "default"). policyKey must cover all that a ticket may depend on: the
+// policy's uid, the mode of client authentication and the set of client CAs.
+// Equal arguments mean the same keys on every edge. That the keyring is not held
+// (yet) is no error: no tickets are issued and none opens.
+func (h *Holder) Keys(keyring, listener, policyKey string) *Policy {
+	if keyring == "" {
+		keyring = resealv1.DefaultKeyring
+	}
+	named := []byte(policyLabel)
+	for _, value := range []string{keyring, listener, policyKey} {
+		named = binary.AppendUvarint(named, uint64(len(value)))
+		named = append(named, value...)
+	}
+	return &Policy{holder: h, keyring: keyring, id: sha256.Sum256(named)}
+}
+
+// Issuing reports whether Wrap makes tickets now. It does not without an active
+// epoch, nor when that has become older than the keyring's maxActiveAge.
+func (p *Policy) Issuing() bool {
+	p.holder.mu.RLock()
+	defer p.holder.mu.RUnlock()
+	ring := p.holder.rings[p.keyring]
+	return ring != nil && ring.issuing(time.Now())
+}
+
+// Wrap seals a session's state for a client that named sni. It reports false
+// when no tickets are issued, see Issuing.
+func (p *Policy) Wrap(state []byte, sni string) (ticket []byte, ok bool) {
+	number, secret, ok := p.active()
+	if !ok {
+		return nil, false
+	}
+	defer clear(secret[:])
+	ticket = make([]byte, headerSize, len(state)+overhead)
+	binary.BigEndian.PutUint64(ticket, number)
+	_, _ = rand.Read(ticket[8 : 8+randomSize]) // never fails (crypto/rand)
+	opener, check := p.opener(&secret, ticket[8:8+randomSize], sni)
+	if opener == nil {
+		return nil, false
+	}
+	copy(ticket[8+randomSize:], check[:])
+	return opener.Seal(ticket, nil, state, additional(ticket[:headerSize], sni)), true
+}
+
+// Unwrap opens a ticket that a client presents with sni. When it can't, state is
+// nil and miss says why: KEY_UNKNOWN or KEY_RETIRED when there is no such epoch
+// (yet, or any more), STALE_KEYRING when it is not known because no newer key has
+// come for too long, POLICY_MISMATCH when it was sealed for another policy,
+// listener or name, and UNDECRYPTABLE when it is damaged.
+func (p *Policy) Unwrap(ticket []byte, sni string) (state []byte, miss resealv1.MissReason) {
+	if len(ticket) < overhead {
+		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
+	}
+	secret, miss := p.find(binary.BigEndian.Uint64(ticket))
+	if miss != resealv1.MissReason_MISS_REASON_UNSPECIFIED {
+		return nil, miss
+	}
+	defer clear(secret[:])
+	header, sealed := ticket[:headerSize], ticket[headerSize:]
+	opener, check := p.opener(&secret, header[8:8+randomSize], sni)
+	if opener == nil || subtle.ConstantTimeCompare(check[:], header[8+randomSize:]) != 1 {
+		return nil, resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
+	}
+	state, err := opener.Open(nil, nil, sealed, additional(header, sni))
+	if err != nil {
+		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
+	}
+	return state, resealv1.MissReason_MISS_REASON_UNSPECIFIED
+}
+
+// active copies the secret that encrypts now.
+func (p *Policy) active() (number uint64, secret [secretSize]byte, ok bool) {
+	p.holder.mu.RLock()
+	defer p.holder.mu.RUnlock()
+	ring := p.holder.rings[p.keyring]
+	if ring == nil || !ring.issuing(time.Now()) {
+		return 0, secret, false
+	}
+	return ring.active.number, ring.active.secret, true
+}
+
+// find copies the secret of an epoch.
+func (p *Policy) find(number uint64) (secret [secretSize]byte, miss resealv1.MissReason) {
+	now := time.Now()
+	p.holder.mu.RLock()
+	defer p.holder.mu.RUnlock()
+	ring := p.holder.rings[p.keyring]
+	if ring == nil {
+		return secret, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN
+	}
+	e := ring.epochs[number]
+	switch {
+	case e != nil && !p.holder.ended(ring, e, now):
+		return e.secret, resealv1.MissReason_MISS_REASON_UNSPECIFIED
+	case e != nil || number != 0 && number <= ring.newest:
+		return secret, resealv1.MissReason_MISS_REASON_KEY_RETIRED
+	case !ring.issuing(now):
+		return secret, resealv1.MissReason_MISS_REASON_STALE_KEYRING
+	default:
+		return secret, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN
+	}
+}
+
+// opener makes a ticket's cipher and its check. The cipher is nil when the
+// standard library refuses the parameters, which it does not for these sizes.
+func (p *Policy) opener(secret *[secretSize]byte, random []byte, sni string) (opener cipher.AEAD, check [checkSize]byte) {
+	info := make([]byte, 0, len(ticketLabel)+len(p.id)+randomSize+len(sni))
+	info = append(append(append(append(info, ticketLabel...), p.id[:]...), random...), sni...)
+	material, err := hkdf.Expand(sha256.New, secret[:], string(info), keySize+checkSize)
+	if err != nil {
+		return nil, check
+	}
+	defer clear(material)
+	copy(check[:], material[keySize:])
+	block, err := aes.NewCipher(material[:keySize])
+	if err != nil {
+		return nil, check
+	}
+	// Of the two GCMs in the standard library, this one is allowed by FIPS 140.
+	opener, err = cipher.NewGCMWithRandomNonce(block)
+	if err != nil {
+		return nil, check
+	}
+	return opener, check
+}
+
+func additional(header []byte, sni string) []byte {
+	return append(append(make([]byte, 0, headerSize+len(sni)), header...), sni...)
+}
