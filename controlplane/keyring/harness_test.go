@@ -32,7 +32,7 @@ import (
 )
 
 // patience bounds every wait of a test.
-const patience = 20 * time.Second
+const patience = 40 * time.Second
 
 // source is a store in memory.
 type source struct {

@@ -19,6 +19,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	backoffconfig "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -337,7 +338,11 @@ func ownEtcd(t *testing.T) (f *fleet, dir string, stop func(), start func()) {
 	}
 	t.Cleanup(func() { server.Close() })
 	f = newFleet(t, steady())
-	f.client, err = clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(dir, "c.sock")}, Logger: zap.NewNop()})
+	f.client, err = clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(dir, "c.sock")}, Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoffconfig.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 200 * time.Millisecond},
+			MinConnectTimeout: time.Second,
+		})}})
 	if err != nil {
 		t.Fatal(err)
 	}

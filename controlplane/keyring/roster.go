@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 )
@@ -144,7 +145,11 @@ func (r *roster) serve(ctx context.Context, wait *backoff) error {
 		case <-r.wake:
 		case <-retry.C:
 		}
-		if err := r.flush(ctx, lease); err != nil {
+		err := r.flush(ctx, lease)
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return err
+		}
+		if err != nil {
 			r.server.log.Debug("an edge could not be written", "error", err)
 			wait.next = min(2*wait.next, mostBackoff)
 			retry.Reset(wait.next)

@@ -135,6 +135,8 @@ func serve(t *testing.T, trust *Trust, enrolment bool, options ...grpc.ServerOpt
 	resealv1.RegisterFeedServiceServer(s, resealv1.UnimplementedFeedServiceServer{})
 	resealv1.RegisterFleetServiceServer(s, resealv1.UnimplementedFleetServiceServer{})
 	resealv1.RegisterTallyServiceServer(s, resealv1.UnimplementedTallyServiceServer{})
+	resealv1.RegisterKeyringServiceServer(s, resealv1.UnimplementedKeyringServiceServer{})
+	resealv1.RegisterSessionServiceServer(s, resealv1.UnimplementedSessionServiceServer{})
 	if enrolment {
 		resealv1.RegisterEnrollmentServiceServer(s, trust)
 	} else {

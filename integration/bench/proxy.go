@@ -150,7 +150,7 @@ http {
   access_log off;
   client_body_temp_path tmp-body; proxy_temp_path tmp-proxy; fastcgi_temp_path tmp-fastcgi;
   uwsgi_temp_path tmp-uwsgi; scgi_temp_path tmp-scgi;
-  upstream service { server %[1]s; keepalive 256; }
+  upstream service { zone service 1m; server %[1]s; keepalive 256; }
   server { listen %[2]s; return 204; }
   server {
     listen %[3]s ssl;
