@@ -183,7 +183,7 @@ func (c *ControlPlane) serve(ctx context.Context, etcd *etcdStore, listener net.
 	})
 	keyringServer := keyring.New(keyring.Config{
 		Client:     etcd.client,
-		Name:       listener.Addr().String(),
+		Name:       replicaName(listener.Addr()),
 		Source:     c.store,
 		Seal:       c.trust.Seal,
 		Unseal:     c.trust.Unseal,
@@ -275,6 +275,21 @@ func (c *ControlPlane) PageTLS() *tls.Config {
 			return config, nil
 		},
 	}
+}
+
+// replicaName tells replicas apart for people: the listening address, with the
+// host's name where that is any address.
+func replicaName(address net.Addr) string {
+	host, port, err := net.SplitHostPort(address.String())
+	if err != nil {
+		return address.String()
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		if name, err := os.Hostname(); err == nil {
+			host = name
+		}
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // roots is the fleet's authority.
