@@ -125,7 +125,8 @@ backend service
 }
 
 // newNginx configures nginx as its manual says for re-encryption with reuse of
-// connections and sessions.
+// connections and sessions. Without a zone it fares worse: in a worker's own
+// memory, a reset on one connection spoils the session for the next.
 func newNginx(t target) (Proxy, error) {
 	p, _, _, err := t.prepare()
 	if err != nil {

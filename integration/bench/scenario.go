@@ -23,9 +23,6 @@ type Scenario struct {
 	AtMost bool
 	// ResealOnly scenarios are about what the peers don't have.
 	ResealOnly bool
-	// Missing is what the edge still lacks for the scenario. The numbers are
-	// shown but not asserted. Empty: nothing.
-	Missing string
 
 	mode      peers.Mode
 	closeEach bool

@@ -32,9 +32,6 @@ func TestSessions(t *testing.T) {
 			t.Logf("backend: %+v", r.Counts)
 			t.Logf("edge: %+v", r.Ours)
 			t.Logf("%d RSTs, %d late ones, %d TIME_WAIT, %d requests retried, took %v", r.Resets, r.LateResets, r.TimeWait, r.Retried, r.Took.Round(time.Millisecond))
-			if s.Missing != "" {
-				t.Skipf("%d full handshakes, must be %d: %s", r.Counts.Full, s.Must, s.Missing)
-			}
 			for _, problem := range problems(s, r) {
 				t.Error(problem)
 			}
