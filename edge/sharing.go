@@ -13,7 +13,7 @@ import (
 
 // shareWait bounds how long the first configuration waits for sessions of other
 // edges. Without them backends pay for full handshakes, no more.
-const shareWait = time.Second
+const shareWait = 2 * time.Second
 
 func (e *Edge) newShare(conn *grpc.ClientConn) {
 	e.share = share.New(share.Config{
