@@ -252,7 +252,11 @@ func (c *ControlPlane) serveGRPC(ctx context.Context, server *grpc.Server, healt
 	force := time.AfterFunc(time.Second, server.Stop)
 	defer force.Stop()
 	server.GracefulStop()
-	return <-served // nil: it was stopped
+	// nil, unless the stop overtook Serve on its way.
+	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("gRPC server: %w", err)
+	}
+	return nil
 }
 
 // Handler serves /healthz, /readyz and /metrics.

@@ -107,8 +107,8 @@ func New(config Config) *Server {
 // error.
 func (s *Server) Run(ctx context.Context) error {
 	defer close(s.stopped)
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.follow(ctx) })
+	group, inner := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.follow(inner) })
 	group.Go(func() error {
 		ticker := time.NewTicker(expireInterval)
 		defer ticker.Stop()
@@ -116,12 +116,17 @@ func (s *Server) Run(ctx context.Context) error {
 			select {
 			case <-ticker.C:
 				s.table.expire()
-			case <-ctx.Done():
+			case <-inner.Done():
 				return nil
 			}
 		}
 	})
-	return group.Wait()
+	err := group.Wait()
+	if ctx.Err() != nil {
+		// A source that ends with ctx as well may be heard of before inner ends.
+		return nil
+	}
+	return err
 }
 
 func (s *Server) follow(ctx context.Context) error {

@@ -1,6 +1,10 @@
 package feed
 
 import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -100,4 +104,34 @@ func TestUnsealFails(t *testing.T) {
 			t.Errorf("after the repair a serves %d, b serves %d", a.newest().Revision(), b.newest().Revision())
 		}
 	})
+}
+
+// endingSource ends with ctx, as the store does when the control plane stops.
+type endingSource struct{ ctx context.Context }
+
+func (s endingSource) Next(context.Context, int64) (*resealv1.Snapshot, error) {
+	<-s.ctx.Done()
+	return nil, errors.New("it has stopped")
+}
+
+func (s endingSource) Snapshot() *resealv1.Snapshot { return newSource().Snapshot() }
+
+func (s endingSource) At(context.Context, int64) (*resealv1.Snapshot, error) {
+	return nil, errors.New("it has stopped")
+}
+
+// A source that ends because everything does is no failure, whoever hears of
+// the end first.
+func TestEndsWithSource(t *testing.T) {
+	for range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		server := New(Config{Source: endingSource{ctx}, Logger: slog.New(slog.DiscardHandler)})
+		ended := make(chan error, 1)
+		go func() { ended <- server.Run(ctx) }()
+		runtime.Gosched()
+		cancel()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+	}
 }

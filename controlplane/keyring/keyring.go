@@ -133,12 +133,17 @@ func New(config Config) *Server {
 func (s *Server) Run(ctx context.Context) error {
 	defer s.vault.retain(nil)
 	defer close(s.stopped)
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.configure(ctx) })
-	group.Go(func() error { return s.follow(ctx) })
-	group.Go(func() error { return s.roster.run(ctx) })
-	group.Go(func() error { return s.rotate(ctx) })
-	return group.Wait()
+	group, inner := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.configure(inner) })
+	group.Go(func() error { return s.follow(inner) })
+	group.Go(func() error { return s.roster.run(inner) })
+	group.Go(func() error { return s.rotate(inner) })
+	err := group.Wait()
+	if ctx.Err() != nil {
+		// A source that ends with ctx as well may be heard of before inner ends.
+		return nil
+	}
+	return err
 }
 
 // configure takes the Keyring resources of each snapshot.
