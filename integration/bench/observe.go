@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -19,12 +20,12 @@ type capture struct {
 	tshark *process.Process
 	marker *net.UDPConn
 	port   string // that is watched
-	mark   string // the marker's
 
 	mu     sync.Mutex
 	resets int64
 	late   int64
-	marks  int
+	sent   uint64             // marks, numbered from 1; used by flush alone
+	seen   uint64             // the newest mark that was captured
 	ends   map[string]*ending // by the port of the side that dialled
 }
 
@@ -45,13 +46,13 @@ func newCapture(ctx context.Context, dir, port string) (*capture, error) {
 	if err != nil {
 		return nil, errors.Join(err, marker.Close())
 	}
-	c := &capture{marker: marker, port: port, mark: mark, ends: make(map[string]*ending)}
+	c := &capture{marker: marker, port: port, ends: make(map[string]*ending)}
 	c.tshark, err = process.Start(process.Config{
 		Path: "tshark", Env: []string{"TMPDIR=" + dir}, OnLine: c.line,
 		Args: []string{
 			"-i", "lo", "-n", "-l", "-s", "128", "-B", "16", "-o", "tcp.analyze_sequence_numbers:FALSE",
 			"-f", fmt.Sprintf("tcp port %s and tcp[tcpflags] & (tcp-rst|tcp-fin) != 0 or udp dst port %s", port, mark),
-			"-T", "fields", "-E", "separator=/t", "-e", "udp.dstport", "-e", "tcp.srcport", "-e", "tcp.dstport",
+			"-T", "fields", "-E", "separator=/t", "-e", "udp.payload", "-e", "tcp.srcport", "-e", "tcp.dstport",
 			"-e", "tcp.flags", "-e", "tcp.seq_raw", "-e", "tcp.ack_raw", "-e", "tcp.len",
 		},
 	})
@@ -82,8 +83,10 @@ func (c *capture) line(line string) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if fields[0] == c.mark {
-		c.marks++
+	if fields[0] != "" {
+		if mark, err := strconv.ParseUint(fields[0], 16, 64); err == nil {
+			c.seen = max(c.seen, mark)
+		}
 		return false
 	}
 	flags, err := strconv.ParseUint(fields[3], 0, 16)
@@ -133,22 +136,23 @@ func (c *capture) dialler(port string, flags, acknowledged uint64) {
 	}
 }
 
-// flush returns when all packets so far are counted: it sends a packet and
-// waits until that is.
+// flush returns when all packets so far are counted: it sends marks and waits
+// until one of them is seen. Those of an earlier flush may still be under way,
+// so they are numbered.
 func (c *capture) flush(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	c.mu.Lock()
-	before := c.marks
-	c.mu.Unlock()
+	before := c.sent
 	return c.tshark.WaitReady(ctx, func(context.Context) error {
 		c.mu.Lock()
-		seen := c.marks > before
+		seen := c.seen > before
 		c.mu.Unlock()
 		if seen {
 			return nil
 		}
-		if _, err := c.marker.WriteToUDP([]byte("mark"), c.marker.LocalAddr().(*net.UDPAddr)); err != nil {
+		c.sent++
+		mark := binary.BigEndian.AppendUint64(nil, c.sent)
+		if _, err := c.marker.WriteToUDP(mark, c.marker.LocalAddr().(*net.UDPAddr)); err != nil {
 			return err
 		}
 		return errors.New("it does not see the loopback interface")

@@ -67,7 +67,7 @@ func end(listener net.Listener, reset bool) error {
 // TestLateResets tells resets of living connections from answers to repeated
 // FINs.
 func TestLateResets(t *testing.T) {
-	// dstport of the marker, source port, destination port, flags, sequence
+	// Payload of a mark, source port, destination port, flags, sequence
 	// number, acknowledgement, length. The watched port is 443.
 	const (
 		theirFIN   = "\t443\t5000\t0x0011\t4294967290\t200\t6"
@@ -95,7 +95,7 @@ func TestLateResets(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			c := &capture{port: "443", mark: "9", ends: make(map[string]*ending)}
+			c := &capture{port: "443", ends: make(map[string]*ending)}
 			for _, line := range test.lines {
 				c.line(line)
 			}
@@ -134,5 +134,16 @@ func TestTimeWaits(t *testing.T) {
 	_ = dialled.Close()
 	if n, err := timeWaits(port); err != nil || n != 1 {
 		t.Errorf("%d connections wait on the side that closed first, want 1 (%v)", n, err)
+	}
+}
+
+// TestMarks: a mark of an earlier flush says nothing of what came after it.
+func TestMarks(t *testing.T) {
+	c := &capture{port: "443", ends: make(map[string]*ending)}
+	for _, line := range []string{"0000000000000002\t\t\t\t\t\t", "0000000000000001\t\t\t\t\t\t", "xyz\t\t\t\t\t\t"} {
+		c.line(line)
+	}
+	if c.seen != 2 || c.resets != 0 {
+		t.Errorf("mark %d, %d resets", c.seen, c.resets)
 	}
 }

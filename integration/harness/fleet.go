@@ -87,11 +87,14 @@ func (f *Fleet) end() {
 		if orphans := p.Orphans(); len(orphans) > 0 {
 			f.TB.Errorf("%s left processes behind: %v", p.Name(), orphans)
 		}
-		if f.TB.Failed() || strings.Contains(p.Output(), "WARNING: DATA RACE") {
-			f.TB.Logf("%s (pid %d) ended with %v and printed:\n%s", p.Name(), p.PID(), p.Err(), p.Output())
+		output, raced := p.Output(), strings.Contains(p.Output(), "WARNING: DATA RACE")
+		if raced {
+			f.TB.Errorf("%s has a data race; see its output", p.Name())
+		} else {
+			output = shorten(output)
 		}
-		if strings.Contains(p.Output(), "WARNING: DATA RACE") {
-			f.TB.Errorf("%s has a data race; see its output above", p.Name())
+		if f.TB.Failed() {
+			f.TB.Logf("%s (pid %d) ended with %v and printed:\n%s", p.Name(), p.PID(), p.Err(), output)
 		}
 	}
 	for _, address := range f.addresses {
@@ -105,6 +108,24 @@ func (f *Fleet) end() {
 		}
 		return err
 	})
+}
+
+// shownLines is how many lines of a process's log stand in a test's output.
+const shownLines = 40
+
+// shorten leaves of a log what is most telling: warnings, errors and the end. A
+// fleet prints more than anybody reads.
+func shorten(output string) string {
+	lines := strings.SplitAfter(output, "\n")
+	end := max(0, len(lines)-shownLines/2)
+	var telling []string
+	for _, line := range lines[:end] {
+		if !strings.Contains(line, `"level":"INFO"`) && !strings.Contains(line, `"level":"DEBUG"`) {
+			telling = append(telling, line)
+		}
+	}
+	telling = telling[max(0, len(telling)-shownLines/2):]
+	return strings.Join(append(telling, lines[end:]...), "")
 }
 
 // Address is a free 127.0.0.1:port that the end of the test expects to be free
