@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/reseal/reseal/proto/manifest"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -37,6 +38,9 @@ var deeds = []deed{
 	{[]string{"edges", "edge"}, []string{"watch"}, resealv1.FleetService_WatchEdges_FullMethodName},
 	{[]string{"edges", "edge"}, []string{"drain"}, resealv1.FleetService_DrainEdge_FullMethodName},
 	{[]string{"edges", "edge"}, []string{"probe"}, resealv1.FleetService_ProbeBackend_FullMethodName},
+	{[]string{"keyrings", "keyring"}, []string{"status"}, resealv1.KeyringService_Status_FullMethodName},
+	{[]string{"keyrings", "keyring"}, []string{"rotate"}, resealv1.KeyringService_Rotate_FullMethodName},
+	{[]string{"keyrings", "keyring"}, []string{"revoke"}, resealv1.KeyringService_Revoke_FullMethodName},
 	{[]string{"stats"}, []string{"get", "list"}, resealv1.TallyService_GetStats_FullMethodName},
 	{[]string{"stats"}, []string{"watch"}, resealv1.TallyService_WatchStats_FullMethodName},
 	{[]string{"tokens", "token"}, []string{"create"}, resealv1.EnrollmentService_CreateToken_FullMethodName},
@@ -48,15 +52,15 @@ var deeds = []deed{
 func methodOf(verb, noun string) (string, error) {
 	verb, noun = strings.ToLower(verb), strings.ToLower(noun)
 	noun, _, _ = strings.Cut(noun, "/")
-	special := slices.ContainsFunc(deeds, func(d deed) bool { return slices.Contains(d.nouns, noun) })
-	if !special && noun != "*" {
-		if _, err := kindByName(noun); err != nil {
-			return "", usagef("there is no %q; there are %s, history, stats and tokens", noun, kindList())
-		}
+	// A Keyring is a resource that more can be done with.
+	_, resource := manifest.KindByName(noun)
+	resource = resource || noun == "*" || noun == kindAll
+	if !resource && !slices.ContainsFunc(deeds, func(d deed) bool { return slices.Contains(d.nouns, noun) }) {
+		return "", usagef("there is no %q; there are %s, history, stats and tokens", noun, kindList())
 	}
 	var verbs []string
 	for _, d := range deeds {
-		if special != (len(d.nouns) > 0) || special && !slices.Contains(d.nouns, noun) {
+		if !slices.Contains(d.nouns, noun) && !(resource && len(d.nouns) == 0) {
 			continue
 		}
 		if slices.Contains(d.verbs, verb) {

@@ -27,7 +27,11 @@ have been needed to resume instead:
   declined_after_unclean_close
                         the same, after a connection ended without close_notify
   unsupported_by_peer   the backend gives out no sessions
-  not_offered           the client came without a ticket`
+  not_offered           the client came without a ticket
+  key_unknown           the client's ticket is of a key that the edge does not
+                        have; the edges are named
+
+Below a listener stands how the tickets of each epoch of its keyring fared.`
 
 // maxSince is the longest window that the control plane keeps.
 const maxSince = time.Hour
@@ -218,6 +222,10 @@ type statsView struct {
 	Misses         map[string]uint64 `json:"misses"`
 	Connections    connectionsView   `json:"connections"`
 	Closes         map[string]uint64 `json:"closes"`
+	// Of listeners alone: clients' tickets, and the edges that don't know some
+	// of their keys.
+	Epochs           []epochStatsView  `json:"epochs,omitempty"`
+	KeyUnknownByEdge map[string]uint64 `json:"keyUnknownByEdge,omitempty"`
 }
 
 type handshakesView struct {
@@ -256,7 +264,7 @@ func (s *statsRun) view(stats *resealv1.GetStatsResponse) any {
 	case "listeners":
 		return struct {
 			Listeners []statsView `json:"listeners"`
-		}{viewStats(stats.GetListeners())}
+		}{viewListeners(stats)}
 	case "edges":
 		views := make([]edgeStatsView, len(stats.GetEdges()))
 		for i, e := range stats.GetEdges() {
@@ -269,7 +277,16 @@ func (s *statsRun) view(stats *resealv1.GetStatsResponse) any {
 	return struct {
 		Pools     []statsView `json:"pools"`
 		Listeners []statsView `json:"listeners"`
-	}{viewStats(stats.GetPools()), viewStats(stats.GetListeners())}
+	}{viewStats(stats.GetPools()), viewListeners(stats)}
+}
+
+// viewListeners are the fleet's listeners.
+func viewListeners(stats *resealv1.GetStatsResponse) []statsView {
+	views := viewStats(stats.GetListeners())
+	for i := range views {
+		views[i].KeyUnknownByEdge = unknownKeys(stats.GetEdges(), views[i].Name)
+	}
+	return views
 }
 
 func viewStats(all []*resealv1.Stats) []statsView {
@@ -284,6 +301,7 @@ func viewStats(all []*resealv1.Stats) []statsView {
 			Misses:      orEmpty(s.GetMisses()),
 			Connections: connectionsView{c.GetOpened(), c.GetReused(), c.GetActive(), c.GetIdle()},
 			Closes:      orEmpty(s.GetCloses()),
+			Epochs:      viewEpochs(s.GetEpochs()),
 		}
 	}
 	return views

@@ -12,15 +12,15 @@ import (
 func (s *statsRun) printTables(stats *resealv1.GetStatsResponse) {
 	switch s.what {
 	case "pools":
-		writeStats(s.out, "POOL", stats.GetPools())
+		writeStats(s.out, "POOL", stats.GetPools(), nil)
 	case "listeners":
-		writeStats(s.out, "LISTENER", stats.GetListeners())
+		writeStats(s.out, "LISTENER", stats.GetListeners(), stats.GetEdges())
 	case "edges":
 		s.printEdgeTables(stats.GetEdges())
 	default:
-		writeStats(s.out, "POOL", stats.GetPools())
+		writeStats(s.out, "POOL", stats.GetPools(), nil)
 		s.printf("\n")
-		writeStats(s.out, "LISTENER", stats.GetListeners())
+		writeStats(s.out, "LISTENER", stats.GetListeners(), stats.GetEdges())
 	}
 }
 
@@ -37,14 +37,14 @@ func (s *statsRun) printEdgeTables(edges []*resealv1.EdgeStats) {
 			title += " (stale: no new report)"
 		}
 		s.printf("%s\n", title)
-		writeStats(s.out, "POOL", edge.GetPools())
-		writeStats(s.out, "LISTENER", edge.GetListeners())
+		writeStats(s.out, "POOL", edge.GetPools(), nil)
+		writeStats(s.out, "LISTENER", edge.GetListeners(), nil)
 	}
 }
 
 // writeStats writes a row for each pool or listener, and below it what explains
-// the numbers.
-func writeStats(w io.Writer, what string, all []*resealv1.Stats) {
+// the numbers. Where edges are given, those that matter are named.
+func writeStats(w io.Writer, what string, all []*resealv1.Stats, edges []*resealv1.EdgeStats) {
 	if len(all) == 0 {
 		fmt.Fprintf(w, "No %s has counters yet.\n", strings.ToLower(what))
 		return
@@ -61,14 +61,14 @@ func writeStats(w io.Writer, what string, all []*resealv1.Stats) {
 	fmt.Fprint(w, lines[0])
 	for i, s := range all {
 		fmt.Fprint(w, lines[i+1])
-		for _, line := range explanations(s) {
+		for _, line := range explanations(s, edges) {
 			fmt.Fprintf(w, "  %s\n", line)
 		}
 	}
 }
 
 // explanations are the lines below a row.
-func explanations(s *resealv1.Stats) []string {
+func explanations(s *resealv1.Stats, edges []*resealv1.EdgeStats) []string {
 	var lines []string
 	add := func(title, text string) {
 		if text != "" {
@@ -76,6 +76,8 @@ func explanations(s *resealv1.Stats) []string {
 		}
 	}
 	add("why full", counted(s.GetMisses()))
+	lines = append(lines, epochLines(s.GetEpochs())...)
+	add("edges without the key", counted(unknownKeys(edges, s.GetName())))
 	if failed := s.GetHandshakes().GetFailed(); failed > 0 {
 		add("failed handshakes", fmt.Sprint(failed))
 	}

@@ -26,6 +26,7 @@ const (
 	byMiss
 	byClose
 	byCloser
+	byEpoch // keys are those of epochKey
 	divided
 )
 
@@ -59,9 +60,10 @@ func fromStats(stats *resealv1.Stats, words *vocabularies) *counters {
 		active: max(c.GetActive(), 0),
 		idle:   max(c.GetIdle(), 0),
 	}
-	for i, counts := range [divided]map[string]uint64{stats.GetErrors(), stats.GetMisses(), stats.GetCloses(), stats.GetClosesBy()} {
+	for i, counts := range [...]map[string]uint64{stats.GetErrors(), stats.GetMisses(), stats.GetCloses(), stats.GetClosesBy()} {
 		made.shares[i] = words[i].shares(counts)
 	}
+	made.shares[byEpoch] = epochShares(stats.GetEpochs(), words[byMiss])
 	return made
 }
 
@@ -80,6 +82,7 @@ func (c *counters) stats() *resealv1.Stats {
 		},
 		Closes:   toMap(c.shares[byClose]),
 		ClosesBy: toMap(c.shares[byCloser]),
+		Epochs:   toEpochs(c.shares[byEpoch]),
 	}
 }
 
@@ -129,7 +132,8 @@ func (c *counters) since(base *counters) *counters {
 		grown.plain[i] = c.plain[i] - base.plain[i]
 	}
 	for i := range grown.shares {
-		grown.shares[i] = merge(c.shares[i], base.shares[i], func(a, b uint64) uint64 { return a - b })
+		// Only of epochs is there ever less than before: edges forget old ones.
+		grown.shares[i] = merge(c.shares[i], base.shares[i], func(a, b uint64) uint64 { return a - min(a, b) })
 	}
 	return grown
 }
@@ -141,6 +145,9 @@ func (c *counters) below(base *counters) bool {
 		}
 	}
 	for i := range c.shares {
+		if i == byEpoch {
+			continue // edges forget old ones
+		}
 		for _, s := range base.shares[i] {
 			if s.count > find(c.shares[i], s.key) {
 				return true

@@ -62,7 +62,7 @@ func (r *report) take(all []*resealv1.Stats, words *vocabularies, before []*coun
 			taken[i] = same
 			continue
 		}
-		r.cells++
+		r.cells += 1 + len(c.shares[byEpoch])/4
 	}
 	if slices.Equal(taken, before) {
 		return before

@@ -29,7 +29,7 @@ type vocabulary struct {
 	learned int
 }
 
-type vocabularies [divided]*vocabulary
+type vocabularies [byEpoch]*vocabulary
 
 func newVocabularies() *vocabularies {
 	return &vocabularies{

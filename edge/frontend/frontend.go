@@ -125,6 +125,10 @@ type Counters interface {
 	// Handshake counts a completed handshake. A zero mechanism means a full
 	// one, of which miss is the reason.
 	Handshake(mechanism resealv1.Mechanism, miss resealv1.MissReason, version uint16, d time.Duration)
+	// Ticket counts a completed handshake for which a ticket of a keyring was
+	// offered, by the epoch that it names (0: none that can be). A zero miss
+	// means that it was resumed.
+	Ticket(keyring string, epoch uint64, miss resealv1.MissReason)
 	// HandshakeFailed counts one that did not complete.
 	HandshakeFailed(d time.Duration)
 	// Opened counts an accepted connection.

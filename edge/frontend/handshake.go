@@ -30,8 +30,7 @@ func (s *slot) serve(c *clientConn) {
 	}
 	_ = c.SetDeadline(time.Time{}) // likewise
 	c.tls = conn.ConnectionState()
-	mechanism, miss := c.tickets.outcome(c.tls)
-	s.counters.Handshake(mechanism, miss, c.tls.Version, time.Since(start))
+	c.tickets.count(s.counters, c.tls, time.Since(start))
 	c.sni, _ = hostName(c.tls.ServerName)
 	s.pass(c, conn)
 }

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -45,6 +46,7 @@ type counts struct {
 	mu           sync.Mutex
 	resumed      map[resealv1.Mechanism]int
 	misses       map[resealv1.MissReason]int
+	tickets      map[string]int // "keyring/epoch reason"
 	failed       int
 	opened, gone int
 	active, idle int
@@ -55,7 +57,7 @@ type counts struct {
 
 func newCounts() *counts {
 	return &counts{
-		resumed: map[resealv1.Mechanism]int{}, misses: map[resealv1.MissReason]int{},
+		resumed: map[resealv1.Mechanism]int{}, misses: map[resealv1.MissReason]int{}, tickets: map[string]int{},
 		codes: map[int]int{}, errors: map[string]int{},
 	}
 }
@@ -74,6 +76,9 @@ func (c *counts) Handshake(m resealv1.Mechanism, miss resealv1.MissReason, _ uin
 			c.resumed[m]++
 		}
 	})
+}
+func (c *counts) Ticket(keyring string, epoch uint64, miss resealv1.MissReason) {
+	c.do(func() { c.tickets[fmt.Sprintf("%s/%d %s", keyring, epoch, resealv1.Label(miss))]++ })
 }
 func (c *counts) HandshakeFailed(time.Duration)   { c.do(func() { c.failed++ }) }
 func (c *counts) Opened()                         { c.do(func() { c.opened++ }) }

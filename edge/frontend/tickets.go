@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -35,6 +36,9 @@ type TicketKeys interface {
 	// Unwrap opens a ticket that Wrap made for the same sni, here or on another
 	// edge. Else state is nil and miss is the reason. A zero miss is success.
 	Unwrap(ticket []byte, sni string) (state []byte, miss resealv1.MissReason)
+	// Epoch is the number of the epoch that a ticket names, whether it opens or
+	// not, and 0 when there can't be such an epoch.
+	Epoch(ticket []byte) uint64
 }
 
 // ticketKeys are TicketKeys, or the keys of this process.
@@ -76,6 +80,8 @@ func (k sharedKeys) decrypt(ticket []byte, _ tls.ConnectionState, sni string) (*
 // ticketPolicy is how a listener handles tickets.
 type ticketPolicy struct {
 	keys     ticketKeys
+	epochs   func(ticket []byte) uint64 // nil for keys of this process
+	keyring  string
 	hash     policyHash
 	lifetime time.Duration // since the original authentication
 }
@@ -85,7 +91,9 @@ func (f *Frontend) ticketPolicy(l *Listener) ticketPolicy {
 	if f.cfg.TicketKeys == nil {
 		policy.keys = f.tickets.context(l.Name, l.PolicyKey)
 	} else {
-		policy.keys = sharedKeys{f.cfg.TicketKeys(l.Keyring, l.Name, l.PolicyKey)}
+		keys := f.cfg.TicketKeys(l.Keyring, l.Name, l.PolicyKey)
+		policy.keys, policy.epochs = sharedKeys{keys}, keys.Epoch
+		policy.keyring = cmp.Or(l.Keyring, resealv1.DefaultKeyring)
 	}
 	return policy
 }
@@ -100,6 +108,8 @@ type ticketHandshake struct {
 	disabled bool // by the policy
 	stopped  bool // tickets are accepted but not issued
 	miss     resealv1.MissReason
+	epoch    uint64 // that of the ticket that explains the outcome
+	offered  bool   // a ticket
 	// original is when the session that was unwrapped last was authenticated, and
 	// accepted is its ticket. crypto/tls starts each TLS 1.3 ticket anew, so that
 	// the time must be carried from the ticket that came in to the one that goes
@@ -144,26 +154,34 @@ func (h *ticketHandshake) unwrap(ticket []byte, cs tls.ConnectionState) (*tls.Se
 	if len(ticket) == 0 {
 		return nil, nil
 	}
+	session, original, miss := h.open(ticket, cs)
+	h.missed(miss, ticket)
+	if session == nil {
+		return nil, nil
+	}
+	h.original, h.accepted = original, ticket
+	return session, nil
+}
+
+// open returns the session in a ticket, which may be resumed, and when it was
+// authenticated. The miss is the reason for the full handshake if TLS does not
+// resume it; without a session it is why there is none.
+func (h *ticketHandshake) open(ticket []byte, cs tls.ConnectionState) (*tls.SessionState, time.Time, resealv1.MissReason) {
 	sni := strings.ToLower(cs.ServerName)
 	session, miss := h.keys.decrypt(ticket, cs, sni)
 	if session == nil {
-		h.missed(miss)
-		return nil, nil
+		return nil, time.Time{}, miss
 	}
 	extra, ok := readExtra(session.Extra)
 	switch {
 	case !ok:
-		h.missed(resealv1.MissReason_MISS_REASON_UNDECRYPTABLE)
+		return nil, time.Time{}, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
 	case extra.policy != h.hash, extra.sni != sni:
-		h.missed(resealv1.MissReason_MISS_REASON_POLICY_MISMATCH)
+		return nil, time.Time{}, resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
 	case time.Since(extra.original) >= h.lifetime:
-		h.missed(resealv1.MissReason_MISS_REASON_EXPIRED)
-	default:
-		h.missed(resealv1.MissReason_MISS_REASON_REFUSED) // unless TLS now resumes
-		h.original, h.accepted = extra.original, ticket
-		return session, nil
+		return nil, time.Time{}, resealv1.MissReason_MISS_REASON_EXPIRED
 	}
-	return nil, nil
+	return session, extra.original, resealv1.MissReason_MISS_REASON_REFUSED
 }
 
 // missRank orders reasons: of several tickets in one ClientHello, the one that
@@ -179,9 +197,13 @@ var missRank = map[resealv1.MissReason]int{
 	resealv1.MissReason_MISS_REASON_REFUSED:         7,
 }
 
-func (h *ticketHandshake) missed(reason resealv1.MissReason) {
-	if missRank[reason] > missRank[h.miss] {
-		h.miss = reason
+func (h *ticketHandshake) missed(reason resealv1.MissReason, ticket []byte) {
+	if h.offered && missRank[reason] <= missRank[h.miss] {
+		return
+	}
+	h.miss, h.offered = reason, true
+	if h.epochs != nil {
+		h.epoch = h.epochs(ticket)
 	}
 }
 
@@ -210,10 +232,18 @@ func (h *ticketHandshake) wrap(cs tls.ConnectionState, session *tls.SessionState
 	return ticket, nil
 }
 
-// outcome is what to count for a completed handshake. h must not be used
-// afterwards.
-func (h *ticketHandshake) outcome(cs tls.ConnectionState) (resealv1.Mechanism, resealv1.MissReason) {
+// count counts a completed handshake. h must not be used afterwards.
+func (h *ticketHandshake) count(counters Counters, cs tls.ConnectionState, d time.Duration) {
 	h.accepted = nil // the connection, which may live long, refers to h
+	mechanism, miss := h.outcome(cs)
+	counters.Handshake(mechanism, miss, cs.Version, d)
+	if h.offered && h.epochs != nil {
+		counters.Ticket(h.keyring, h.epoch, miss)
+	}
+}
+
+// outcome is how a completed handshake was resumed, or why it was not.
+func (h *ticketHandshake) outcome(cs tls.ConnectionState) (resealv1.Mechanism, resealv1.MissReason) {
 	switch {
 	case cs.DidResume:
 		return mechanismOf(cs.Version), resealv1.MissReason_MISS_REASON_UNSPECIFIED

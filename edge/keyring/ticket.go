@@ -116,6 +116,27 @@ func (p *Policy) Unwrap(ticket []byte, sni string) (state []byte, miss resealv1.
 	return state, resealv1.MissReason_MISS_REASON_UNSPECIFIED
 }
 
+// aheadOfNewest is how far beyond the newest epoch that it knows an edge believes
+// the number in a ticket: as many rotations as it may have missed.
+const aheadOfNewest = 16
+
+// Epoch is the number of the epoch that a ticket names, for statistics: it is
+// read before anything is verified. It is 0 for a number that no epoch of the
+// keyring can have by now, as a damaged or foreign ticket has.
+func (p *Policy) Epoch(ticket []byte) uint64 {
+	if len(ticket) < overhead {
+		return 0
+	}
+	number := binary.BigEndian.Uint64(ticket)
+	p.holder.mu.RLock()
+	defer p.holder.mu.RUnlock()
+	ring := p.holder.rings[p.keyring]
+	if ring == nil || number > ring.newest+aheadOfNewest {
+		return 0
+	}
+	return number
+}
+
 // active copies the secret that encrypts now.
 func (p *Policy) active() (number uint64, secret [secretSize]byte, ok bool) {
 	p.holder.mu.RLock()

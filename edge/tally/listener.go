@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // maxCode is the first number that is no HTTP status code.
@@ -14,6 +16,7 @@ const maxCode = 600
 // Listener holds the counters of a listener. It is safe for concurrent use.
 type Listener struct {
 	leg
+	epochs         epochs
 	codes          [maxCode + 1]atomic.Uint64 // the last is everything else
 	requestSeconds prometheus.Observer
 }
@@ -42,6 +45,12 @@ func (l *Listener) Request(code int, reused bool, d time.Duration) {
 	l.codes[code].Add(1)
 	l.request(reused)
 	l.requestSeconds.Observe(d.Seconds())
+}
+
+func (l *Listener) stats() *resealv1.Stats {
+	stats := l.leg.stats()
+	stats.Epochs = l.epochs.stats()
+	return stats
 }
 
 func codeLabel(code int) string {

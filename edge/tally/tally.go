@@ -1,6 +1,6 @@
 // Package tally counts what an edge does, for the control plane and for
-// Prometheus. Counting takes no lock: the counters of a pool or listener are
-// looked up once and are atomic.
+// Prometheus. Counting takes no lock, but for clients' tickets: the counters of a
+// pool or listener are looked up once and are atomic.
 package tally
 
 import (

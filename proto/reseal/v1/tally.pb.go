@@ -424,7 +424,11 @@ type Stats struct {
 	// Closed connections by CloseKind, in lower case without prefix.
 	Closes map[string]uint64 `protobuf:"bytes,7,rep,name=closes,proto3" json:"closes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Closed connections by who closed first: "us", "peer".
-	ClosesBy      map[string]uint64 `protobuf:"bytes,8,rep,name=closes_by,json=closesBy,proto3" json:"closes_by,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	ClosesBy map[string]uint64 `protobuf:"bytes,8,rep,name=closes_by,json=closesBy,proto3" json:"closes_by,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Listeners: handshakes for which the client offered a ticket, by the epoch
+	// that it was sealed under. The newest 24 epochs of an edge; what is older is
+	// dropped, so that these counters may go back. Sorted by keyring and number.
+	Epochs        []*EpochStats `protobuf:"bytes,9,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -515,6 +519,88 @@ func (x *Stats) GetClosesBy() map[string]uint64 {
 	return nil
 }
 
+func (x *Stats) GetEpochs() []*EpochStats {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
+// EpochStats are what became of the tickets of one epoch. An edge in step with
+// the fleet has no misses by key_unknown here.
+type EpochStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the keyring.
+	Keyring string `protobuf:"bytes,1,opt,name=keyring,proto3" json:"keyring,omitempty"`
+	// The epoch's number. 0 stands for tickets that name no epoch that can be:
+	// damaged ones, and those of somebody else's servers.
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Handshakes resumed.
+	Resumed uint64 `protobuf:"varint,3,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	// Full handshakes by MissReason, as in Stats.misses.
+	Misses        map[string]uint64 `protobuf:"bytes,4,rep,name=misses,proto3" json:"misses,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EpochStats) Reset() {
+	*x = EpochStats{}
+	mi := &file_reseal_v1_tally_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EpochStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EpochStats) ProtoMessage() {}
+
+func (x *EpochStats) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_tally_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EpochStats.ProtoReflect.Descriptor instead.
+func (*EpochStats) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *EpochStats) GetKeyring() string {
+	if x != nil {
+		return x.Keyring
+	}
+	return ""
+}
+
+func (x *EpochStats) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *EpochStats) GetResumed() uint64 {
+	if x != nil {
+		return x.Resumed
+	}
+	return 0
+}
+
+func (x *EpochStats) GetMisses() map[string]uint64 {
+	if x != nil {
+		return x.Misses
+	}
+	return nil
+}
+
 // Handshakes counts TLS handshakes by result.
 type Handshakes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -534,7 +620,7 @@ type Handshakes struct {
 
 func (x *Handshakes) Reset() {
 	*x = Handshakes{}
-	mi := &file_reseal_v1_tally_proto_msgTypes[3]
+	mi := &file_reseal_v1_tally_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +632,7 @@ func (x *Handshakes) String() string {
 func (*Handshakes) ProtoMessage() {}
 
 func (x *Handshakes) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_tally_proto_msgTypes[3]
+	mi := &file_reseal_v1_tally_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +645,7 @@ func (x *Handshakes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Handshakes.ProtoReflect.Descriptor instead.
 func (*Handshakes) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{3}
+	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Handshakes) GetFull() uint64 {
@@ -614,7 +700,7 @@ type ConnectionStats struct {
 
 func (x *ConnectionStats) Reset() {
 	*x = ConnectionStats{}
-	mi := &file_reseal_v1_tally_proto_msgTypes[4]
+	mi := &file_reseal_v1_tally_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +712,7 @@ func (x *ConnectionStats) String() string {
 func (*ConnectionStats) ProtoMessage() {}
 
 func (x *ConnectionStats) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_tally_proto_msgTypes[4]
+	mi := &file_reseal_v1_tally_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +725,7 @@ func (x *ConnectionStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionStats.ProtoReflect.Descriptor instead.
 func (*ConnectionStats) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{4}
+	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ConnectionStats) GetOpened() uint64 {
@@ -685,7 +771,7 @@ type GetStatsRequest struct {
 
 func (x *GetStatsRequest) Reset() {
 	*x = GetStatsRequest{}
-	mi := &file_reseal_v1_tally_proto_msgTypes[5]
+	mi := &file_reseal_v1_tally_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +783,7 @@ func (x *GetStatsRequest) String() string {
 func (*GetStatsRequest) ProtoMessage() {}
 
 func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_tally_proto_msgTypes[5]
+	mi := &file_reseal_v1_tally_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +796,7 @@ func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetStatsRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{5}
+	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetStatsRequest) GetName() string {
@@ -753,7 +839,7 @@ type GetStatsResponse struct {
 
 func (x *GetStatsResponse) Reset() {
 	*x = GetStatsResponse{}
-	mi := &file_reseal_v1_tally_proto_msgTypes[6]
+	mi := &file_reseal_v1_tally_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +851,7 @@ func (x *GetStatsResponse) String() string {
 func (*GetStatsResponse) ProtoMessage() {}
 
 func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_tally_proto_msgTypes[6]
+	mi := &file_reseal_v1_tally_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +864,7 @@ func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetStatsResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{6}
+	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetStatsResponse) GetPools() []*Stats {
@@ -835,7 +921,7 @@ type EdgeStats struct {
 
 func (x *EdgeStats) Reset() {
 	*x = EdgeStats{}
-	mi := &file_reseal_v1_tally_proto_msgTypes[7]
+	mi := &file_reseal_v1_tally_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +933,7 @@ func (x *EdgeStats) String() string {
 func (*EdgeStats) ProtoMessage() {}
 
 func (x *EdgeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_tally_proto_msgTypes[7]
+	mi := &file_reseal_v1_tally_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +946,7 @@ func (x *EdgeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeStats.ProtoReflect.Descriptor instead.
 func (*EdgeStats) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{7}
+	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EdgeStats) GetEdge() string {
@@ -915,7 +1001,7 @@ type WatchStatsRequest struct {
 
 func (x *WatchStatsRequest) Reset() {
 	*x = WatchStatsRequest{}
-	mi := &file_reseal_v1_tally_proto_msgTypes[8]
+	mi := &file_reseal_v1_tally_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1013,7 @@ func (x *WatchStatsRequest) String() string {
 func (*WatchStatsRequest) ProtoMessage() {}
 
 func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_tally_proto_msgTypes[8]
+	mi := &file_reseal_v1_tally_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1026,7 @@ func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsRequest.ProtoReflect.Descriptor instead.
 func (*WatchStatsRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{8}
+	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WatchStatsRequest) GetName() string {
@@ -982,7 +1068,7 @@ type WatchStatsResponse struct {
 
 func (x *WatchStatsResponse) Reset() {
 	*x = WatchStatsResponse{}
-	mi := &file_reseal_v1_tally_proto_msgTypes[9]
+	mi := &file_reseal_v1_tally_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1080,7 @@ func (x *WatchStatsResponse) String() string {
 func (*WatchStatsResponse) ProtoMessage() {}
 
 func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_tally_proto_msgTypes[9]
+	mi := &file_reseal_v1_tally_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1093,7 @@ func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsResponse.ProtoReflect.Descriptor instead.
 func (*WatchStatsResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{9}
+	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WatchStatsResponse) GetStats() *GetStatsResponse {
@@ -1030,7 +1116,7 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\x05pools\x18\x05 \x03(\v2\x10.reseal.v1.StatsR\x05pools\x12.\n" +
 	"\tlisteners\x18\x06 \x03(\v2\x10.reseal.v1.StatsR\tlisteners\"*\n" +
 	"\x0eReportResponse\x12\x18\n" +
-	"\arequest\x18\x01 \x01(\x04R\arequest\"\xf9\x04\n" +
+	"\arequest\x18\x01 \x01(\x04R\arequest\"\xa8\x05\n" +
 	"\x05Stats\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x04R\brequests\x124\n" +
@@ -1041,7 +1127,8 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\x06misses\x18\x05 \x03(\v2\x1c.reseal.v1.Stats.MissesEntryR\x06misses\x12<\n" +
 	"\vconnections\x18\x06 \x01(\v2\x1a.reseal.v1.ConnectionStatsR\vconnections\x124\n" +
 	"\x06closes\x18\a \x03(\v2\x1c.reseal.v1.Stats.ClosesEntryR\x06closes\x12;\n" +
-	"\tcloses_by\x18\b \x03(\v2\x1e.reseal.v1.Stats.ClosesByEntryR\bclosesBy\x1a9\n" +
+	"\tcloses_by\x18\b \x03(\v2\x1e.reseal.v1.Stats.ClosesByEntryR\bclosesBy\x12-\n" +
+	"\x06epochs\x18\t \x03(\v2\x15.reseal.v1.EpochStatsR\x06epochs\x1a9\n" +
 	"\vErrorsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
@@ -1052,6 +1139,15 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a;\n" +
 	"\rClosesByEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xcc\x01\n" +
+	"\n" +
+	"EpochStats\x12\x18\n" +
+	"\akeyring\x18\x01 \x01(\tR\akeyring\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\aresumed\x18\x03 \x01(\x04R\aresumed\x129\n" +
+	"\x06misses\x18\x04 \x03(\v2!.reseal.v1.EpochStats.MissesEntryR\x06misses\x1a9\n" +
+	"\vMissesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xae\x01\n" +
 	"\n" +
@@ -1145,7 +1241,7 @@ func file_reseal_v1_tally_proto_rawDescGZIP() []byte {
 }
 
 var file_reseal_v1_tally_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_reseal_v1_tally_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_reseal_v1_tally_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_reseal_v1_tally_proto_goTypes = []any{
 	(Mechanism)(0),                // 0: reseal.v1.Mechanism
 	(MissReason)(0),               // 1: reseal.v1.MissReason
@@ -1153,52 +1249,56 @@ var file_reseal_v1_tally_proto_goTypes = []any{
 	(*ReportRequest)(nil),         // 3: reseal.v1.ReportRequest
 	(*ReportResponse)(nil),        // 4: reseal.v1.ReportResponse
 	(*Stats)(nil),                 // 5: reseal.v1.Stats
-	(*Handshakes)(nil),            // 6: reseal.v1.Handshakes
-	(*ConnectionStats)(nil),       // 7: reseal.v1.ConnectionStats
-	(*GetStatsRequest)(nil),       // 8: reseal.v1.GetStatsRequest
-	(*GetStatsResponse)(nil),      // 9: reseal.v1.GetStatsResponse
-	(*EdgeStats)(nil),             // 10: reseal.v1.EdgeStats
-	(*WatchStatsRequest)(nil),     // 11: reseal.v1.WatchStatsRequest
-	(*WatchStatsResponse)(nil),    // 12: reseal.v1.WatchStatsResponse
-	nil,                           // 13: reseal.v1.Stats.ErrorsEntry
-	nil,                           // 14: reseal.v1.Stats.MissesEntry
-	nil,                           // 15: reseal.v1.Stats.ClosesEntry
-	nil,                           // 16: reseal.v1.Stats.ClosesByEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(*EpochStats)(nil),            // 6: reseal.v1.EpochStats
+	(*Handshakes)(nil),            // 7: reseal.v1.Handshakes
+	(*ConnectionStats)(nil),       // 8: reseal.v1.ConnectionStats
+	(*GetStatsRequest)(nil),       // 9: reseal.v1.GetStatsRequest
+	(*GetStatsResponse)(nil),      // 10: reseal.v1.GetStatsResponse
+	(*EdgeStats)(nil),             // 11: reseal.v1.EdgeStats
+	(*WatchStatsRequest)(nil),     // 12: reseal.v1.WatchStatsRequest
+	(*WatchStatsResponse)(nil),    // 13: reseal.v1.WatchStatsResponse
+	nil,                           // 14: reseal.v1.Stats.ErrorsEntry
+	nil,                           // 15: reseal.v1.Stats.MissesEntry
+	nil,                           // 16: reseal.v1.Stats.ClosesEntry
+	nil,                           // 17: reseal.v1.Stats.ClosesByEntry
+	nil,                           // 18: reseal.v1.EpochStats.MissesEntry
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
 }
 var file_reseal_v1_tally_proto_depIdxs = []int32{
-	17, // 0: reseal.v1.ReportRequest.time:type_name -> google.protobuf.Timestamp
+	19, // 0: reseal.v1.ReportRequest.time:type_name -> google.protobuf.Timestamp
 	5,  // 1: reseal.v1.ReportRequest.pools:type_name -> reseal.v1.Stats
 	5,  // 2: reseal.v1.ReportRequest.listeners:type_name -> reseal.v1.Stats
-	13, // 3: reseal.v1.Stats.errors:type_name -> reseal.v1.Stats.ErrorsEntry
-	6,  // 4: reseal.v1.Stats.handshakes:type_name -> reseal.v1.Handshakes
-	14, // 5: reseal.v1.Stats.misses:type_name -> reseal.v1.Stats.MissesEntry
-	7,  // 6: reseal.v1.Stats.connections:type_name -> reseal.v1.ConnectionStats
-	15, // 7: reseal.v1.Stats.closes:type_name -> reseal.v1.Stats.ClosesEntry
-	16, // 8: reseal.v1.Stats.closes_by:type_name -> reseal.v1.Stats.ClosesByEntry
-	18, // 9: reseal.v1.GetStatsRequest.since:type_name -> google.protobuf.Duration
-	5,  // 10: reseal.v1.GetStatsResponse.pools:type_name -> reseal.v1.Stats
-	5,  // 11: reseal.v1.GetStatsResponse.listeners:type_name -> reseal.v1.Stats
-	10, // 12: reseal.v1.GetStatsResponse.edges:type_name -> reseal.v1.EdgeStats
-	17, // 13: reseal.v1.GetStatsResponse.time:type_name -> google.protobuf.Timestamp
-	5,  // 14: reseal.v1.EdgeStats.pools:type_name -> reseal.v1.Stats
-	5,  // 15: reseal.v1.EdgeStats.listeners:type_name -> reseal.v1.Stats
-	17, // 16: reseal.v1.EdgeStats.time:type_name -> google.protobuf.Timestamp
-	18, // 17: reseal.v1.WatchStatsRequest.since:type_name -> google.protobuf.Duration
-	18, // 18: reseal.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
-	9,  // 19: reseal.v1.WatchStatsResponse.stats:type_name -> reseal.v1.GetStatsResponse
-	8,  // 20: reseal.v1.TallyService.GetStats:input_type -> reseal.v1.GetStatsRequest
-	11, // 21: reseal.v1.TallyService.WatchStats:input_type -> reseal.v1.WatchStatsRequest
-	3,  // 22: reseal.v1.TallyService.Report:input_type -> reseal.v1.ReportRequest
-	9,  // 23: reseal.v1.TallyService.GetStats:output_type -> reseal.v1.GetStatsResponse
-	12, // 24: reseal.v1.TallyService.WatchStats:output_type -> reseal.v1.WatchStatsResponse
-	4,  // 25: reseal.v1.TallyService.Report:output_type -> reseal.v1.ReportResponse
-	23, // [23:26] is the sub-list for method output_type
-	20, // [20:23] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	14, // 3: reseal.v1.Stats.errors:type_name -> reseal.v1.Stats.ErrorsEntry
+	7,  // 4: reseal.v1.Stats.handshakes:type_name -> reseal.v1.Handshakes
+	15, // 5: reseal.v1.Stats.misses:type_name -> reseal.v1.Stats.MissesEntry
+	8,  // 6: reseal.v1.Stats.connections:type_name -> reseal.v1.ConnectionStats
+	16, // 7: reseal.v1.Stats.closes:type_name -> reseal.v1.Stats.ClosesEntry
+	17, // 8: reseal.v1.Stats.closes_by:type_name -> reseal.v1.Stats.ClosesByEntry
+	6,  // 9: reseal.v1.Stats.epochs:type_name -> reseal.v1.EpochStats
+	18, // 10: reseal.v1.EpochStats.misses:type_name -> reseal.v1.EpochStats.MissesEntry
+	20, // 11: reseal.v1.GetStatsRequest.since:type_name -> google.protobuf.Duration
+	5,  // 12: reseal.v1.GetStatsResponse.pools:type_name -> reseal.v1.Stats
+	5,  // 13: reseal.v1.GetStatsResponse.listeners:type_name -> reseal.v1.Stats
+	11, // 14: reseal.v1.GetStatsResponse.edges:type_name -> reseal.v1.EdgeStats
+	19, // 15: reseal.v1.GetStatsResponse.time:type_name -> google.protobuf.Timestamp
+	5,  // 16: reseal.v1.EdgeStats.pools:type_name -> reseal.v1.Stats
+	5,  // 17: reseal.v1.EdgeStats.listeners:type_name -> reseal.v1.Stats
+	19, // 18: reseal.v1.EdgeStats.time:type_name -> google.protobuf.Timestamp
+	20, // 19: reseal.v1.WatchStatsRequest.since:type_name -> google.protobuf.Duration
+	20, // 20: reseal.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	10, // 21: reseal.v1.WatchStatsResponse.stats:type_name -> reseal.v1.GetStatsResponse
+	9,  // 22: reseal.v1.TallyService.GetStats:input_type -> reseal.v1.GetStatsRequest
+	12, // 23: reseal.v1.TallyService.WatchStats:input_type -> reseal.v1.WatchStatsRequest
+	3,  // 24: reseal.v1.TallyService.Report:input_type -> reseal.v1.ReportRequest
+	10, // 25: reseal.v1.TallyService.GetStats:output_type -> reseal.v1.GetStatsResponse
+	13, // 26: reseal.v1.TallyService.WatchStats:output_type -> reseal.v1.WatchStatsResponse
+	4,  // 27: reseal.v1.TallyService.Report:output_type -> reseal.v1.ReportResponse
+	25, // [25:28] is the sub-list for method output_type
+	22, // [22:25] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_tally_proto_init() }
@@ -1213,7 +1313,7 @@ func file_reseal_v1_tally_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_tally_proto_rawDesc), len(file_reseal_v1_tally_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
