@@ -34,6 +34,9 @@ type Handshaker interface {
 	Doubt(identity string)
 	// Forget drops the sessions of all identities that begin with prefix.
 	Forget(prefix string)
+	// Replace notes that the pool identity next has taken the place of old. It is
+	// called before a handshake with the new one and before Forget of the old.
+	Replace(old, next string)
 	// Unclean notes that a connection of identity ended without close_notify.
 	Unclean(identity string)
 }
@@ -271,6 +274,9 @@ func (b *Backend) Update(pools []Pool) {
 	for _, spec := range pools {
 		p := b.pools[spec.Name]
 		if p == nil || p.state.Load().identity != spec.Identity || p.state.Load().uid != spec.UID {
+			if p != nil && p.state.Load().uid == spec.UID {
+				b.cfg.Handshaker.Replace(p.state.Load().identity, spec.Identity)
+			}
 			p = newPool(b, spec)
 			if b.running {
 				p.start()

@@ -84,8 +84,10 @@ type fakeSessions struct {
 	caches  map[string]tls.ClientSessionCache
 	unclean map[string]int
 	forgot  []string
-	seen    []string
-	breakIt func() bool // fail this handshake as if a session had broken it
+	// replaced holds "old next" of each call of Replace.
+	replaced []string
+	seen     []string
+	breakIt  func() bool // fail this handshake as if a session had broken it
 }
 
 func newFakeSessions() *fakeSessions {
@@ -97,6 +99,12 @@ func (f *fakeSessions) Reserve(_ context.Context, identity string, _ time.Durati
 }
 
 func (f *fakeSessions) Doubt(string) {}
+
+func (f *fakeSessions) Replace(old, next string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.replaced = append(f.replaced, old+" "+next)
+}
 
 type fakeAttempt struct {
 	f        *fakeSessions

@@ -147,6 +147,22 @@ func TestSessionScopeAndMode(t *testing.T) {
 	}
 }
 
+// A pool whose identity changes says so before it makes handshakes with the new
+// one; another pool of the same name is a stranger.
+func TestIdentityReplaced(t *testing.T) {
+	s := serve(t, site())
+	x := newBench(t, []string{s.addr})
+	next := x.pool
+	next.Identity = "changed"
+	x.b.Update([]Pool{next})
+	x.b.Update([]Pool{next})
+	next.UID, next.Identity = "other", "again"
+	x.b.Update([]Pool{next})
+	if got, want := x.h.replaced, []string{"identity changed"}; !slices.Equal(got, want) {
+		t.Errorf("replaced %q, want %q", got, want)
+	}
+}
+
 func TestReuseModes(t *testing.T) {
 	type step struct {
 		client uint64

@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -281,6 +282,34 @@ func (s *Store) Forget(prefix string) {
 		if len(g.records) == 0 && hasGroupPrefix(g.name, prefix) {
 			delete(s.groups, g.name)
 		}
+	}
+}
+
+// Replace notes that what identities of the group old stand for has become what
+// those of the group next stand for: a pool's trust, client certificate or
+// policy changed. Handshakes of the new identities whose old ones had a session
+// are then full because of that. The old ones stay until they are forgotten.
+func (s *Store) Replace(old, next string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	from := s.groups[old]
+	if from == nil || old == next {
+		return
+	}
+	to, now := s.group(next), time.Now()
+	lose := func(identity string, why resealv1.MissReason) {
+		identity = next + strings.TrimPrefix(identity, old)
+		if to.records[identity] == nil {
+			to.lose(identity, why, s.maxIdentities)
+		}
+	}
+	for place := from.lostOrder.Back(); place != nil; place = place.Prev() {
+		lose(place.Value.(loss).identity, place.Value.(loss).why)
+	}
+	for place := from.order.Back(); place != nil; place = place.Prev() {
+		r := place.Value.(*record)
+		from.expire(r, now)
+		lose(r.identity, r.loss(resealv1.MissReason_MISS_REASON_POLICY_CHANGED))
 	}
 }
 

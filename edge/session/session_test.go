@@ -330,6 +330,35 @@ func TestPolicyChanged(t *testing.T) {
 	p.want("a", psk, 0)
 }
 
+// A pool whose trust or policy changes has new identities, whose first handshakes
+// are full because of that.
+func TestReplace(t *testing.T) {
+	p := newPeer(t, Config{MaxIdentities: 4})
+	for _, name := range []string{"0", "1", "2"} {
+		p.want("old|"+name, 0, noSession)
+	}
+	p.store.mu.Lock()
+	for _, h := range p.store.find("old|1").sessions {
+		h.useBy = time.Now().Add(-time.Second)
+	}
+	p.store.mu.Unlock()
+	p.store.Replace("old", "new")
+	p.want("old|2", psk, 0) // another pool may have the same identity
+	p.store.Forget("old|")
+	p.want("new|0", 0, policy)
+	p.want("new|0", psk, 0)
+	p.want("new|1", 0, noSession) // it had none that could be used
+	p.want("new|3", 0, noSession)
+	// What was not dialled in between is carried on, and back again.
+	p.store.Replace("new", "old")
+	p.store.Forget("new|")
+	p.want("old|2", 0, policy)
+	p.want("old|0", 0, policy)
+	p.store.Replace("none", "old")
+	p.store.Replace("old", "old")
+	p.want("old|0", psk, 0)
+}
+
 // A server that takes each ticket once: the ticket is remembered in Extra by
 // its creation order, and a second use is a full handshake.
 func TestSingleUse(t *testing.T) {

@@ -66,11 +66,18 @@ type group struct {
 	records map[string]*record
 	order   *list.List // of *record, most recently used first
 	bytes   int64
-	// evicted remembers the identities dropped to bound memory, so that the
-	// next handshake of one can say so. evictedOrder bounds it.
-	evicted      map[string]*list.Element
-	evictedOrder *list.List // of string, newest first
-	fresh        int        // records that are
+	// lost remembers why identities without a record have no session any more,
+	// so that the next handshake of one can say so. lostOrder bounds it.
+	lost      map[string]*list.Element
+	lostOrder *list.List // of loss, newest first
+	fresh     int        // records that are
+}
+
+// loss is an identity whose sessions were dropped: to bound memory, or because
+// the pool's policy changed.
+type loss struct {
+	identity string
+	why      resealv1.MissReason
 }
 
 // offer is what was decided for one handshake: a session, or why there is none.
@@ -99,27 +106,31 @@ func (s *Store) find(identity string) *record {
 	return g.records[identity]
 }
 
-// use returns the record of identity, made if need be, as the most recently
-// used one.
-func (s *Store) use(identity string) (*group, *record) {
-	name := groupName(identity)
+// group returns the group of a name, made if need be.
+func (s *Store) group(name string) *group {
 	g := s.groups[name]
 	if g == nil {
 		g = &group{
 			name: name, records: map[string]*record{}, order: list.New(),
-			evicted: map[string]*list.Element{}, evictedOrder: list.New(),
+			lost: map[string]*list.Element{}, lostOrder: list.New(),
 		}
 		s.groups[name] = g
 	}
+	return g
+}
+
+// use returns the record of identity, made if need be, as the most recently
+// used one.
+func (s *Store) use(identity string) (*group, *record) {
+	g := s.group(groupName(identity))
 	if r := g.records[identity]; r != nil {
 		g.order.MoveToFront(r.place)
 		return g, r
 	}
 	r := &record{identity: identity, absent: resealv1.MissReason_MISS_REASON_NO_SESSION}
-	if place, ok := g.evicted[identity]; ok {
-		r.absent = resealv1.MissReason_MISS_REASON_EVICTED
-		g.evictedOrder.Remove(place)
-		delete(g.evicted, identity)
+	if place, ok := g.lost[identity]; ok {
+		r.absent = place.Value.(loss).why
+		g.found(place)
 	}
 	r.place = g.order.PushFront(r)
 	g.records[identity] = r
@@ -132,17 +143,42 @@ func (s *Store) use(identity string) (*group, *record) {
 // evictOldest drops the least recently used identity.
 func (g *group) evictOldest(remember int) {
 	r := g.order.Back().Value.(*record)
-	hadSession := len(r.sessions) > 0 || r.absent == resealv1.MissReason_MISS_REASON_EVICTED
+	why := r.loss(resealv1.MissReason_MISS_REASON_EVICTED)
 	g.drop(r)
-	if !hadSession {
+	g.lose(r.identity, why, remember)
+}
+
+// loss is the reason to remember when the record is dropped for the reason why:
+// an earlier one, when it had lost its sessions already, or 0.
+func (r *record) loss(why resealv1.MissReason) resealv1.MissReason {
+	switch {
+	case len(r.sessions) > 0:
+		return why
+	case r.absent == resealv1.MissReason_MISS_REASON_EVICTED, r.absent == resealv1.MissReason_MISS_REASON_POLICY_CHANGED:
+		return r.absent
+	}
+	return 0
+}
+
+// lose remembers why an identity has no session any more, for the newest so
+// many identities. It does nothing when why is 0.
+func (g *group) lose(identity string, why resealv1.MissReason, remember int) {
+	if why == 0 {
 		return
 	}
-	g.evicted[r.identity] = g.evictedOrder.PushFront(r.identity)
-	for g.evictedOrder.Len() > remember {
-		oldest := g.evictedOrder.Back()
-		delete(g.evicted, oldest.Value.(string))
-		g.evictedOrder.Remove(oldest)
+	if place, ok := g.lost[identity]; ok {
+		g.found(place)
 	}
+	g.lost[identity] = g.lostOrder.PushFront(loss{identity, why})
+	for g.lostOrder.Len() > remember {
+		g.found(g.lostOrder.Back())
+	}
+}
+
+// found forgets a loss.
+func (g *group) found(place *list.Element) {
+	delete(g.lost, place.Value.(loss).identity)
+	g.lostOrder.Remove(place)
 }
 
 func (g *group) drop(r *record) {
@@ -161,10 +197,9 @@ func (g *group) forget(prefix string) {
 			g.drop(r)
 		}
 	}
-	for identity, place := range g.evicted {
+	for identity, place := range g.lost {
 		if strings.HasPrefix(identity, prefix) {
-			g.evictedOrder.Remove(place)
-			delete(g.evicted, identity)
+			g.found(place)
 		}
 	}
 }
