@@ -26,7 +26,7 @@ func explainMiss(reason resealv1.MissReason) explanation {
 	case resealv1.MissReason_MISS_REASON_DECLINED_AFTER_UNCLEAN_CLOSE:
 		return explanation{
 			"The backend declined a session after one of its connections had ended without close_notify; some servers must then forget it.",
-			"Find out who ends connections so: closes by kind tell. Raise connections.closeTimeout when timeout or reset_by_us stand there; look at the backend, and at firewalls between, when reset_by_peer or fin_without_notify do."}
+			"Find out who ends connections so: closes by kind tell, and an edge that crashed or was killed does. Raise connections.closeTimeout when timeout or reset_by_us stand there; look at the backend, and at firewalls between, when reset_by_peer or fin_without_notify do."}
 	case resealv1.MissReason_MISS_REASON_EVICTED:
 		return explanation{
 			"The edge dropped the session to bound its memory: the pool has more server names than an edge keeps sessions for.",

@@ -90,7 +90,7 @@ func (s *Store) Import(data []byte, now time.Time) (int, error) {
 	// Backwards, so that the newest and the most recently used end on top.
 	for _, e := range slices.Backward(entries) {
 		h := s.restore(e, clean, now)
-		if h != nil && s.putBack(e, h, now) {
+		if h != nil && s.putBack(e, h, clean, now) {
 			taken++
 		}
 	}
@@ -119,7 +119,7 @@ func (s *Store) restore(e entry, clean bool, now time.Time) *held {
 	return h
 }
 
-func (s *Store) putBack(e entry, h *held, now time.Time) bool {
+func (s *Store) putBack(e entry, h *held, clean bool, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g, r := s.use(e.identity)
@@ -132,6 +132,10 @@ func (s *Store) putBack(e entry, h *held, now time.Time) bool {
 	}
 	r.lastDeal = h.born
 	s.add(g, r, h)
+	if !clean && h.version != tls.VersionTLS13 {
+		// A crash ends the connections of the session without close_notify.
+		r.unclean++
+	}
 	return true
 }
 

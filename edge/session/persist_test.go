@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // files is a state directory in memory.
@@ -104,6 +106,21 @@ func TestSessionsSurviveRestart(t *testing.T) {
 			}
 			p.want("a|3", 0, noSession)
 		})
+	}
+}
+
+// A crash ends connections without close_notify, for which a server may forget
+// the session.
+func TestDeclinedAfterCrash(t *testing.T) {
+	for clean, want := range map[bool]resealv1.MissReason{true: declined, false: afterUnclean} {
+		p := newPeer(t, Config{})
+		p.server.MaxVersion = tls.VersionTLS12
+		p.want("a", 0, noSession)
+		p.store = restart(t, p.store, clean)
+		p.server = p.server.Clone() // other ticket keys
+		p.server.SetSessionTicketKeys([][32]byte{{1}})
+		p.want("a", 0, want)
+		p.want("a", ticket, 0)
 	}
 }
 
