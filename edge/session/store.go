@@ -329,6 +329,9 @@ func (s *Store) connected(cache *connCache, resumed bool) {
 	defer s.mu.Unlock()
 	_, r := s.use(cache.identity)
 	cache.unclean = r.unclean
+	// A server that withheld sessions is taken to do so again: who comes before
+	// this connection has been read need not wait for it.
+	r.absent = r.missing()
 	r.newest = nil
 	if resumed {
 		cache.parent = cache.offer.session
