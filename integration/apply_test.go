@@ -26,7 +26,7 @@ type pair struct {
 
 // listeners are the manifests of the two listeners.
 func (p *pair) listeners() string {
-	return listener("web-a", p.addresses[0], "edge: a", "  pool: app\n") + listener("web-b", p.addresses[1], "edge: b", "  pool: app\n")
+	return harness.Listener("web-a", p.addresses[0], "edge: a", "  pool: app\n") + harness.Listener("web-b", p.addresses[1], "edge: b", "  pool: app\n")
 }
 
 func newPair(t *testing.T, controlPlane ...string) *pair {
@@ -39,7 +39,7 @@ func newPairOf(w *world, controlPlane ...string) *pair {
 	t.Helper()
 	p := &pair{world: w}
 	for range 2 {
-		p.backends = append(p.backends, p.launch(t, peers.Go, peers.Options{}))
+		p.backends = append(p.backends, p.Launch(t, peers.Go, peers.Options{}))
 	}
 	p.StartControlPlane(controlPlane...)
 	p.startEdges()
@@ -53,13 +53,13 @@ func (p *pair) startEdges() {
 		p.edges[i] = p.StartEdge("edge-"+name, "edge="+name)
 		p.addresses[i] = p.Address()
 	}
-	p.WaitAcked(p.Apply(p.certificate("site", p.site)+p.pool("app", p.backends, "")+p.listeners()), p.edges[:]...)
+	p.WaitAcked(p.Apply(harness.Certificate("site", p.Pair)+p.Pool("app", p.backends, "")+p.listeners()), p.edges[:]...)
 }
 
 // serve checks that an edge answers.
 func (p *pair) serve(i int) {
 	p.t.Helper()
-	if err := get(p.t.Context(), p.client(p.t, p.addresses[i], false), "https://"+siteName+peers.Small, peers.Body(peers.Small)); err != nil {
+	if err := harness.Get(p.t.Context(), p.Client(p.t, p.addresses[i], false), "https://"+harness.SiteName+peers.Small, peers.Body(peers.Small)); err != nil {
 		p.t.Errorf("edge %s: %v", p.edges[i].ID, err)
 	}
 }
@@ -74,7 +74,7 @@ func TestApply(t *testing.T) {
 func (p *pair) reach(t *testing.T) {
 	for i := range 5 {
 		start := time.Now()
-		revision := p.Apply(p.pool("app", p.backends, fmt.Sprintf("  timeouts: {responseHeader: %ds}\n", 10+i)))
+		revision := p.Apply(p.Pool("app", p.backends, fmt.Sprintf("  timeouts: {responseHeader: %ds}\n", 10+i)))
 		applied := time.Now()
 		p.WaitAcked(revision, p.edges[:]...)
 		took := time.Since(start)
@@ -97,7 +97,7 @@ func (p *pair) badManifest(t *testing.T) {
 	}{
 		{
 			"two mistakes beside a good resource",
-			strings.TrimPrefix(p.pool("good", p.backends, ""), "---\n") + `---
+			strings.TrimPrefix(p.Pool("good", p.backends, ""), "---\n") + `---
 apiVersion: reseal/v1
 kind: BackendPool
 metadata: {name: bad}
@@ -122,7 +122,7 @@ spec:
 		},
 		{
 			"dangling reference",
-			strings.TrimPrefix(route("bad", "web-a", "x."+siteName, "nowhere", ""), "---\n"),
+			strings.TrimPrefix(harness.Route("bad", "web-a", "x."+harness.SiteName, "nowhere", ""), "---\n"),
 			[]string{"Route/bad: spec.pools[0].name:"},
 		},
 		{
@@ -170,7 +170,7 @@ func (p *pair) refused(t *testing.T) {
 	}
 	defer func() { _ = taken.Close() }()
 	good := p.Edges()[0].AckedRevision
-	revision := p.Apply(listener("taken", taken.Addr().String(), "edge: a", "  pool: app\n"))
+	revision := p.Apply(harness.Listener("taken", taken.Addr().String(), "edge: a", "  pool: app\n"))
 	_, edges := p.WaitEdges("refused", func(e harness.EdgeStatus) bool { return e.State == "refused" }, "edge-a")
 	switch nack := edges[0].Nack; {
 	case nack == nil || len(nack.Violations) == 0:
@@ -196,8 +196,8 @@ func (p *pair) refused(t *testing.T) {
 
 	// The same file with a free port is the way out.
 	address := p.Address()
-	p.WaitAcked(p.Apply(listener("taken", address, "edge: a", "  pool: app\n")), p.edges[:]...)
-	if err := get(t.Context(), p.client(t, address, false), "https://"+siteName+peers.Small, peers.Body(peers.Small)); err != nil {
+	p.WaitAcked(p.Apply(harness.Listener("taken", address, "edge: a", "  pool: app\n")), p.edges[:]...)
+	if err := harness.Get(t.Context(), p.Client(t, address, false), "https://"+harness.SiteName+peers.Small, peers.Body(peers.Small)); err != nil {
 		t.Errorf("the listener that was refused at first: %v", err)
 	}
 	p.Ctl("delete", "listener", "taken")
@@ -209,10 +209,10 @@ func TestApplyUnderLoad(t *testing.T) {
 	p := newPair(t)
 	const applies = 200
 	requests := 10_000
-	if long() {
+	if harness.Long() {
 		requests = 100_000
 	}
-	p.WaitAcked(p.Apply(route("app", "web-a, web-b", siteName, "app", "")), p.edges[:]...)
+	p.WaitAcked(p.Apply(harness.Route("app", "web-a, web-b", harness.SiteName, "app", "")), p.edges[:]...)
 
 	// Clients stop when both the requests and the applies are done.
 	applied := make(chan struct{})
@@ -224,7 +224,7 @@ func TestApplyUnderLoad(t *testing.T) {
 	defer cancel()
 	sender := newSender(t, p)
 	start := time.Now()
-	var failed failures
+	var failed harness.Failures
 	var sent, workers = make(chan struct{}, requests), sync.WaitGroup{}
 	for range requests {
 		sent <- struct{}{}
@@ -243,7 +243,7 @@ func TestApplyUnderLoad(t *testing.T) {
 					default:
 					}
 				}
-				failed.add(sender.send(ctx, worker, i))
+				failed.Add(sender.send(ctx, worker, i))
 				mu.Lock()
 				total++
 				mu.Unlock()
@@ -255,7 +255,7 @@ func TestApplyUnderLoad(t *testing.T) {
 	if ctx.Err() != nil {
 		t.Errorf("not done in time: %v", ctx.Err())
 	}
-	failed.check(t, total)
+	failed.Check(t, total)
 	t.Logf("%d requests with %d applies in %v", total, applies, time.Since(start).Round(time.Millisecond))
 
 	// The last configuration must have arrived, and no edge refused one.
@@ -280,27 +280,27 @@ func (p *pair) applyOften(applies int) {
 		p.t.Error(err)
 		return
 	}
-	both := append(append([]byte{}, p.authority.PEM()...), other.PEM()...)
+	both := append(append([]byte{}, p.Authority.PEM()...), other.PEM()...)
 	extra := p.Address()
 	for i := range applies {
 		var manifest string
 		switch i % 8 {
 		case 0: // how requests are sent
-			manifest = p.pool("app", p.backends, fmt.Sprintf("  timeouts: {responseHeader: %ds}\n", 10+i))
+			manifest = p.Pool("app", p.backends, fmt.Sprintf("  timeouts: {responseHeader: %ds}\n", 10+i))
 		case 1: // one endpoint goes
-			manifest = p.pool("app", p.backends[:1+i/8%2], "")
+			manifest = p.Pool("app", p.backends[:1+i/8%2], "")
 		case 2: // where requests go
-			manifest = p.pool("app-2", p.backends, "") + route("app", "web-a, web-b", siteName, "app-2", "")
+			manifest = p.Pool("app-2", p.backends, "") + harness.Route("app", "web-a, web-b", harness.SiteName, "app-2", "")
 		case 3: // headers
-			manifest = route("app", "web-a, web-b", siteName, "app", fmt.Sprintf("  responseHeaders: {set: {X-Apply: \"%d\"}}\n", i))
+			manifest = harness.Route("app", "web-a, web-b", harness.SiteName, "app", fmt.Sprintf("  responseHeaders: {set: {X-Apply: \"%d\"}}\n", i))
 		case 4: // a new certificate of the same name
-			manifest = p.certificate("site", p.issue())
+			manifest = harness.Certificate("site", p.Issue())
 		case 5: // another identity: pooled connections and sessions end
-			manifest = strings.Replace(p.pool("app", p.backends, ""), indent(p.authority.PEM(), 8), indent(both, 8), 1)
+			manifest = strings.Replace(p.Pool("app", p.backends, ""), harness.Indent(p.Authority.PEM(), 8), harness.Indent(both, 8), 1)
 		case 6: // another order, another algorithm
-			manifest = p.pool("app", []*peers.Backend{p.backends[1], p.backends[0]}, "  loadBalancing: {algorithm: round_robin}\n")
+			manifest = p.Pool("app", []*peers.Backend{p.backends[1], p.backends[0]}, "  loadBalancing: {algorithm: round_robin}\n")
 		case 7: // a listener comes, and goes below
-			manifest = listener("extra", extra, "", "  pool: app\n")
+			manifest = harness.Listener("extra", extra, "", "  pool: app\n")
 			if i%16 == 15 {
 				if result := p.TryCtl("delete", "listener", "extra"); result.Code != 0 {
 					p.t.Errorf("delete %d: %s", i, result.Stderr)
@@ -327,8 +327,8 @@ type sender struct {
 func newSender(t *testing.T, p *pair) *sender {
 	s := &sender{pair: p}
 	for edge := range 2 {
-		s.clients[edge] = [2]*http.Client{p.client(t, p.addresses[edge], false), p.client(t, p.addresses[edge], true)}
-		s.single[edge] = p.client(t, p.addresses[edge], false)
+		s.clients[edge] = [2]*http.Client{p.Client(t, p.addresses[edge], false), p.Client(t, p.addresses[edge], true)}
+		s.single[edge] = p.Client(t, p.addresses[edge], false)
 		s.single[edge].Transport.(*http.Transport).DisableKeepAlives = true
 	}
 	return s
@@ -336,17 +336,17 @@ func newSender(t *testing.T, p *pair) *sender {
 
 func (s *sender) send(ctx context.Context, worker, i int) error {
 	client := s.clients[worker%2][worker/2%2]
-	base := "https://" + siteName
+	base := "https://" + harness.SiteName
 	switch {
 	case i%50 == 49:
-		return get(ctx, s.single[worker%2], base+peers.Small, peers.Body(peers.Small))
+		return harness.Get(ctx, s.single[worker%2], base+peers.Small, peers.Body(peers.Small))
 	case i%40 == 39:
-		return get(ctx, client, base+peers.Slow, peers.Body(peers.Slow))
+		return harness.Get(ctx, client, base+peers.Slow, peers.Body(peers.Slow))
 	case i%10 == 9:
-		return exchange(ctx, client, http.MethodPost, base+peers.Echo, bytes.NewReader(peers.Body(peers.Small)), peers.Body(peers.Small))
+		return harness.Exchange(ctx, client, http.MethodPost, base+peers.Echo, bytes.NewReader(peers.Body(peers.Small)), peers.Body(peers.Small))
 	case i%10 == 5:
-		return get(ctx, client, base+peers.Chunked, peers.Body(peers.Chunked))
+		return harness.Get(ctx, client, base+peers.Chunked, peers.Body(peers.Chunked))
 	default:
-		return get(ctx, client, base+peers.Small, peers.Body(peers.Small))
+		return harness.Get(ctx, client, base+peers.Small, peers.Body(peers.Small))
 	}
 }

@@ -28,7 +28,6 @@ import (
 
 	"github.com/reseal/reseal/integration/harness"
 	"github.com/reseal/reseal/integration/peers"
-	"github.com/reseal/reseal/integration/process"
 )
 
 // front is a world with one edge, a listener "web" and a Go backend as its
@@ -47,20 +46,20 @@ func newFront(t *testing.T) *front {
 	mux := http.NewServeMux()
 	mux.Handle("/", peers.Handler(false))
 	mux.Handle("/websocket", websocket.Handler(func(conn *websocket.Conn) { _, _ = io.Copy(conn, conn) }))
-	f.backend = w.launch(t, func(_ context.Context, o peers.Options) (*peers.Backend, error) {
+	f.backend = w.Launch(t, func(_ context.Context, o peers.Options) (*peers.Backend, error) {
 		return peers.GoWith(o, mux)
 	}, peers.Options{})
 	w.StartControlPlane()
 	f.edge = w.StartEdge("one", "")
 	f.address = w.Address()
-	w.WaitAcked(w.Apply(w.certificate("site", w.site)+w.pool("app", []*peers.Backend{f.backend}, "")+
-		listener("web", f.address, "", "  pool: app\n")), f.edge)
+	w.WaitAcked(w.Apply(harness.Certificate("site", w.Pair)+w.Pool("app", []*peers.Backend{f.backend}, "")+
+		harness.Listener("web", f.address, "", "  pool: app\n")), f.edge)
 	return f
 }
 
 // url is for clients that take no other address for a name than that in the
 // URL, beside curl's --connect-to.
-func (f *front) url(path string) string { return "https://" + siteName + path }
+func (f *front) url(path string) string { return "https://" + harness.SiteName + path }
 
 func TestClients(t *testing.T) {
 	f := newFront(t)
@@ -72,34 +71,9 @@ func TestClients(t *testing.T) {
 	t.Run("tls", f.tunnel)
 }
 
-// need is the path of a program, or skips the test.
-func need(t *testing.T, program string) string {
-	t.Helper()
-	path, err := process.Find(program, "")
-	if err != nil {
-		t.Skip(err)
-	}
-	return path
-}
-
-// run runs a client and returns its standard output.
-func run(t *testing.T, input io.Reader, program string, args ...string) []byte {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	command := exec.CommandContext(ctx, program, args...)
-	var stderr bytes.Buffer
-	command.Stdin, command.Stderr = input, &stderr
-	output, err := command.Output()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s\n%s", filepath.Base(program), strings.Join(args, " "), err, stderr.Bytes(), output)
-	}
-	return output
-}
-
 func (f *front) curl(t *testing.T) {
-	curl := need(t, "curl")
-	ca := f.WriteFile("ca.pem", string(f.authority.PEM()))
+	curl := harness.Need(t, "curl")
+	ca := f.WriteFile("ca.pem", string(f.Authority.PEM()))
 	upload := filepath.Join(t.TempDir(), "upload")
 	if err := os.WriteFile(upload, peers.Body(peers.Large), 0o600); err != nil {
 		t.Fatal(err)
@@ -159,15 +133,15 @@ func (f *front) curl(t *testing.T) {
 var h2loadDone = regexp.MustCompile(`requests: (\d+) total, \d+ started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored`)
 
 func (f *front) h2load(t *testing.T) {
-	h2load := need(t, "h2load")
+	h2load := harness.Need(t, "h2load")
 	_, port, err := net.SplitHostPort(f.address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	before := f.ListenerStats("web")
 	const requests, clients = 5000, 8
-	output := run(t, nil, h2load, "-n", strconv.Itoa(requests), "-c", strconv.Itoa(clients), "-m", "10",
-		"--connect-to="+f.address, "https://"+siteName+":"+port+peers.Small)
+	output := harness.Run(t, nil, h2load, "-n", strconv.Itoa(requests), "-c", strconv.Itoa(clients), "-m", "10",
+		"--connect-to="+f.address, "https://"+harness.SiteName+":"+port+peers.Small)
 	match := h2loadDone.FindStringSubmatch(string(output))
 	if match == nil || match[3] != strconv.Itoa(requests) || match[4] != "0" || match[5] != "0" {
 		t.Errorf("h2load: not all %d requests succeeded:\n%s", requests, output)
@@ -175,7 +149,7 @@ func (f *front) h2load(t *testing.T) {
 	if want := "Application protocol: h2"; !strings.Contains(string(output), want) {
 		t.Errorf("h2load does not say %q:\n%s", want, output)
 	}
-	settle(t, func() error {
+	harness.Settle(t, func() error {
 		after := f.ListenerStats("web")
 		if got := after.Requests - before.Requests; got != requests {
 			return fmt.Errorf("the listener counts %d requests, want %d", got, requests)
@@ -189,9 +163,9 @@ func (f *front) h2load(t *testing.T) {
 
 // sClient compares the listener's handshakes with what openssl s_client says.
 func (f *front) sClient(t *testing.T) {
-	openssl := need(t, "openssl")
+	openssl := harness.Need(t, "openssl")
 	session := filepath.Join(t.TempDir(), "session")
-	request := "GET " + peers.Small + " HTTP/1.1\r\nHost: " + siteName + "\r\nConnection: close\r\n\r\n"
+	request := "GET " + peers.Small + " HTTP/1.1\r\nHost: " + harness.SiteName + "\r\nConnection: close\r\n\r\n"
 	tests := []struct {
 		name string
 		runs [][]string
@@ -207,8 +181,8 @@ func (f *front) sClient(t *testing.T) {
 			before := f.ListenerStats("web")
 			var full, resumed int64
 			for _, args := range test.runs {
-				output := run(t, strings.NewReader(request), openssl,
-					append([]string{"s_client", "-connect", f.address, "-servername", siteName, "-ign_eof"}, args...)...)
+				output := harness.Run(t, strings.NewReader(request), openssl,
+					append([]string{"s_client", "-connect", f.address, "-servername", harness.SiteName, "-ign_eof"}, args...)...)
 				if !bytes.Contains(output, peers.Body(peers.Small)) {
 					t.Errorf("s_client got no body:\n%s", output)
 				}
@@ -218,7 +192,7 @@ func (f *front) sClient(t *testing.T) {
 			if full != 1 || resumed < 2 {
 				t.Errorf("s_client saw %d full and %d resumed handshakes, want 1 and some", full, resumed)
 			}
-			settle(t, func() error {
+			harness.Settle(t, func() error {
 				after := f.ListenerStats("web")
 				gotFull := after.Handshakes.Full - before.Handshakes.Full
 				gotTicket := after.Handshakes.Resumed.Ticket - before.Handshakes.Resumed.Ticket
@@ -243,11 +217,11 @@ func (f *front) sClient(t *testing.T) {
 }
 
 func (f *front) websocket(t *testing.T) {
-	config, err := websocket.NewConfig("wss://"+siteName+"/websocket", "https://"+siteName)
+	config, err := websocket.NewConfig("wss://"+harness.SiteName+"/websocket", "https://"+harness.SiteName)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tlsConfig := f.clientTLS()
+	tlsConfig := f.ClientTLS()
 	tlsConfig.NextProtos = []string{"http/1.1"}
 	raw, err := tls.Dial("tcp", f.address, tlsConfig)
 	if err != nil {
@@ -315,13 +289,13 @@ func (echoServer) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer)
 func (f *front) grpc(t *testing.T) {
 	server := grpc.NewServer()
 	testpb.RegisterTestServiceServer(server, echoServer{})
-	backend := f.launch(t, func(_ context.Context, o peers.Options) (*peers.Backend, error) {
+	backend := f.Launch(t, func(_ context.Context, o peers.Options) (*peers.Backend, error) {
 		return peers.GoWith(o, server)
 	}, peers.Options{HTTP2: true})
-	host := "grpc." + siteName
-	f.WaitAcked(f.Apply(f.pool("grpc", []*peers.Backend{backend}, "  protocol: http2\n")+route("grpc", "web", host, "grpc", "")), f.edge)
+	host := "grpc." + harness.SiteName
+	f.WaitAcked(f.Apply(f.Pool("grpc", []*peers.Backend{backend}, "  protocol: http2\n")+harness.Route("grpc", "web", host, "grpc", "")), f.edge)
 
-	config := f.clientTLS()
+	config := f.ClientTLS()
 	config.ServerName = host
 	conn, err := grpc.NewClient("passthrough:///"+f.address,
 		grpc.WithTransportCredentials(credentials.NewTLS(config)), grpc.WithAuthority(host))
@@ -380,11 +354,11 @@ func (f *front) tunnel(t *testing.T) {
 	backend, stop := reverser(t, f.world)
 	defer stop()
 	address := f.Address()
-	f.WaitAcked(f.Apply(f.pool("bytes", []*peers.Backend{{Address: backend}}, "  protocol: tcp\n")+
-		listener("bytes", address, "", "  protocol: tls\n  pool: bytes\n")), f.edge)
+	f.WaitAcked(f.Apply(f.Pool("bytes", []*peers.Backend{{Address: backend}}, "  protocol: tcp\n")+
+		harness.Listener("bytes", address, "", "  protocol: tls\n  pool: bytes\n")), f.edge)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		for _, size := range []int{0, 1, 1 << 20} {
-			config := f.clientTLS()
+			config := f.ClientTLS()
 			config.MaxVersion = version
 			conn, err := tls.Dial("tcp", address, config)
 			if err != nil {
@@ -414,7 +388,7 @@ func (f *front) tunnel(t *testing.T) {
 // it read.
 func reverser(t *testing.T, w *world) (address string, stop func()) {
 	t.Helper()
-	pair, err := w.authority.Issue(peers.ServerName)
+	pair, err := w.Authority.Issue(peers.ServerName)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ func TestBackends(t *testing.T) {
 	w.StartControlPlane()
 	edge := w.StartEdge("one", "")
 	address := w.Address()
-	w.WaitAcked(w.Apply(w.certificate("site", w.site)+listener("web", address, "", "")), edge)
+	w.WaitAcked(w.Apply(harness.Certificate("site", w.Pair)+harness.Listener("web", address, "", "")), edge)
 
 	cases := []struct {
 		name  string
@@ -53,25 +53,25 @@ func TestBackends(t *testing.T) {
 	}
 	for _, test := range cases {
 		t.Run(test.name, func(t *testing.T) {
-			backend := w.launch(t, test.start, test.Options)
-			host := test.name + "." + siteName
-			w.WaitAcked(w.Apply(w.pool(test.name, []*peers.Backend{backend}, "")+route(test.name, "web", host, test.name, "")), edge)
+			backend := w.Launch(t, test.start, test.Options)
+			host := test.name + "." + harness.SiteName
+			w.WaitAcked(w.Apply(w.Pool(test.name, []*peers.Backend{backend}, "")+harness.Route(test.name, "web", host, test.name, "")), edge)
 			base := "https://" + host
 
 			for _, http2 := range []bool{false, true} {
-				if err := peers.Verify(t.Context(), w.client(t, address, http2), base, backend); err != nil {
+				if err := peers.Verify(t.Context(), w.Client(t, address, http2), base, backend); err != nil {
 					t.Errorf("content, h2=%t: %v", http2, err)
 				}
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
-			client := w.client(t, address, false)
+			client := w.Client(t, address, false)
 			start := time.Now()
-			hammer(ctx, countedRequests, func(ctx context.Context, _ int) error {
-				return get(ctx, client, base+peers.Small, peers.Body(peers.Small))
-			}).check(t, countedRequests)
+			harness.Hammer(ctx, countedRequests, func(ctx context.Context, _ int) error {
+				return harness.Get(ctx, client, base+peers.Small, peers.Body(peers.Small))
+			}).Check(t, countedRequests)
 			t.Logf("%d requests in %v", countedRequests, time.Since(start).Round(time.Millisecond))
-			settle(t, func() error { return w.compare(t, backend, test.name) })
+			harness.Settle(t, func() error { return w.compare(t, backend, test.name) })
 			w.log(t, backend, test.name)
 		})
 	}

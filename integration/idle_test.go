@@ -20,7 +20,7 @@ func TestIdleMemory(t *testing.T) {
 	p := newPairOf(newWorldOf(t, harness.NewShipped(t)))
 	p.serve(0)
 	var resident int64
-	settle(t, func() error {
+	harness.Settle(t, func() error {
 		var err error
 		if resident, err = residentMemory(p.edges[0].PID()); err != nil {
 			return err
@@ -42,8 +42,8 @@ func (p *pair) memoryPerClient(t *testing.T) {
 	}
 	const clients = 200
 	for range clients {
-		client := p.client(t, p.addresses[1], false)
-		if err := get(t.Context(), client, "https://"+siteName+peers.Small, peers.Body(peers.Small)); err != nil {
+		client := p.Client(t, p.addresses[1], false)
+		if err := harness.Get(t.Context(), client, "https://"+harness.SiteName+peers.Small, peers.Body(peers.Small)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reseal/reseal/integration/harness"
 	"github.com/reseal/reseal/integration/peers"
 )
 
@@ -79,7 +80,7 @@ func TestWithoutControlPlane(t *testing.T) {
 	if err := p.edges[0].Stop(); err != nil {
 		t.Error(err)
 	}
-	revision = p.Apply(p.pool("app", p.backends, "  timeouts: {responseHeader: 11s}\n"))
+	revision = p.Apply(p.Pool("app", p.backends, "  timeouts: {responseHeader: 11s}\n"))
 	p.WaitAcked(revision, p.edges[1])
 	p.edges[0].Start()
 	p.WaitAcked(revision, p.edges[:]...)
@@ -92,7 +93,7 @@ func TestWithoutControlPlane(t *testing.T) {
 		t.Error(err)
 	}
 	for i := range historyLimit + 1 {
-		revision = p.Apply(p.pool("app", p.backends, fmt.Sprintf("  timeouts: {responseHeader: %ds}\n", 20+i)))
+		revision = p.Apply(p.Pool("app", p.backends, fmt.Sprintf("  timeouts: {responseHeader: %ds}\n", 20+i)))
 	}
 	p.WaitAcked(revision, p.edges[1])
 	p.Control.Kill()
@@ -151,17 +152,17 @@ func TestDamagedState(t *testing.T) {
 type traffic struct {
 	done   chan struct{}
 	count  atomic.Int64
-	failed failures
+	failed harness.Failures
 }
 
 func (p *pair) traffic(ctx context.Context, t *testing.T, edge int) *traffic {
-	client := p.client(t, p.addresses[edge], false)
+	client := p.Client(t, p.addresses[edge], false)
 	tr := &traffic{done: make(chan struct{})}
 	go func() {
 		defer close(tr.done)
 		for ctx.Err() == nil {
-			err := get(context.WithoutCancel(ctx), client, "https://"+siteName+peers.Small, peers.Body(peers.Small))
-			tr.failed.add(err)
+			err := harness.Get(context.WithoutCancel(ctx), client, "https://"+harness.SiteName+peers.Small, peers.Body(peers.Small))
+			tr.failed.Add(err)
 			tr.count.Add(1)
 		}
 	}()
@@ -184,6 +185,6 @@ func (tr *traffic) wait(t *testing.T, n int64) {
 func (tr *traffic) end(t *testing.T) {
 	t.Helper()
 	<-tr.done
-	tr.failed.check(t, tr.count.Load())
+	tr.failed.Check(t, tr.count.Load())
 	t.Logf("%d requests meanwhile", tr.count.Load())
 }

@@ -10,13 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reseal/reseal/integration/harness"
 	"github.com/reseal/reseal/integration/process"
 )
 
 // TestMakeRun starts `make run` as a newcomer does and ends it as Ctrl-C does,
 // with a signal to the whole foreground process group.
 func TestMakeRun(t *testing.T) {
-	need(t, "make")
+	harness.Need(t, "make")
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		t.Run(signal.String(), func(t *testing.T) {
 			root, err := filepath.Abs("..")
