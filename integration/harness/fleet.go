@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -40,6 +42,7 @@ type Fleet struct {
 	page      *http.Client
 	processes []*process.Process
 	addresses []string
+	networks  sync.Map // *process.Network by address of a page in it
 	manifests atomic.Int64
 }
 
@@ -63,10 +66,8 @@ func newFleet(tb testing.TB, race bool) *Fleet {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	f := &Fleet{
-		TB: tb, Dir: tb.TempDir(), bin: bin,
-		page: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second},
-	}
+	f := &Fleet{TB: tb, Dir: tb.TempDir(), bin: bin}
+	f.page = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: f.dial}, Timeout: 5 * time.Second}
 	if err := os.Mkdir(f.tmp(), 0o700); err != nil {
 		tb.Fatal(err)
 	}
@@ -140,10 +141,18 @@ func (f *Fleet) Address() string {
 	return address
 }
 
-// run starts a process of the fleet.
-func (f *Fleet) run(name, path string, args ...string) *process.Process {
+// dial connects to a page, in whatever network it is.
+func (f *Fleet) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if within, ok := f.networks.Load(address); ok {
+		return within.(*process.Network).Dial(ctx, address)
+	}
+	return (&net.Dialer{}).DialContext(ctx, network, address)
+}
+
+// run starts a process of the fleet. A nil network is that of the test.
+func (f *Fleet) run(network *process.Network, name, path string, args ...string) *process.Process {
 	f.TB.Helper()
-	p, err := process.Start(process.Config{Name: name, Path: path, Args: args, Env: []string{"TMPDIR=" + f.tmp()}})
+	p, err := process.Start(process.Config{Name: name, Path: path, Args: args, Env: []string{"TMPDIR=" + f.tmp()}, Network: network})
 	if err != nil {
 		f.TB.Fatal(err)
 	}
@@ -212,7 +221,7 @@ func (f *Fleet) StartControlPlane(args ...string) *ControlPlane {
 // Start starts it, again, and waits until it is ready.
 func (c *ControlPlane) Start() {
 	c.fleet.TB.Helper()
-	c.Process = c.fleet.run("reseal-controlplane", c.fleet.bin.ControlPlane, c.args...)
+	c.Process = c.fleet.run(nil, "reseal-controlplane", c.fleet.bin.ControlPlane, c.args...)
 	c.fleet.ready(c.Process, "http://"+c.Page+"/readyz")
 }
 
@@ -231,17 +240,28 @@ type Edge struct {
 	// AccessLog is the file of its access log.
 	AccessLog string
 
-	fleet *Fleet
-	args  []string
+	fleet   *Fleet
+	network *process.Network
+	args    []string
 }
 
 // StartEdge enrols an edge with the fleet's control planes, starts it and waits
 // until it is up. It is ready when it has a configuration.
 func (f *Fleet) StartEdge(id, labels string, args ...string) *Edge {
 	f.TB.Helper()
+	return f.StartEdgeIn(nil, id, labels, args...)
+}
+
+// StartEdgeIn is StartEdge in a network. The control planes must be reached from
+// there under their addresses.
+func (f *Fleet) StartEdgeIn(network *process.Network, id, labels string, args ...string) *Edge {
+	f.TB.Helper()
 	e := &Edge{
-		fleet: f, ID: id, Admin: f.Address(),
+		fleet: f, network: network, ID: id, Admin: f.Address(),
 		StateDir: filepath.Join(f.Dir, "state-"+id), AccessLog: filepath.Join(f.Dir, "access-"+id+".log"),
+	}
+	if network != nil {
+		f.networks.Store(e.Admin, network)
 	}
 	if labels != "" {
 		args = append([]string{"--labels", labels}, args...)
@@ -259,7 +279,7 @@ func (f *Fleet) StartEdge(id, labels string, args ...string) *Edge {
 // Start starts it, again, and waits until it is up.
 func (e *Edge) Start() {
 	e.fleet.TB.Helper()
-	e.Process = e.fleet.run("reseal-edge "+e.ID, e.fleet.bin.Edge, e.args...)
+	e.Process = e.fleet.run(e.network, "reseal-edge "+e.ID, e.fleet.bin.Edge, e.args...)
 	e.fleet.ready(e.Process, "http://"+e.Admin+"/healthz")
 }
 

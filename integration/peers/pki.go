@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -112,6 +113,30 @@ func (a *Authority) sign(key crypto.Signer, names []string) (Pair, error) {
 		return Pair{}, err
 	}
 	return Pair{Certificate: encode("CERTIFICATE", der), Key: encode("PRIVATE KEY", private)}, nil
+}
+
+// Revoke makes a revocation list (RFC 5280 section 5), as PEM, of certificates
+// that the authority issued.
+func (a *Authority) Revoke(pairs ...Pair) ([]byte, error) {
+	now := time.Now()
+	list := &x509.RevocationList{Number: big.NewInt(now.UnixNano()), ThisUpdate: now.Add(-time.Hour), NextUpdate: now.Add(24 * time.Hour)}
+	for _, pair := range pairs {
+		block, _ := pem.Decode(pair.Certificate)
+		if block == nil {
+			return nil, errors.New("the pair holds no certificate")
+		}
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
+			x509.RevocationListEntry{SerialNumber: certificate.SerialNumber, RevocationTime: now.Add(-time.Minute)})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, a.certificate, a.key)
+	if err != nil {
+		return nil, err
+	}
+	return encode("X509 CRL", der), nil
 }
 
 // TLS is the pair for crypto/tls.

@@ -53,6 +53,8 @@ type Config struct {
 	// OnLine is called with each line that it prints to stdout or stderr, from
 	// one goroutine at a time. Lines for which it returns false are not kept.
 	OnLine func(line string) bool
+	// Network is where it runs. Default: where this process does.
+	Network *Network
 }
 
 // Process is a running program. Its methods may be called from any goroutine.
@@ -106,7 +108,7 @@ func Start(config Config) (*Process, error) {
 	p.cmd.WaitDelay = 2 * time.Second
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error, 1)
-	go p.run(started)
+	go p.run(config.Network, started)
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
@@ -115,10 +117,15 @@ func Start(config Config) (*Process, error) {
 
 // run starts the program and waits for its end on one thread, since Pdeathsig
 // is sent when the thread that started the child ends.
-func (p *Process) run(started chan<- error) {
+func (p *Process) run(network *Network, started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := p.cmd.Start(); err != nil {
+	start := p.cmd.Start
+	if network != nil {
+		// A child is in the namespace of the thread that starts it.
+		start = func() error { return network.within(p.cmd.Start) }
+	}
+	if err := start(); err != nil {
 		started <- err
 		return
 	}

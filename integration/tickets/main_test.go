@@ -1,0 +1,26 @@
+// Package tickets tests that the sessions of clients survive what happens to a
+// fleet: rotated keys, restarted edges, killed and unreachable control planes;
+// and that they end where they must. All of it with real processes: each edge is
+// a host of its own, in a network namespace, with the same listener.
+package tickets
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/reseal/reseal/integration/harness"
+)
+
+func TestMain(m *testing.M) {
+	code := harness.Main(m)
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			_, _ = fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
