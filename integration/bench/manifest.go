@@ -58,9 +58,18 @@ spec:
 `, name, address, edge, certificate, pool)
 }
 
+// patience is for a backend that has just started and shares two cores with all
+// the others: its first handshake may take longer than the default of 2 s for
+// which others wait for its session.
+const patience = "coalesceTimeout: 15s"
+
 // poolManifest is the scenario's pool. Without serverName it follows the
-// request's host.
-func poolManifest(name, endpoint, serverName string, authority []byte, more string) string {
+// request's host. sessions are further fields of spec.sessions,
+// more further lines of the spec.
+func poolManifest(name, endpoint, serverName string, authority []byte, sessions, more string) string {
+	if sessions != "" {
+		sessions = ", " + sessions
+	}
 	if serverName != "" {
 		serverName = "serverName: " + serverName
 	}
@@ -76,5 +85,7 @@ spec:
     trust:
       caPem: |
 %s
-%s`, name, endpoint, serverName, indent(authority, 8), more)
+  sessions: {%s%s}
+  timeouts: {handshake: 20s}
+%s`, name, endpoint, serverName, indent(authority, 8), patience, sessions, more)
 }

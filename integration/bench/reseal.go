@@ -114,7 +114,7 @@ func (r *Reseal) poolManifest() string {
 	if len(r.scenario.hosts()) > 1 {
 		serverName = ""
 	}
-	return poolManifest(r.scenario.Key, r.backend, serverName, r.authority.PEM(), r.more)
+	return poolManifest(r.scenario.Key, r.backend, serverName, r.authority.PEM(), r.scenario.sessions, r.more)
 }
 
 // Reload replaces what stands in the pool's manifest beside its endpoints, and

@@ -34,6 +34,7 @@ type Scenario struct {
 	share     float64
 	restarts  bool   // of the backend; its last requests before are not counted
 	stops     bool   // of edges; what they do between the last look and their end is not counted
+	sessions  string // more of the pool's spec.sessions
 	pool      string // more of the pool's manifest
 	drive     func(ctx context.Context, t *trial) error
 }
@@ -96,7 +97,7 @@ func Scenarios() []*Scenario {
 		},
 		&Scenario{
 			Key: "fleet", Title: "8 edges started one after another, the first warmed by one request, each restarted once", Must: 1, ResealOnly: true,
-			mode: peers.TLS12SessionIDs, stops: true, pool: "  sessions: {sharing: fleet}\n", drive: driveFleet,
+			mode: peers.TLS12SessionIDs, stops: true, sessions: "sharing: fleet", drive: driveFleet,
 		},
 		&Scenario{
 			Key: "backend-restart", Title: "backend restarted at half", Must: 2,
