@@ -2,13 +2,12 @@ package bench
 
 import (
 	"fmt"
-	"strings"
 
-	"github.com/reseal/reseal/integration/peers"
+	"github.com/reseal/reseal/integration/harness"
 )
 
 // siteName is the name that clients ask for unless a scenario has several.
-const siteName = "site.test"
+const siteName = harness.SiteName
 
 // siteNames are in the certificate that clients see.
 var siteNames = []string{siteName, "*." + siteName}
@@ -23,25 +22,6 @@ func hostNames(n int) []string {
 		names[i] = fmt.Sprintf("host%d.%s", i+1, siteName)
 	}
 	return names
-}
-
-func indent(text []byte, spaces int) string {
-	pad := strings.Repeat(" ", spaces)
-	return pad + strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", "\n"+pad)
-}
-
-// certificateManifest is the site's certificate.
-func certificateManifest(name string, pair peers.Pair) string {
-	return fmt.Sprintf(`---
-apiVersion: reseal/v1
-kind: Certificate
-metadata: {name: %s}
-spec:
-  certificatePem: |
-%s
-  privateKeyPem: |
-%s
-`, name, indent(pair.Certificate, 4), indent(pair.Key, 4))
 }
 
 // listenerManifest is a listener of one edge, whose label "edge" is its id.
@@ -87,5 +67,5 @@ spec:
 %s
   sessions: {%s%s}
   timeouts: {handshake: 20s}
-%s`, name, endpoint, serverName, indent(authority, 8), patience, sessions, more)
+%s`, name, endpoint, serverName, harness.Indent(authority, 8), patience, sessions, more)
 }

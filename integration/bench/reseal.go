@@ -102,7 +102,7 @@ func (r *Reseal) addEdge() error {
 		if err != nil {
 			return err
 		}
-		manifest += certificateManifest(r.scenario.Key, site) + r.poolManifest()
+		manifest += harness.Certificate(r.scenario.Key, site) + r.poolManifest()
 	}
 	r.fleet.WaitAcked(r.fleet.Apply(manifest), n.Edge)
 	n.WaitReady()

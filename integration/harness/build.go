@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"go.uber.org/goleak"
 )
 
 // Module is the path of the module that is tested.
@@ -95,14 +97,20 @@ func goBuild(dir string, race bool, commands ...string) error {
 	return nil
 }
 
-// Main runs the tests of a package and removes the built commands. It is for
-// TestMain, which passes the result to os.Exit.
+// Main runs the tests of a package, looks for leaked goroutines, and removes the
+// built commands. It is for TestMain, which passes the result to os.Exit.
 func Main(m *testing.M) int {
 	code := m.Run()
 	for _, dir := range builds.dirs {
 		if err := os.RemoveAll(dir); err != nil {
 			_, _ = fmt.Fprintln(os.Stderr, "removing the built commands:", err)
 			code = max(code, 1)
+		}
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			_, _ = fmt.Fprintln(os.Stderr, err)
+			code = 1
 		}
 	}
 	return code
