@@ -39,20 +39,27 @@ func TestSelfCheck(t *testing.T) {
 // opensslServer runs `openssl s_server` with session IDs and without tickets.
 func opensslServer(t *testing.T, args ...string) (address string, roots *x509.CertPool) {
 	t.Helper()
+	certificate, roots := issue(t, time.Now().Add(time.Hour))
+	return startOpenSSL(t, certificate, nil, args...), roots
+}
+
+// startOpenSSL runs `openssl s_server` with a certificate and its chain.
+func startOpenSSL(t *testing.T, certificate tls.Certificate, environment []string, args ...string) (address string) {
+	t.Helper()
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
 		t.Skip("openssl is not installed: run integration/setup.sh")
 	}
-	certificate, roots := issue(t, time.Now().Add(time.Hour))
-	dir := t.TempDir()
 	key, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(dir, "server.pem")
-	text := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
-	if err := os.WriteFile(file, text, 0o600); err != nil {
+	var chain []byte
+	for _, der := range certificate.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	file := filepath.Join(t.TempDir(), "server.pem")
+	if err := os.WriteFile(file, append(chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	free, err := net.Listen("tcp", "127.0.0.1:0")
@@ -61,7 +68,8 @@ func opensslServer(t *testing.T, args ...string) (address string, roots *x509.Ce
 	}
 	address = free.Addr().String()
 	free.Close()
-	cmd := exec.Command(openssl, append([]string{"s_server", "-accept", address, "-cert", file, "-key", file, "-www", "-quiet"}, args...)...)
+	cmd := exec.Command(openssl, append([]string{"s_server", "-accept", address, "-cert", file, "-cert_chain", file, "-key", file, "-www", "-quiet"}, args...)...)
+	cmd.Env = append(os.Environ(), environment...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -70,12 +78,12 @@ func opensslServer(t *testing.T, args ...string) (address string, roots *x509.Ce
 		conn, err := net.Dial("tcp", address)
 		if err == nil {
 			conn.Close()
-			return address, roots
+			return address
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	t.Fatal("openssl s_server does not listen")
-	return "", nil
+	return ""
 }
 
 // visit makes one connection with a request, as a backend leg does.
