@@ -66,7 +66,7 @@ func (c *conn) end(deadline time.Time) resealv1.CloseKind {
 	// What is left on the socket after close_notify, or after a damaged record.
 	drain(c.wire.Read, nil)
 	streaming := c.wire.pending() || c.wire.came.Load() > before && !c.wire.fin.Load() && !c.peerNotify.Load()
-	c.wire.Close()
+	_ = c.tc.NetConn().Close() // not the wire beneath: who waits for a session learns of it
 	return c.kind(peerEnded, notified, streaming)
 }
 

@@ -102,6 +102,60 @@ func TestNoWaitingForServersWithoutSessions(t *testing.T) {
 	}
 }
 
+// A server's answer and its close_notify may come in one piece, after which
+// nobody asks for more. That it gave no session is known all the same.
+func TestAnswerAndEndAtOnce(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.server.SessionTicketsDisabled = true
+	near, far := tcpPair(t)
+	held := &corked{Conn: far}
+	served := make(chan error, 1)
+	go func() {
+		server := tls.Server(held, p.server)
+		err := server.Handshake()
+		held.cork = true
+		_, _ = server.Write([]byte("x"))
+		_ = server.CloseWrite()
+		held.release()
+		served <- err
+	}()
+	tc, _, _, err := p.store.Handshake(t.Context(), near, "a", p.client)
+	if err := errors.Join(err, <-served); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(tc); err != nil || string(answer) != "x" {
+		t.Fatalf("%q, %v", answer, err)
+	}
+	p.store.mu.Lock()
+	r := p.store.find("a")
+	pending, missing := r.pending, r.missing()
+	p.store.mu.Unlock()
+	if pending != 0 || missing != unsupported {
+		t.Errorf("%d connections may bring a session, the next handshake is %v", pending, missing)
+	}
+	near.Close()
+}
+
+// corked holds back what is written until it is released.
+type corked struct {
+	net.Conn
+	cork bool
+	data []byte
+}
+
+func (c *corked) Write(p []byte) (int, error) {
+	if !c.cork {
+		return c.Conn.Write(p)
+	}
+	c.data = append(c.data, p...)
+	return len(p), nil
+}
+
+func (c *corked) release() {
+	_ = c.SetWriteDeadline(time.Time{}) // crypto/tls lets nothing follow its close_notify
+	_, _ = c.Conn.Write(c.data)
+}
+
 // Servers that take each ticket once and give one per connection: as many
 // handshakes are resumed as tickets come.
 func TestSingleUseWaitsForTheNextTicket(t *testing.T) {

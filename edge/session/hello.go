@@ -2,6 +2,7 @@ package session
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"net"
 	"sync/atomic"
@@ -10,7 +11,11 @@ import (
 )
 
 const (
+	recordHeaderSize       = 5
+	recordTypeLowest       = 20 // change_cipher_spec
 	recordTypeHandshake    = 22
+	recordTypeHighest      = 23 // application_data
+	maxRecord              = 16<<10 + 2048
 	handshakeClientHello   = 1
 	extensionSessionTicket = 35 // RFC 5077
 	extensionPreSharedKey  = 41 // RFC 8446 section 4.2.11
@@ -32,8 +37,8 @@ type helloSpy struct {
 	listens bool   // whether they are wanted
 	hello   serverHello
 
-	done atomic.Bool // the handshake has completed
-	came atomic.Bool // something was read since
+	done  atomic.Bool // the handshake has completed
+	first firstRecord // of those that come since
 }
 
 // Write implements net.Conn.
@@ -46,23 +51,66 @@ func (s *helloSpy) Write(p []byte) (int, error) {
 }
 
 // Read implements net.Conn. crypto/tls asks for more only when it has processed
-// what it got, tickets included.
+// what it got, tickets included. So that it asks even when an answer and the
+// server's close_notify come at once, it gets the first record alone.
 func (s *helloSpy) Read(p []byte) (int, error) {
-	if s.came.Load() && !s.supply.read.Load() {
+	done := s.done.Load()
+	if done && s.first.whole() && !s.supply.read.Load() {
 		s.supply.read.Store(true)
 		s.pending.settle()
 	}
+	if done {
+		p = s.first.limit(p)
+	}
 	n, err := s.Conn.Read(p)
-	if err != nil && s.done.Load() {
+	if err != nil && done {
 		s.pending.settle() // it ended, or was closed beneath us
 	}
-	if s.listens && n > 0 && !s.done.Load() {
+	switch {
+	case done:
+		s.first.follow(p[:n])
+	case s.listens && n > 0:
 		s.listen(p[:n])
 	}
-	if n > 0 && s.done.Load() && !s.came.Load() {
-		s.came.Store(true)
-	}
 	return n, err
+}
+
+// firstRecord follows the first record that is read after the handshake. Only
+// the goroutine that reads uses it.
+type firstRecord struct {
+	header []byte
+	rest   int // bytes that are still to come
+	over   bool
+}
+
+// whole reports that all of the record has been handed on.
+func (f *firstRecord) whole() bool { return f.over }
+
+// limit shortens p so that no byte of the second record is read.
+func (f *firstRecord) limit(p []byte) []byte {
+	switch {
+	case f.over:
+		return p
+	case len(f.header) < recordHeaderSize:
+		return p[:min(len(p), recordHeaderSize-len(f.header))]
+	}
+	return p[:min(len(p), f.rest)]
+}
+
+func (f *firstRecord) follow(p []byte) {
+	switch {
+	case f.over || len(p) == 0:
+		return
+	case len(f.header) == recordHeaderSize:
+		f.rest -= len(p)
+		f.over = f.rest <= 0
+		return
+	}
+	if f.header = append(f.header, p...); len(f.header) == recordHeaderSize {
+		// What is no header is the end of a record that came with the handshake.
+		f.rest = int(binary.BigEndian.Uint16(f.header[3:]))
+		f.over = f.rest == 0 || f.rest > maxRecord || f.header[0] < recordTypeLowest || f.header[0] > recordTypeHighest
+	}
 }
 
 // Close implements net.Conn.
