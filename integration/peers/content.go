@@ -32,6 +32,8 @@ const (
 	Echo = "/echo"
 	// Slow has 1 KiB in eight parts, 50 ms apart where the backend decides.
 	Slow = "/slow"
+	// Endless is sent until the client ends the connection. Jetty alone serves it.
+	Endless = "/endless"
 	// Status is followed by /NNN, the status to answer with.
 	Status = "/status"
 	// Headers returns the request's header as JSON: name to list of values,

@@ -27,6 +27,9 @@ func GoWith(o Options, handler http.Handler) (*Backend, error) {
 	if o.Mode == TLS12SessionIDs {
 		return nil, fmt.Errorf("go: %s: %w: crypto/tls servers resume by ticket only", o.Mode, ErrMode)
 	}
+	if o.NoSessions {
+		return nil, fmt.Errorf("go: without sessions: %w", ErrMode)
+	}
 	pair, err := o.issue()
 	if err != nil {
 		return nil, err
@@ -45,6 +48,9 @@ func GoWith(o Options, handler http.Handler) (*Backend, error) {
 		MinVersion:   o.Mode.Version(),
 		MaxVersion:   o.Mode.Version(),
 		NextProtos:   []string{"http/1.1"},
+	}
+	if o.SingleUse {
+		spendTickets(s.config)
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -74,6 +80,24 @@ func GoWith(o Options, handler http.Handler) (*Backend, error) {
 		counts: func(context.Context) (Counts, error) { return s.snapshot(), nil },
 		output: s.log.String, stop: s.stop,
 	}, nil
+}
+
+// spendTickets makes a server take each ticket once, and give none when it did.
+func spendTickets(config *tls.Config) {
+	var spent sync.Map
+	base := config.Clone()
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		own := base.Clone()
+		own.UnwrapSession = func(ticket []byte, state tls.ConnectionState) (*tls.SessionState, error) {
+			if _, seen := spent.LoadOrStore(string(ticket), true); seen {
+				return nil, nil
+			}
+			own.SessionTicketsDisabled = true // read again before tickets are given
+			return base.DecryptTicket(ticket, state)
+		}
+		own.WrapSession = base.EncryptTicket
+		return own, nil
+	}
 }
 
 // goServer makes handshakes before net/http sees the connection, so that they

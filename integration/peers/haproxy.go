@@ -20,6 +20,9 @@ import (
 // HAProxy starts HAProxy as a TLS terminator in front of a plain HTTP service
 // in this process. Counts come from its statistics socket.
 func HAProxy(ctx context.Context, o Options) (*Backend, error) {
+	if o.NoSessions {
+		return nil, fmt.Errorf("haproxy: without sessions: %w", ErrMode)
+	}
 	pair, err := o.issue()
 	if err != nil {
 		return nil, err
@@ -32,7 +35,7 @@ func HAProxy(ctx context.Context, o Options) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	address, err := process.FreeAddress()
+	address, err := o.listenAddress()
 	if err != nil {
 		return nil, errors.Join(err, service.stop())
 	}
@@ -58,7 +61,7 @@ func HAProxy(ctx context.Context, o Options) (*Backend, error) {
 		return nil, errors.Join(err, stop())
 	}
 	return &Backend{
-		Name: "haproxy-" + o.Mode.String(), Address: address, Mode: o.Mode, paths: all(), output: haproxy.Output,
+		Name: "haproxy-" + o.Mode.String(), Address: address, Mode: o.Mode, paths: all(), output: haproxy.Output, running: haproxy,
 		counts: func(ctx context.Context) (Counts, error) {
 			stats, err := haproxyStats(ctx, socket)
 			if err != nil {

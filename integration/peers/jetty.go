@@ -32,6 +32,9 @@ const jettyInstall = "apt-get install libjetty9-java openjdk-17-jdk-headless, or
 // Jetty starts Jetty 9 on the installed Java. A handshake counts as full when
 // JSSE asked for the certificate during it.
 func Jetty(ctx context.Context, o Options) (*Backend, error) {
+	if o.NoSessions {
+		return nil, fmt.Errorf("jetty: without sessions: %w", ErrMode)
+	}
 	pair, err := o.issue()
 	if err != nil {
 		return nil, err
@@ -56,7 +59,7 @@ func Jetty(ctx context.Context, o Options) (*Backend, error) {
 		Args: []string{
 			"-Xmx512m", "-XX:+UseSerialGC", pick(o.Bulk, "-XX:+TieredCompilation", "-XX:TieredStopAtLevel=1"), "-XX:-UsePerfData",
 			"-Djava.io.tmpdir=" + o.Dir,
-			fmt.Sprintf("-Djdk.tls.server.enableSessionTicketExtension=%t", o.Mode != TLS12SessionIDs),
+			fmt.Sprintf("-Djdk.tls.server.enableSessionTicketExtension=%t", o.Mode != TLS12SessionIDs && !o.Stateful),
 			"-cp", classPath, "Backend", certificate, key, protocolName(o.Mode),
 			pick(o.CloseEach, "close", "keep"), pick(o.HTTP2, "h2", "h1"), pick(o.Strict, "strict", "lenient"), port,
 		},
@@ -84,8 +87,10 @@ func Jetty(ctx context.Context, o Options) (*Backend, error) {
 	if o.HTTP2 {
 		name = "jetty-h2-" + o.Mode.String()
 	}
+	paths := all()
+	paths[Endless] = true
 	return &Backend{
-		Name: name, Address: "127.0.0.1:" + ports[0], Mode: o.Mode, paths: all(), output: java.Output,
+		Name: name, Address: "127.0.0.1:" + ports[0], Mode: o.Mode, paths: paths, output: java.Output, running: java,
 		counts: func(ctx context.Context) (Counts, error) {
 			var answer struct {
 				Counts

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/reseal/reseal/integration/process"
 )
@@ -29,7 +30,7 @@ func Nginx(ctx context.Context, o Options) (*Backend, error) {
 			return nil, err
 		}
 	}
-	address, err := process.FreeAddress()
+	address, err := o.listenAddress()
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +57,7 @@ func Nginx(ctx context.Context, o Options) (*Backend, error) {
 		name = "nginx-h2-" + o.Mode.String()
 	}
 	return &Backend{
-		Name: name, Address: address, Mode: o.Mode, output: nginx.Output, stop: nginx.Stop,
+		Name: name, Address: address, Mode: o.Mode, output: nginx.Output, stop: nginx.Stop, running: nginx,
 		paths:  has(Empty, Small, Large, Chunked, Trailers, NotModified, Early, Slow, Status),
 		counts: func(context.Context) (Counts, error) { return counter.counts(o.Mode), nil },
 	}, nil
@@ -67,9 +68,16 @@ func nginxConfig(o Options, address, probe string) string {
 	for _, code := range nginxStatuses {
 		fmt.Fprintf(&statuses, "    location = %s/%d { return %d; }\n", Status, code, code)
 	}
-	tickets := "off"
-	if o.Mode != TLS12SessionIDs {
+	tickets, cache := "off", "shared:backend:4m"
+	switch {
+	case o.NoSessions:
+		cache = "off"
+	case o.Mode != TLS12SessionIDs:
 		tickets = "on"
+	}
+	lifetime := time.Hour
+	if o.SessionTimeout > 0 {
+		lifetime = o.SessionTimeout
 	}
 	keepalive := "keepalive_timeout 120s; keepalive_requests 1000000;"
 	if o.CloseEach {
@@ -99,7 +107,7 @@ http {
     ssl_certificate nginx.crt; ssl_certificate_key nginx.key;
     ssl_protocols %[5]s;
     ssl_session_tickets %[6]s;
-    ssl_session_cache shared:backend:4m; ssl_session_timeout 1h;
+    ssl_session_cache %[16]s; ssl_session_timeout %[17]ds;
     client_max_body_size 0;
     root www;
     location = %[7]s { return 304; }
@@ -112,7 +120,7 @@ http {
 }
 `, keepalive, probe, address, pick(o.HTTP2, " http2", ""), protocolName(o.Mode), tickets,
 		NotModified, Early, strings.ReplaceAll(EarlyBody, "\n", `\n`),
-		Chunked, Trailers, TrailerName, TrailerValue, Slow, statuses.String())
+		Chunked, Trailers, TrailerName, TrailerValue, Slow, statuses.String(), cache, lifetime/time.Second)
 }
 
 // nginxCounter counts what nginx logs.

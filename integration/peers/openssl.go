@@ -32,14 +32,20 @@ func OpenSSL(ctx context.Context, o Options) (*Backend, error) {
 			return nil, err
 		}
 	}
+	address := o.Address
+	if address == "" {
+		address = "127.0.0.1:0"
+	}
 	args := []string{
-		"s_server", "-accept", "127.0.0.1:0", "-cert", certificate, "-key", key, "-WWW", "-state",
+		"s_server", "-accept", address, "-cert", certificate, "-key", key, "-WWW", "-state",
 		pick(o.Mode == TLS13, "-tls1_3", "-tls1_2"),
 	}
-	if o.Mode == TLS12SessionIDs {
+	if o.NoSessions {
+		args = append(args, "-no_ticket", "-no_cache", "-num_tickets", "0")
+	} else if o.Mode == TLS12SessionIDs {
 		args = append(args, "-no_ticket")
 	}
-	counter := &opensslCounter{}
+	counter := &opensslCounter{fixed: address}
 	openssl, err := process.Start(process.Config{
 		Name: "s_server", Path: "openssl", Args: args, Dir: filepath.Join(o.Dir, "www"), OnLine: counter.line,
 	})
@@ -56,14 +62,16 @@ func OpenSSL(ctx context.Context, o Options) (*Backend, error) {
 	}
 	return &Backend{
 		Name: "openssl-" + o.Mode.String(), Address: *counter.address.Load(), Mode: o.Mode,
-		paths: has(Empty, Small, Large), output: openssl.Output, stop: openssl.Stop,
+		paths: has(Empty, Small, Large), output: openssl.Output, stop: openssl.Stop, running: openssl,
 		counts: func(context.Context) (Counts, error) { return counter.counts(o.Mode), nil },
 	}, nil
 }
 
 // opensslCounter follows the states of the one connection that s_server has.
 type opensslCounter struct {
+	// address is set when it listens; fixed is what it was told to.
 	address atomic.Pointer[string]
+	fixed   string
 
 	mu      sync.Mutex
 	total   Counts
@@ -76,6 +84,9 @@ func (c *opensslCounter) line(line string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
+	case line == "ACCEPT":
+		c.address.Store(&c.fixed)
+		return true
 	case strings.HasPrefix(line, "ACCEPT "):
 		address := strings.TrimPrefix(line, "ACCEPT ")
 		c.address.Store(&address)

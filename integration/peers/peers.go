@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/reseal/reseal/integration/process"
 )
@@ -64,13 +65,26 @@ type Options struct {
 	// Strict makes Jetty drop the session of a connection that the client ended
 	// without close_notify, as old Java did. Other backends ignore it.
 	Strict bool
-	// Address is where Jetty listens: 127.0.0.1 with a port of FreePort, so that
-	// it can be started again at the same place. Default: any free port. Other
-	// backends ignore it.
+	// Address is where the backend listens: 127.0.0.1 with a port of FreePort, so
+	// that it can be started again at the same place. Default: any free port. Go
+	// ignores it.
 	Address string
+	// NoSessions makes nginx and openssl give out nothing to resume from. Other
+	// backends return ErrMode.
+	NoSessions bool
+	// SessionTimeout is how long nginx lets sessions and tickets live, in whole
+	// seconds. Default 1 h. Other backends ignore it.
+	SessionTimeout time.Duration
+	// Stateful makes Jetty keep TLS 1.3 sessions itself instead of in tickets, as
+	// JSSE does with jdk.tls.server.enableSessionTicketExtension=false: it then
+	// takes each ticket once. Other backends ignore it.
+	Stateful bool
 	// Bulk lets Java compile all the way, which starts slower but encrypts large
 	// amounts several times faster. Other backends ignore it.
 	Bulk bool
+	// SingleUse makes Go take each TLS 1.3 ticket once and give a new one only with
+	// a full handshake. Other backends ignore it.
+	SingleUse bool
 	// Names are further names in the certificate.
 	Names []string
 }
@@ -134,6 +148,8 @@ type Backend struct {
 	counts func(ctx context.Context) (Counts, error)
 	output func() string
 	stop   func() error
+	// running is the backend's program, nil for one in this process.
+	running *process.Process
 }
 
 // Serves reports whether the backend has a path of the content (see Paths).
@@ -146,8 +162,25 @@ func (b *Backend) Counts(ctx context.Context) (Counts, error) { return b.counts(
 // Output is the newest part of what the backend printed, for failure messages.
 func (b *Backend) Output() string { return b.output() }
 
+// Signal sends a signal to the backend's program: SIGSTOP and SIGCONT to make it
+// hang for a while, SIGKILL to end it without a word. Of nginx only the master
+// gets it, which serves nobody. Go runs in this process and ignores it.
+func (b *Backend) Signal(signal os.Signal) {
+	if b.running != nil {
+		b.running.Signal(signal)
+	}
+}
+
 // Stop ends the backend and returns when all of it has ended.
 func (b *Backend) Stop() error { return b.stop() }
+
+// listenAddress is Options.Address or a free one.
+func (o Options) listenAddress() (string, error) {
+	if o.Address != "" {
+		return o.Address, nil
+	}
+	return process.FreeAddress()
+}
 
 // has is the set of paths, for Backend.paths.
 func has(paths ...string) map[string]bool {

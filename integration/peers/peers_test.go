@@ -325,4 +325,12 @@ func TestUnsupportedModes(t *testing.T) {
 	if _, err := peers.OpenSSL(t.Context(), peers.Options{Authority: authority, HTTP2: true}); !errors.Is(err, peers.ErrMode) {
 		t.Errorf("openssl with h2: %v, want ErrMode", err)
 	}
+	for _, s := range starts {
+		if s.name == "nginx" || s.name == "openssl" {
+			continue
+		}
+		if _, err := s.start(t.Context(), peers.Options{Authority: authority, NoSessions: true}); !errors.Is(err, peers.ErrMode) {
+			t.Errorf("%s without sessions: %v, want ErrMode", s.name, err)
+		}
+	}
 }

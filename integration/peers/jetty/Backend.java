@@ -400,6 +400,10 @@ public final class Backend {
         case "/slow":
           parts(response, 1 << 10, 50);
           break;
+        case "/endless":
+          while (true) {
+            response.getOutputStream().write(pattern, 0, 64 << 10);
+          }
         case "/trailers":
           trailers(response);
           break;
