@@ -138,10 +138,27 @@ func (e *endpoint) leave(set *connSet, w *waiter) {
 
 // takeIdle finds a connection that is ready. e.mu is held.
 func (e *endpoint) takeIdle(set *connSet, w *waiter, settings *settings) (grant, bool) {
+	if settings.sparesProven(w.call) {
+		if c := set.takeH1(w, settings, func(c *h1Conn) bool { return c.served <= 1 }); c != nil {
+			return c.granted(w), true
+		}
+	}
+	if c := set.takeH1(w, settings, func(*h1Conn) bool { return true }); c != nil {
+		return c.granted(w), true
+	}
+	if c := set.reserveH2(w, settings); c != nil {
+		return c.granted(w), true
+	}
+	return grant{}, false
+}
+
+// takeH1 takes the idle connection that was used last among those that a call
+// may and wants to use. endpoint.mu is held.
+func (set *connSet) takeH1(w *waiter, settings *settings, wanted func(*h1Conn) bool) *h1Conn {
 	now := time.Now()
 	for i := len(set.idle) - 1; i >= 0; i-- {
 		c := set.idle[i]
-		if w.fresh && c.served > 0 || !settings.mayUse(w.call, c.served, c.owner) {
+		if w.fresh && c.served > 0 || !settings.mayUse(w.call, c.served, c.owner) || !wanted(c) {
 			continue
 		}
 		set.idle = slices.Delete(set.idle, i, i+1)
@@ -152,15 +169,28 @@ func (e *endpoint) takeIdle(set *connSet, w *waiter, settings *settings) (grant,
 		if !c.take() {
 			continue // it has just died
 		}
-		return c.granted(w), true
+		return c
+	}
+	return nil
+}
+
+// reserveH2 takes a stream for a call, on the client's own connection if one is
+// reserved for it. endpoint.mu is held.
+func (set *connSet) reserveH2(w *waiter, settings *settings) *h2Conn {
+	may := func(c *h2Conn) bool {
+		return !(w.fresh && c.served > 0) && settings.mayShare(w.call, c)
 	}
 	for _, c := range set.h2 {
-		if w.fresh && c.served > 0 || !settings.mayUse(w.call, c.served, c.owner) || !c.reserve(settings) {
-			continue
+		if settings.reserves() && c.streams > 0 && may(c) && c.reserve(settings) {
+			return c
 		}
-		return c.granted(w), true
 	}
-	return grant{}, false
+	for _, c := range set.h2 {
+		if may(c) && c.reserve(settings) {
+			return c
+		}
+	}
+	return nil
 }
 
 // offer gives an HTTP/1 connection that is free to the first waiter that may
@@ -232,20 +262,16 @@ func (e *endpoint) putUnused(c *h1Conn) {
 func (e *endpoint) serve(set *connSet, settings *settings) {
 	waiters := set.waiters[:0]
 	for _, w := range set.waiters {
-		served := false
-		for _, c := range set.h2 {
-			if w.raw || w.fresh && c.served > 0 || !settings.mayUse(w.call, c.served, c.owner) {
-				continue
-			}
-			if served = c.reserve(settings); served {
-				e.waiting--
-				w.got <- c.granted(w)
-				break
-			}
+		var c *h2Conn
+		if !w.raw {
+			c = set.reserveH2(w, settings)
 		}
-		if !served {
+		if c == nil {
 			waiters = append(waiters, w)
+			continue
 		}
+		e.waiting--
+		w.got <- c.granted(w)
 	}
 	clear(set.waiters[len(waiters):])
 	set.waiters = waiters

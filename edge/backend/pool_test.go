@@ -171,7 +171,7 @@ func TestReuseModes(t *testing.T) {
 	}
 	for mode, steps := range map[resealv1.Connections_Reuse][]step{
 		resealv1.Connections_REUSE_ALWAYS:     {{1, true, true}, {2, true, false}, {2, false, false}},
-		resealv1.Connections_REUSE_AGGRESSIVE: {{1, true, true}, {2, true, true}, {1, false, false}, {3, true, false}},
+		resealv1.Connections_REUSE_AGGRESSIVE: {{1, true, true}, {1, false, false}, {2, true, false}},
 		resealv1.Connections_REUSE_SAFE:       {{1, true, true}, {1, false, false}, {2, true, true}, {2, false, false}},
 		resealv1.Connections_REUSE_NEVER:      {{1, true, true}, {1, false, false}, {2, true, true}, {2, false, false}, {1, false, false}},
 	} {

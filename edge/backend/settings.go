@@ -126,3 +126,26 @@ func (s *settings) mayUse(call *Call, served int, owner uint64) bool {
 		return true
 	}
 }
+
+// sparesProven reports whether a call leaves connections that have been reused
+// to others as long as it finds one that has not: only those serve the first
+// requests of clients, which would otherwise pay for a new connection.
+func (s *settings) sparesProven(call *Call) bool {
+	return s.reuse == resealv1.Connections_REUSE_AGGRESSIVE && !call.First
+}
+
+// reserves reports whether an HTTP/2 connection in use takes requests of one
+// client only: a slow answer for one client would hold up those of another
+// behind it.
+func (s *settings) reserves() bool { return s.reuse == resealv1.Connections_REUSE_SAFE }
+
+// mayShare is mayUse for a stream of an HTTP/2 connection. endpoint.mu is held.
+func (s *settings) mayShare(call *Call, c *h2Conn) bool {
+	switch {
+	case s.reserves() && c.streams > 0:
+		return c.owner == call.Client
+	case s.reuse == resealv1.Connections_REUSE_AGGRESSIVE && c.served > c.streams:
+		return true // it has answered, which proves as much as reuse does with HTTP/1
+	}
+	return s.mayUse(call, c.served, c.owner)
+}

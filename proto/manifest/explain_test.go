@@ -22,11 +22,13 @@ func TestExplain(t *testing.T) {
 	}
 	want := Doc{
 		Path: "BackendPool.connections.reuse", Type: "enum",
-		Comment: "When a request may use an idle connection. Default: always.",
+		Comment: "When a request may use an idle connection. Default: always. The modes are those of HAProxy's http-reuse, " +
+			"with two differences: of several idle connections a request takes the one used last, not first, so that those " +
+			"that are not needed end; and the first request of an HTTP/2 client counts as first.",
 		Values: []DocValue{
 			{"always", "Any request may use any idle connection of its identity."},
-			{"aggressive", "The first request of a client connection only uses connections that have already been reused once."},
-			{"safe", "The first request of a client connection uses a new connection; later ones any idle one."},
+			{"aggressive", "The first request of a client connection only uses connections that have already been reused once, or HTTP/2 connections that have answered once."},
+			{"safe", "The first request of a client connection uses a new connection; later ones any idle one. An HTTP/2 connection in use serves one client connection only."},
 			{"never", "A connection serves one client connection only."},
 		},
 	}

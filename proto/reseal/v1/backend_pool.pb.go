@@ -252,10 +252,11 @@ const (
 	// Any request may use any idle connection of its identity.
 	Connections_REUSE_ALWAYS Connections_Reuse = 1
 	// The first request of a client connection only uses connections that have
-	// already been reused once.
+	// already been reused once, or HTTP/2 connections that have answered once.
 	Connections_REUSE_AGGRESSIVE Connections_Reuse = 2
 	// The first request of a client connection uses a new connection; later
-	// ones any idle one.
+	// ones any idle one. An HTTP/2 connection in use serves one client
+	// connection only.
 	Connections_REUSE_SAFE Connections_Reuse = 3
 	// A connection serves one client connection only.
 	Connections_REUSE_NEVER Connections_Reuse = 4
@@ -862,7 +863,11 @@ func (x *Sessions) GetCoalesceTimeout() *durationpb.Duration {
 // Connections controls the connections to the pool's endpoints.
 type Connections struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// When a request may use an idle connection. Default: always.
+	// When a request may use an idle connection. Default: always. The modes are
+	// those of HAProxy's http-reuse, with two differences: of several idle
+	// connections a request takes the one used last, not first, so that those
+	// that are not needed end; and the first request of an HTTP/2 client counts as
+	// first.
 	Reuse Connections_Reuse `protobuf:"varint,1,opt,name=reuse,proto3,enum=reseal.v1.Connections_Reuse" json:"reuse,omitempty"`
 	// Idle HTTP/1.1 connections kept per endpoint and identity. Default 256.
 	MaxIdlePerEndpoint uint32 `protobuf:"varint,2,opt,name=max_idle_per_endpoint,json=maxIdlePerEndpoint,proto3" json:"max_idle_per_endpoint,omitempty"`

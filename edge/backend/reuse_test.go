@@ -1,0 +1,116 @@
+package backend
+
+import (
+	"io"
+	"net/http"
+	"testing"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// reuser is clients whose answers end when the test wants, and which are told
+// the connection that they came by.
+type reuser struct {
+	*bench
+	goOn   map[string]chan struct{} // by path of the answers that wait
+	served map[uint64]bool          // clients that have sent a request
+}
+
+func reusers(t *testing.T, mode resealv1.Connections_Reuse, start func(testing.TB, http.Handler) *server) *reuser {
+	x := &reuser{goOn: map[string]chan struct{}{"/1": make(chan struct{}), "/2": make(chan struct{})}, served: map[uint64]bool{}}
+	s := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.RemoteAddr)
+		if wait := x.goOn[r.URL.Path]; wait != nil {
+			_ = http.NewResponseController(w).Flush()
+			<-wait
+		}
+	}))
+	x.bench = newBench(t, []string{s.addr}, connections(func(c *resealv1.Connections) { c.Reuse = mode }))
+	return x
+}
+
+// begin sends a request of a client. end waits for the end of its answer.
+func (x *reuser) begin(client uint64, path string) (end func() (connection string)) {
+	x.t.Helper()
+	call := newCall()
+	call.Client, call.First = client, !x.served[client]
+	x.served[client] = true
+	resp, err := x.b.RoundTrip(newRequest(x.t, "GET", path, nil), call)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return func() string {
+		x.t.Helper()
+		if wait := x.goOn[path]; wait != nil {
+			close(wait)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			x.t.Error(err)
+		}
+		resp.Body.Close()
+		return string(body)
+	}
+}
+
+func (x *reuser) get(client uint64) string {
+	x.t.Helper()
+	return x.begin(client, "/")()
+}
+
+// Only connections that were reused serve first requests, so a later request
+// takes another one while there is one.
+func TestAggressiveLeavesReusedConnectionsToFirstRequests(t *testing.T) {
+	x := reusers(t, resealv1.Connections_REUSE_AGGRESSIVE, func(t testing.TB, h http.Handler) *server { return serve(t, h) })
+	first := x.get(1)
+	second := x.get(2)
+	if first == second {
+		t.Fatal("a first request went over a connection that had not been reused")
+	}
+	third := x.get(1) // either has served one
+	other := first
+	if third == first {
+		other = second
+	}
+	if again := x.get(2); again != other {
+		t.Errorf("went over %s, which was reused, and not over %s, which was not", again, other)
+	}
+}
+
+// An HTTP/2 connection that has answered a request is proven; one that has yet
+// to answer its first is not.
+func TestAggressiveTrustsH2ConnectionsThatAnswered(t *testing.T) {
+	x := reusers(t, resealv1.Connections_REUSE_AGGRESSIVE, func(t testing.TB, h http.Handler) *server { return serveH2(t, h) })
+	held := x.begin(1, "/1")
+	two := x.get(2)
+	three := x.get(3)
+	if one := held(); two == one || three != two {
+		t.Errorf("clients went over %s, %s and %s, want two connections, the second of them twice", one, two, three)
+	}
+}
+
+// In safe mode clients don't share an HTTP/2 connection at the same time.
+func TestSafeReservesBusyH2Connections(t *testing.T) {
+	x := reusers(t, resealv1.Connections_REUSE_SAFE, func(t testing.TB, h http.Handler) *server { return serveH2(t, h) })
+	one := x.get(1)
+	two := x.get(2)
+	if one == two {
+		t.Fatal("the first requests of two clients share a connection")
+	}
+	held := x.begin(1, "/1")
+	again := x.begin(1, "/2")
+	three := x.get(2)
+	busy := held()
+	if other := again(); other != busy {
+		t.Error("two requests of a client at the same time went over two connections")
+	}
+	if three == busy {
+		t.Error("a client used a connection with another client's request on it")
+	}
+	// Unused it is anybody's: only two connections ever.
+	for client := uint64(1); client <= 2; client++ {
+		if got := x.get(client); got != one && got != two {
+			t.Error("a third connection was opened")
+		}
+	}
+}
