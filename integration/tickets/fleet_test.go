@@ -22,6 +22,9 @@ import (
 // things is slow.
 const patience = 2 * time.Minute
 
+// pause is between two looks for an event.
+const pause = 100 * time.Millisecond
+
 // fleet is edges that all listen on the same address, each in a network of its
 // own, behind one address that takes a client to any of them.
 type fleet struct {
@@ -161,7 +164,7 @@ func (f *fleet) apply(manifest string) {
 // await calls condition until it is true.
 func (f *fleet) await(what string, condition func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(patience); !condition(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !condition(); time.Sleep(pause) {
 		if time.Now().After(deadline) {
 			f.t.Fatalf("not within %v: %s", patience, what)
 		}
@@ -196,7 +199,7 @@ func (f *fleet) keyring() harness.KeyringStatus {
 func (f *fleet) awaitKeyring(what string, condition func(harness.KeyringStatus) bool) harness.KeyringStatus {
 	f.t.Helper()
 	var status harness.KeyringStatus
-	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
 		if status = f.keyring(); condition(status) {
 			return status
 		}

@@ -200,8 +200,9 @@ func (r *rotations) whileAway(victim *node, killLeader bool) {
 	again := r.TryCtlAt(r.alive()[0], "keyring", "rotate", "default")
 	r.reach(r.total().completed() + 200)
 	seen, status := r.newest.Load(), r.keyring()
-	// An edge that is away for 30 s does not count any more.
-	if status.Epoch(epoch).State == "prepared" {
+	live := slices.ContainsFunc(status.Edges, func(e harness.EdgeCoverage) bool { return e.Edge == victim.ID })
+	switch {
+	case status.Epoch(epoch).State == "prepared":
 		r.checked++
 		if seen >= epoch {
 			r.t.Errorf("a client has a ticket of epoch %d, which %v does not hold", seen, status.Laggards)
@@ -209,6 +210,8 @@ func (r *rotations) whileAway(victim *node, killLeader bool) {
 		if again.Code != 1 || !strings.Contains(again.Stderr, "is under way") {
 			r.t.Errorf("keyring rotate during a rotation: %+v", again)
 		}
+	case live: // else it is away for 30 s, and does not count any more
+		r.t.Errorf("epoch %d is active before %s, which counts as live, holds it: %+v", epoch, victim.ID, status)
 	}
 	var leader *harness.ControlPlane
 	if killLeader {
