@@ -27,6 +27,8 @@ const (
 	retryPause = 20 * time.Millisecond
 )
 
+var bothVersions = []uint16{tls.VersionTLS12, tls.VersionTLS13}
+
 // counts is what clients saw of their handshakes.
 type counts struct {
 	first   atomic.Int64 // completed, no ticket was offered
