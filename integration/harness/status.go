@@ -95,6 +95,28 @@ type Stats struct {
 		Idle   int64 `json:"idle"`
 	} `json:"connections"`
 	Closes map[string]int64 `json:"closes"`
+	// Of listeners alone; KeyUnknownByEdge only in the fleet's totals.
+	Epochs           []EpochStats     `json:"epochs"`
+	KeyUnknownByEdge map[string]int64 `json:"keyUnknownByEdge"`
+}
+
+// EpochStats are the handshakes of clients whose ticket names an epoch.
+type EpochStats struct {
+	Keyring string           `json:"keyring"`
+	Epoch   uint64           `json:"epoch"`
+	Resumed int64            `json:"resumed"`
+	Misses  map[string]int64 `json:"misses"`
+}
+
+// Of is the counters of one epoch, without any when no client brought its
+// tickets.
+func (s Stats) Of(keyring string, epoch uint64) EpochStats {
+	for _, e := range s.Epochs {
+		if e.Keyring == keyring && e.Epoch == epoch {
+			return e
+		}
+	}
+	return EpochStats{Keyring: keyring, Epoch: epoch}
 }
 
 // Resumed is the sum over the mechanisms.

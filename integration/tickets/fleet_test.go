@@ -229,6 +229,15 @@ func (f *fleet) rotate() uint64 {
 	return epoch
 }
 
+// renew rotates. After it no rotation is due by itself for rotationInterval, and
+// a control plane that has just started no longer waits for edges that it might
+// not know of.
+func (f *fleet) renew() {
+	f.t.Helper()
+	f.awaitKeyring("no rotation is under way", func(k harness.KeyringStatus) bool { return k.Active() == k.Newest() && len(k.Laggards) == 0 })
+	f.covered(f.rotate())
+}
+
 // stats are the counters of the listener on one edge, newer than the call.
 func (f *fleet) stats(n *node) harness.Stats {
 	f.t.Helper()
