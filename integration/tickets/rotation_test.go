@@ -3,7 +3,6 @@ package tickets
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -306,6 +305,6 @@ func (r *rotations) settleUp(rounds int) {
 		r.t.Error("no rotation was seen in its middle")
 	}
 	if r.t.Failed() {
-		r.t.Log(fmt.Sprintf("%+v", r.keyring()))
+		r.t.Logf("%+v", r.keyring())
 	}
 }
