@@ -124,7 +124,7 @@ func (a *adviser) endings() {
 		}
 	}
 	if len(lost) > 0 {
-		a.say("The backend forgets a session after %s: edges send close_notify first and wait for the answer, so keep connections.closeTimeout above what it needs, and expect full handshakes from proxies that don't.", strings.Join(lost, ", "))
+		a.say("The backend forgets a session after %s: edges send close_notify first and wait for the answer, for at most connections.closeTimeout, so keep that above what the backend needs. Clients and proxies that end connections otherwise cost it full handshakes.", either(lost))
 	}
 	silent := 0
 	for _, connection := range a.report.Connections {
@@ -140,6 +140,15 @@ func (a *adviser) endings() {
 		a.say("It took up to %s to answer close_notify: connections.closeTimeout: %s leaves room.", a.slowest.Round(time.Millisecond), 3*a.cfg.CloseTimeout)
 		a.connections().CloseTimeout = durationpb.New(3 * a.cfg.CloseTimeout)
 	}
+}
+
+// either is "a, b or c".
+func either(words []string) string {
+	last := len(words) - 1
+	if last < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
 func (a *adviser) connections() *resealv1.Connections {

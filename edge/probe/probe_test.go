@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -178,7 +179,7 @@ func TestStrictServer(t *testing.T) {
 			}
 		}
 	}
-	if !strings.Contains(r.Advice, "forgets a session after FIN without close_notify, RST, an abort during an answer") {
+	if !strings.Contains(r.Advice, "forgets a session after FIN without close_notify, RST or an abort during an answer") {
 		t.Errorf("advice %q", r.Advice)
 	}
 }
@@ -237,6 +238,26 @@ func TestClosingServer(t *testing.T) {
 	}
 	if got := survives(version(t, r, tls12)); got != allSurvive+" peer=yes" {
 		t.Errorf("survives %s", got)
+	}
+}
+
+// TestLongAnswer: that the probe does not read an answer to its end does not
+// mean that the server closes connections.
+func TestLongAnswer(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	s := startGo(t, a.issue("long"), serverOptions{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(maxBody+1))
+		if r.Method == http.MethodGet {
+			_, _ = w.Write(make([]byte, maxBody+1))
+		}
+	})})
+	r := probe(t, Config{Address: s.address, Roots: a.roots()})
+	if r.KeepAlive.Reusable != 0 || r.KeepAlive.Note != "the answer has more than 4 MiB; request a shorter one to see" {
+		t.Errorf("keep-alive %v", r.KeepAlive)
+	}
+	if strings.Contains(r.Advice, "closes the connection") {
+		t.Errorf("advice %q", r.Advice)
 	}
 }
 

@@ -27,6 +27,9 @@ const (
 // errNotHTTP is the error of an answer that is not HTTP/1.1.
 var errNotHTTP = errors.New("the answer is not HTTP/1.1")
 
+// errLongAnswer is that of an answer that is not read to its end.
+var errLongAnswer = fmt.Errorf("the answer has more than %d MiB", maxBody>>20)
+
 // ask sends a request and reads the answer's header.
 func (l *link) ask(method string) (*http.Response, error) {
 	cfg := l.run.cfg
@@ -72,7 +75,7 @@ func hostHeader(name, address string) string {
 }
 
 // exchange sends a request and reads the whole answer. kept says whether the
-// connection may be used again.
+// connection may be used again. With errLongAnswer there is a response too.
 func (l *link) exchange(method string) (response *http.Response, kept bool, err error) {
 	response, err = l.ask(method)
 	if err != nil {
@@ -85,7 +88,10 @@ func (l *link) exchange(method string) (response *http.Response, kept bool, err 
 		return nil, false, fmt.Errorf("answer: %w", err)
 	}
 	l.record.Requests++
-	return response, !response.Close && body.N > 0, nil
+	if body.N == 0 {
+		return response, false, errLongAnswer
+	}
+	return response, !response.Close, nil
 }
 
 // abort sends a request and resets the connection while the answer comes. note
@@ -114,7 +120,8 @@ var errCantReset = errors.New("this kind of connection can't be ended so")
 func (l *link) keepAlive() {
 	r, facts := l.run, l.run.report.KeepAlive
 	response, kept, err := l.exchange(http.MethodGet)
-	if err != nil {
+	long := errors.Is(err, errLongAnswer)
+	if err != nil && !long {
 		r.http = false
 		facts.Note = err.Error()
 		r.note("no HTTP/1.1 request was answered (%v): only handshakes were tried", err)
@@ -126,6 +133,11 @@ func (l *link) keepAlive() {
 	facts.Reusable = resealv1.ProbeAnswer_PROBE_ANSWER_NO
 	if framed := response.ContentLength >= 0 || len(response.TransferEncoding) > 0; response.Close && framed && response.ProtoAtLeast(1, 1) {
 		facts.Connection = "close" // net/http takes it out of the header
+	}
+	if long && !response.Close {
+		facts.Reusable = resealv1.ProbeAnswer_PROBE_ANSWER_UNSPECIFIED
+		facts.Note = err.Error() + "; request a shorter one to see"
+		return
 	}
 	if kept {
 		_, _, err := l.exchange(http.MethodHead)
