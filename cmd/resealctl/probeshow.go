@@ -111,10 +111,10 @@ func (p *probeRun) printTLS(r *resealv1.ProbeReport) {
 	t := newTable(p.out, "VERSION", "RESUMES BY", "TICKETS", "LIFETIME", "SINGLE USE", "CIPHER SUITE", "KEY EXCHANGE")
 	for _, v := range r.GetVersions() {
 		if !v.GetSupported() {
-			t.add(versionWord(v.GetVersion()), "no handshake: "+v.GetError(), "", "", "", "", "")
+			t.add(versionWord(v.GetVersion()), "no handshake: "+strings.TrimPrefix(v.GetError(), "tls: "), "", "", "", "", "")
 			continue
 		}
-		how := resealv1.Label(v.GetMechanism())
+		how := mechanismWords[v.GetMechanism()]
 		if how == "" {
 			how = "nothing: " + v.GetUnresumed()
 		}
@@ -129,6 +129,13 @@ func (p *probeRun) printTLS(r *resealv1.ProbeReport) {
 		t.add(versionWord(v.GetVersion()), how, tickets, lifetime, answerWord(v.GetSingleUse()), v.GetCipherSuite(), v.GetCurve())
 	}
 	t.flush()
+}
+
+// mechanismWords are the ways to resume, as sentences say them.
+var mechanismWords = map[resealv1.Mechanism]string{
+	resealv1.Mechanism_MECHANISM_SESSION_ID: "session ID",
+	resealv1.Mechanism_MECHANISM_TICKET:     "ticket",
+	resealv1.Mechanism_MECHANISM_PSK:        "PSK",
 }
 
 // endingWords are the ways in which a connection ends, as rows say them.
