@@ -203,7 +203,7 @@ func TestOutage(t *testing.T) {
 		// The retired one ends retireAfter after it was retired.
 		first, second := e.epoch(1), e.epoch(2)
 		at(45*time.Minute - time.Second)
-		expect(t, p, old, "", "", mismatch) // its key is there
+		expect(t, p, old, "", "", damaged) // its key is there
 		at(45 * time.Minute)
 		expect(t, p, old, "", "", keyRetired)
 		if e.epoch(1) != nil || !e.zeroed(first) {

@@ -6,7 +6,6 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/binary"
 	"time"
 
@@ -20,11 +19,13 @@ import (
 //	check   8 bytes
 //	sealed    AES-256-GCM with a random nonce of 12 bytes before it
 //
-// Key and check are what HKDF-Expand (RFC 5869 section 2.3) makes of the epoch's
-// secret, with the policy's id, random and the SNI as info. So each ticket has a
-// key of its own, of which one nonce is used; a ticket opens under no other
-// policy, name or epoch; and the check tells such a ticket from a damaged one.
-// What stands before sealed is its additional data, with the SNI.
+// The key is what HKDF-Expand (RFC 5869 section 2.3) makes of the epoch's secret,
+// with the policy's id, random and the SNI as info. So each ticket has a key of
+// its own, of which one nonce is used, and opens under no other policy, name or
+// epoch. The check is the beginning of a plain SHA-256 of the same: it protects
+// nothing, but tells a ticket of another policy or name from a damaged one, and
+// spares the work for it. What stands before sealed is its additional data, with
+// the SNI.
 const (
 	randomSize = 24
 	checkSize  = 8
@@ -33,7 +34,8 @@ const (
 	// overhead is how much longer a ticket is than what it holds.
 	overhead = headerSize + 12 + 16
 
-	ticketLabel = "reseal ticket 1\x00"
+	ticketLabel = "reseal ticket 2\x00"
+	checkLabel  = "reseal ticket check 2\x00"
 	policyLabel = "reseal ticket policy 1\x00"
 )
 
@@ -82,11 +84,13 @@ func (p *Policy) Wrap(state []byte, sni string) (ticket []byte, ok bool) {
 	ticket = make([]byte, headerSize, len(state)+overhead)
 	binary.BigEndian.PutUint64(ticket, number)
 	_, _ = rand.Read(ticket[8 : 8+randomSize]) // never fails (crypto/rand)
-	opener, check := p.opener(&secret, ticket[8:8+randomSize], sni)
+	random := ticket[8 : 8+randomSize]
+	check := p.check(random, sni)
+	copy(ticket[8+randomSize:], check[:])
+	opener := p.opener(&secret, random, sni)
 	if opener == nil {
 		return nil, false
 	}
-	copy(ticket[8+randomSize:], check[:])
 	return opener.Seal(ticket, nil, state, additional(ticket[:headerSize], sni)), true
 }
 
@@ -94,7 +98,8 @@ func (p *Policy) Wrap(state []byte, sni string) (ticket []byte, ok bool) {
 // nil and miss says why: KEY_UNKNOWN or KEY_RETIRED when there is no such epoch
 // (yet, or any more), STALE_KEYRING when it is not known because no newer key has
 // come for too long, POLICY_MISMATCH when it was sealed for another policy,
-// listener or name, and UNDECRYPTABLE when it is damaged.
+// listener or name, and UNDECRYPTABLE when it is damaged, or sealed under another
+// secret of that number.
 func (p *Policy) Unwrap(ticket []byte, sni string) (state []byte, miss resealv1.MissReason) {
 	if len(ticket) < overhead {
 		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
@@ -105,9 +110,13 @@ func (p *Policy) Unwrap(ticket []byte, sni string) (state []byte, miss resealv1.
 	}
 	defer clear(secret[:])
 	header, sealed := ticket[:headerSize], ticket[headerSize:]
-	opener, check := p.opener(&secret, header[8:8+randomSize], sni)
-	if opener == nil || subtle.ConstantTimeCompare(check[:], header[8+randomSize:]) != 1 {
+	random := header[8 : 8+randomSize]
+	if p.check(random, sni) != [checkSize]byte(header[8+randomSize:]) {
 		return nil, resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
+	}
+	opener := p.opener(&secret, random, sni)
+	if opener == nil {
+		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
 	}
 	state, err := opener.Open(nil, nil, sealed, additional(header, sni))
 	if err != nil {
@@ -170,27 +179,36 @@ func (p *Policy) find(number uint64) (secret [secretSize]byte, miss resealv1.Mis
 	}
 }
 
-// opener makes a ticket's cipher and its check. The cipher is nil when the
-// standard library refuses the parameters, which it does not for these sizes.
-func (p *Policy) opener(secret *[secretSize]byte, random []byte, sni string) (opener cipher.AEAD, check [checkSize]byte) {
-	info := make([]byte, 0, len(ticketLabel)+len(p.id)+randomSize+len(sni))
-	info = append(append(append(append(info, ticketLabel...), p.id[:]...), random...), sni...)
-	material, err := hkdf.Expand(sha256.New, secret[:], string(info), keySize+checkSize)
+// opener makes a ticket's cipher. It is nil when the standard library refuses the
+// parameters, which it does not for these sizes.
+func (p *Policy) opener(secret *[secretSize]byte, random []byte, sni string) cipher.AEAD {
+	key, err := hkdf.Expand(sha256.New, secret[:], string(p.info(ticketLabel, random, sni)), keySize)
 	if err != nil {
-		return nil, check
+		return nil
 	}
-	defer clear(material)
-	copy(check[:], material[keySize:])
-	block, err := aes.NewCipher(material[:keySize])
+	defer clear(key)
+	block, err := aes.NewCipher(key)
 	if err != nil {
-		return nil, check
+		return nil
 	}
 	// Of the two GCMs in the standard library, this one is allowed by FIPS 140.
-	opener, err = cipher.NewGCMWithRandomNonce(block)
+	opener, err := cipher.NewGCMWithRandomNonce(block)
 	if err != nil {
-		return nil, check
+		return nil
 	}
-	return opener, check
+	return opener
+}
+
+// check is what stands in the header of a ticket of the policy for sni.
+func (p *Policy) check(random []byte, sni string) [checkSize]byte {
+	sum := sha256.Sum256(p.info(checkLabel, random, sni))
+	return [checkSize]byte(sum[:])
+}
+
+// info is all that a ticket is bound to, but for its epoch.
+func (p *Policy) info(label string, random []byte, sni string) []byte {
+	info := make([]byte, 0, len(label)+len(p.id)+randomSize+len(sni))
+	return append(append(append(append(info, label...), p.id[:]...), random...), sni...)
 }
 
 func additional(header []byte, sni string) []byte {

@@ -55,7 +55,7 @@ func TestTickets(t *testing.T) {
 	expect(t, p, with(2), "app.test", "", keyRetired)
 	expect(t, p, with(7), "app.test", "", keyUnknown)
 	expect(t, p, with(0), "app.test", "", keyUnknown)
-	expect(t, p, with(3), "app.test", "", mismatch)
+	expect(t, p, with(3), "app.test", "", damaged)
 
 	// Damage.
 	for i := range ticket {
@@ -180,7 +180,7 @@ func TestCVE_2020_13777(t *testing.T) {
 // own code.
 func opens(t *testing.T, ticket []byte, p *Policy, secret []byte, sni string) bool {
 	t.Helper()
-	info := "reseal ticket 1\x00" + string(p.id[:]) + string(ticket[8:32]) + sni
+	info := "reseal ticket 2\x00" + string(p.id[:]) + string(ticket[8:32]) + sni
 	derived, err := hkdf.Expand(sha256.New, secret, info, 32)
 	if err != nil {
 		t.Fatal(err)
