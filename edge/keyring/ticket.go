@@ -22,7 +22,7 @@ import (
 // The key is what HKDF-Expand (RFC 5869 section 2.3) makes of the epoch's secret,
 // with the policy's id, random and the SNI as info. So each ticket has a key of
 // its own, of which one nonce is used, and opens under no other policy, name or
-// epoch. The check is the beginning of a plain SHA-256 of the same: it protects
+// epoch. The check is the beginning of a plain SHA-256 of that info: it protects
 // nothing, but tells a ticket of another policy or name from a damaged one, and
 // spares the work for it. What stands before sealed is its additional data, with
 // the SNI.
@@ -35,7 +35,6 @@ const (
 	overhead = headerSize + 12 + 16
 
 	ticketLabel = "reseal ticket 2\x00"
-	checkLabel  = "reseal ticket check 2\x00"
 	policyLabel = "reseal ticket policy 1\x00"
 )
 
@@ -84,10 +83,10 @@ func (p *Policy) Wrap(state []byte, sni string) (ticket []byte, ok bool) {
 	ticket = make([]byte, headerSize, len(state)+overhead)
 	binary.BigEndian.PutUint64(ticket, number)
 	_, _ = rand.Read(ticket[8 : 8+randomSize]) // never fails (crypto/rand)
-	random := ticket[8 : 8+randomSize]
-	check := p.check(random, sni)
+	info := p.info(ticket[8:8+randomSize], sni)
+	check := checkOf(info)
 	copy(ticket[8+randomSize:], check[:])
-	opener := p.opener(&secret, random, sni)
+	opener := newOpener(&secret, info)
 	if opener == nil {
 		return nil, false
 	}
@@ -110,11 +109,11 @@ func (p *Policy) Unwrap(ticket []byte, sni string) (state []byte, miss resealv1.
 	}
 	defer clear(secret[:])
 	header, sealed := ticket[:headerSize], ticket[headerSize:]
-	random := header[8 : 8+randomSize]
-	if p.check(random, sni) != [checkSize]byte(header[8+randomSize:]) {
+	info := p.info(header[8:8+randomSize], sni)
+	if checkOf(info) != [checkSize]byte(header[8+randomSize:]) {
 		return nil, resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
 	}
-	opener := p.opener(&secret, random, sni)
+	opener := newOpener(&secret, info)
 	if opener == nil {
 		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
 	}
@@ -179,10 +178,21 @@ func (p *Policy) find(number uint64) (secret [secretSize]byte, miss resealv1.Mis
 	}
 }
 
-// opener makes a ticket's cipher. It is nil when the standard library refuses the
-// parameters, which it does not for these sizes.
-func (p *Policy) opener(secret *[secretSize]byte, random []byte, sni string) cipher.AEAD {
-	key, err := hkdf.Expand(sha256.New, secret[:], string(p.info(ticketLabel, random, sni)), keySize)
+// info is all that a ticket is bound to, but for its epoch.
+func (p *Policy) info(random []byte, sni string) []byte {
+	info := make([]byte, 0, len(ticketLabel)+len(p.id)+randomSize+len(sni))
+	return append(append(append(append(info, ticketLabel...), p.id[:]...), random...), sni...)
+}
+
+func checkOf(info []byte) [checkSize]byte {
+	sum := sha256.Sum256(info)
+	return [checkSize]byte(sum[:])
+}
+
+// newOpener makes a ticket's cipher. It is nil when the standard library refuses
+// the parameters, which it does not for these sizes.
+func newOpener(secret *[secretSize]byte, info []byte) cipher.AEAD {
+	key, err := hkdf.Expand(sha256.New, secret[:], string(info), keySize)
 	if err != nil {
 		return nil
 	}
@@ -197,18 +207,6 @@ func (p *Policy) opener(secret *[secretSize]byte, random []byte, sni string) cip
 		return nil
 	}
 	return opener
-}
-
-// check is what stands in the header of a ticket of the policy for sni.
-func (p *Policy) check(random []byte, sni string) [checkSize]byte {
-	sum := sha256.Sum256(p.info(checkLabel, random, sni))
-	return [checkSize]byte(sum[:])
-}
-
-// info is all that a ticket is bound to, but for its epoch.
-func (p *Policy) info(label string, random []byte, sni string) []byte {
-	info := make([]byte, 0, len(label)+len(p.id)+randomSize+len(sni))
-	return append(append(append(append(info, label...), p.id[:]...), random...), sni...)
 }
 
 func additional(header []byte, sni string) []byte {
