@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -202,6 +204,21 @@ func opens(t *testing.T, ticket []byte, p *Policy, secret []byte, sni string) bo
 		}
 	}
 	return false
+}
+
+// expand is what the standard library makes of the same, whatever the size.
+func TestExpand(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		secret := [secretSize]byte(rapid.SliceOfN(rapid.Byte(), secretSize, secretSize).Draw(t, "secret"))
+		info := rapid.SliceOfN(rapid.Byte(), 0, 1000).Draw(t, "info")
+		want, err := hkdf.Expand(sha256.New, secret[:], string(info), keySize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := expand(&secret, info); !bytes.Equal(got[:], want) {
+			t.Fatalf("got %x, want %x", got, want)
+		}
+	})
 }
 
 func FuzzUnwrap(f *testing.F) {
