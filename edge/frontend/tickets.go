@@ -87,6 +87,10 @@ type ticketPolicy struct {
 }
 
 func (f *Frontend) ticketPolicy(l *Listener) ticketPolicy {
+	// crypto/tls gives each Config a random legacy ticket key at its first use,
+	// also where nothing uses that. Made here once, it is copied to those of the
+	// connections.
+	_, _ = l.TLS.DecryptTicket(nil, tls.ConnectionState{})
 	policy := ticketPolicy{hash: hashPolicy(l.PolicyKey), lifetime: l.TicketLifetime}
 	if f.cfg.TicketKeys == nil {
 		policy.keys = f.tickets.context(l.Name, l.PolicyKey)
