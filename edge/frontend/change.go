@@ -168,7 +168,7 @@ type state struct {
 	Listener
 	proxies   []netip.Prefix // must send a PROXY header
 	forwarded []netip.Prefix // are believed
-	tickets   ticketPolicy
+	tickets   *ticketPolicy
 }
 
 // newState completes a listener's configuration and reports what it can't use.

@@ -34,19 +34,19 @@ type TicketKeys interface {
 	// keep state.
 	Wrap(state []byte, sni string) (ticket []byte, ok bool)
 	// Unwrap opens a ticket that Wrap made for the same sni, here or on another
-	// edge. Else state is nil and miss is the reason. A zero miss is success.
-	Unwrap(ticket []byte, sni string) (state []byte, miss resealv1.MissReason)
-	// Epoch is the number of the epoch that a ticket names, whether it opens or
-	// not, and 0 when there can't be such an epoch.
-	Epoch(ticket []byte) uint64
+	// edge. Else state is nil and miss is the reason. A zero miss is success. The
+	// epoch is the one that the ticket names, whether it opens or not, and 0 when
+	// there can't be such an epoch.
+	Unwrap(ticket []byte, sni string) (state []byte, epoch uint64, miss resealv1.MissReason)
 }
 
 // ticketKeys are TicketKeys, or the keys of this process.
 type ticketKeys interface {
 	issuing() bool
 	encrypt(cs tls.ConnectionState, session *tls.SessionState, sni string) (ticket []byte, ok bool)
-	// decrypt returns nil and the reason when the ticket can't be used.
-	decrypt(ticket []byte, cs tls.ConnectionState, sni string) (*tls.SessionState, resealv1.MissReason)
+	// decrypt returns nil and the reason when the ticket can't be used, and the
+	// epoch as TicketKeys.Unwrap does.
+	decrypt(ticket []byte, cs tls.ConnectionState, sni string) (*tls.SessionState, uint64, resealv1.MissReason)
 }
 
 // sharedKeys are ticketKeys that other edges have, too.
@@ -63,40 +63,38 @@ func (k sharedKeys) encrypt(_ tls.ConnectionState, session *tls.SessionState, sn
 	return k.Wrap(state, sni)
 }
 
-func (k sharedKeys) decrypt(ticket []byte, _ tls.ConnectionState, sni string) (*tls.SessionState, resealv1.MissReason) {
-	state, miss := k.Unwrap(ticket, sni)
+func (k sharedKeys) decrypt(ticket []byte, _ tls.ConnectionState, sni string) (*tls.SessionState, uint64, resealv1.MissReason) {
+	state, epoch, miss := k.Unwrap(ticket, sni)
 	if miss != resealv1.MissReason_MISS_REASON_UNSPECIFIED {
-		return nil, miss
+		return nil, epoch, miss
 	}
 	// The session refers to state from here on. Its encoding belongs to a Go
 	// release: that of an edge with another one may not be readable.
 	session, err := tls.ParseSessionState(state)
 	if err != nil {
-		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
+		return nil, epoch, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
 	}
-	return session, resealv1.MissReason_MISS_REASON_UNSPECIFIED
+	return session, epoch, resealv1.MissReason_MISS_REASON_UNSPECIFIED
 }
 
 // ticketPolicy is how a listener handles tickets.
 type ticketPolicy struct {
 	keys     ticketKeys
-	epochs   func(ticket []byte) uint64 // nil for keys of this process
-	keyring  string
+	keyring  string // "" for keys of this process
 	hash     policyHash
 	lifetime time.Duration // since the original authentication
 }
 
-func (f *Frontend) ticketPolicy(l *Listener) ticketPolicy {
+func (f *Frontend) ticketPolicy(l *Listener) *ticketPolicy {
 	// crypto/tls gives each Config a random legacy ticket key at its first use,
 	// also where nothing uses that. Made here once, it is copied to those of the
 	// connections.
 	_, _ = l.TLS.DecryptTicket(nil, tls.ConnectionState{})
-	policy := ticketPolicy{hash: hashPolicy(l.PolicyKey), lifetime: l.TicketLifetime}
+	policy := &ticketPolicy{hash: hashPolicy(l.PolicyKey), lifetime: l.TicketLifetime}
 	if f.cfg.TicketKeys == nil {
 		policy.keys = f.tickets.context(l.Name, l.PolicyKey)
 	} else {
-		keys := f.cfg.TicketKeys(l.Keyring, l.Name, l.PolicyKey)
-		policy.keys, policy.epochs = sharedKeys{keys}, keys.Epoch
+		policy.keys = sharedKeys{f.cfg.TicketKeys(l.Keyring, l.Name, l.PolicyKey)}
 		policy.keyring = cmp.Or(l.Keyring, resealv1.DefaultKeyring)
 	}
 	return policy
@@ -105,7 +103,7 @@ func (f *Frontend) ticketPolicy(l *Listener) ticketPolicy {
 // ticketHandshake handles the tickets of one handshake. crypto/tls calls it from
 // one goroutine.
 type ticketHandshake struct {
-	ticketPolicy
+	*ticketPolicy
 	// cfg is the connection's own: crypto/tls reads SessionTicketsDisabled again
 	// after unwrap, before it issues a ticket.
 	cfg      *tls.Config
@@ -122,7 +120,7 @@ type ticketHandshake struct {
 	accepted []byte
 }
 
-func (p ticketPolicy) handshake() *ticketHandshake {
+func (p *ticketPolicy) handshake() *ticketHandshake {
 	return &ticketHandshake{ticketPolicy: p, miss: resealv1.MissReason_MISS_REASON_NOT_OFFERED}
 }
 
@@ -158,8 +156,7 @@ func (h *ticketHandshake) unwrap(ticket []byte, cs tls.ConnectionState) (*tls.Se
 	if len(ticket) == 0 {
 		return nil, nil
 	}
-	session, original, miss := h.open(ticket, cs)
-	h.missed(miss, ticket)
+	session, original := h.open(ticket, cs)
 	if session == nil {
 		return nil, nil
 	}
@@ -168,24 +165,29 @@ func (h *ticketHandshake) unwrap(ticket []byte, cs tls.ConnectionState) (*tls.Se
 }
 
 // open returns the session in a ticket, which may be resumed, and when it was
-// authenticated. The miss is the reason for the full handshake if TLS does not
-// resume it; without a session it is why there is none.
-func (h *ticketHandshake) open(ticket []byte, cs tls.ConnectionState) (*tls.SessionState, time.Time, resealv1.MissReason) {
+// authenticated. It notes the reason for the full handshake if TLS does not
+// resume it; without a session that is why there is none.
+func (h *ticketHandshake) open(ticket []byte, cs tls.ConnectionState) (*tls.SessionState, time.Time) {
 	sni := strings.ToLower(cs.ServerName)
-	session, miss := h.keys.decrypt(ticket, cs, sni)
+	session, epoch, miss := h.keys.decrypt(ticket, cs, sni)
 	if session == nil {
-		return nil, time.Time{}, miss
+		h.missed(miss, epoch)
+		return nil, time.Time{}
 	}
 	extra, ok := readExtra(session.Extra)
 	switch {
 	case !ok:
-		return nil, time.Time{}, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
+		miss = resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
 	case extra.policy != h.hash, extra.sni != sni:
-		return nil, time.Time{}, resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
+		miss = resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
 	case time.Since(extra.original) >= h.lifetime:
-		return nil, time.Time{}, resealv1.MissReason_MISS_REASON_EXPIRED
+		miss = resealv1.MissReason_MISS_REASON_EXPIRED
+	default:
+		h.missed(resealv1.MissReason_MISS_REASON_REFUSED, epoch)
+		return session, extra.original
 	}
-	return session, extra.original, resealv1.MissReason_MISS_REASON_REFUSED
+	h.missed(miss, epoch)
+	return nil, time.Time{}
 }
 
 // missRank orders reasons: of several tickets in one ClientHello, the one that
@@ -201,14 +203,11 @@ var missRank = map[resealv1.MissReason]int{
 	resealv1.MissReason_MISS_REASON_REFUSED:         7,
 }
 
-func (h *ticketHandshake) missed(reason resealv1.MissReason, ticket []byte) {
+func (h *ticketHandshake) missed(reason resealv1.MissReason, epoch uint64) {
 	if h.offered && missRank[reason] <= missRank[h.miss] {
 		return
 	}
-	h.miss, h.offered = reason, true
-	if h.epochs != nil {
-		h.epoch = h.epochs(ticket)
-	}
+	h.miss, h.epoch, h.offered = reason, epoch, true
 }
 
 // wrap implements tls.Config.WrapSession. An error or an empty ticket would end
@@ -241,7 +240,7 @@ func (h *ticketHandshake) count(counters Counters, cs tls.ConnectionState, d tim
 	h.accepted = nil // the connection, which may live long, refers to h
 	mechanism, miss := h.outcome(cs)
 	counters.Handshake(mechanism, miss, cs.Version, d)
-	if h.offered && h.epochs != nil {
+	if h.offered && h.keyring != "" {
 		counters.Ticket(h.keyring, h.epoch, miss)
 	}
 }

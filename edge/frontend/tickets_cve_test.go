@@ -196,7 +196,7 @@ type careless struct{ TicketKeys }
 
 func (c careless) Wrap(state []byte, _ string) ([]byte, bool) { return c.TicketKeys.Wrap(state, "") }
 
-func (c careless) Unwrap(ticket []byte, _ string) ([]byte, resealv1.MissReason) {
+func (c careless) Unwrap(ticket []byte, _ string) ([]byte, uint64, resealv1.MissReason) {
 	return c.TicketKeys.Unwrap(ticket, "")
 }
 

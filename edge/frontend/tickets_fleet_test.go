@@ -248,7 +248,7 @@ func newSharedEdge(t *testing.T, keys *keySource, change ...func(*Listener)) *ed
 // acceptor makes a listener's handshakes, with the code that slots use and
 // without sockets.
 type acceptor struct {
-	policy ticketPolicy
+	policy *ticketPolicy
 	tls    *tls.Config
 }
 

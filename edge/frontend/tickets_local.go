@@ -75,14 +75,14 @@ func (c *ticketContext) encrypt(cs tls.ConnectionState, session *tls.SessionStat
 	return ticket, err == nil
 }
 
-func (c *ticketContext) decrypt(ticket []byte, cs tls.ConnectionState, _ string) (*tls.SessionState, resealv1.MissReason) {
+func (c *ticketContext) decrypt(ticket []byte, cs tls.ConnectionState, _ string) (*tls.SessionState, uint64, resealv1.MissReason) {
 	if session, _ := c.keys.DecryptTicket(ticket, cs); session != nil { // its error is always nil
-		return session, resealv1.MissReason_MISS_REASON_UNSPECIFIED
+		return session, 0, resealv1.MissReason_MISS_REASON_UNSPECIFIED
 	}
 	for _, other := range c.all.others(c) {
 		if session, _ := other.keys.DecryptTicket(ticket, cs); session != nil {
-			return nil, resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
+			return nil, 0, resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
 		}
 	}
-	return nil, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN
+	return nil, 0, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN
 }

@@ -192,7 +192,7 @@ func TestWrapNeverFails(t *testing.T) {
 	shared := sharedKeys{newKeys(t, ring("default", epoch(1, epochActive))).source("", "main", "p")}
 	none := sharedKeys{newKeys(t).source("", "main", "p")}
 	for name, keys := range map[string]ticketKeys{"own": newTickets().context("main", "p"), "shared": shared, "none": none} {
-		h := ticketPolicy{keys: keys, lifetime: time.Hour}.handshake()
+		h := (&ticketPolicy{keys: keys, lifetime: time.Hour}).handshake()
 		for _, session := range []*tls.SessionState{{}, {Extra: [][]byte{make([]byte, 1<<17)}}, {Extra: [][]byte{make([]byte, 1<<24)}}} {
 			ticket, err := h.wrap(tls.ConnectionState{}, session)
 			if err != nil || len(ticket) == 0 || len(ticket) > maxTicket {
@@ -200,7 +200,7 @@ func TestWrapNeverFails(t *testing.T) {
 			}
 		}
 		for _, ticket := range [][]byte{nil, []byte("damaged"), make([]byte, 200)} {
-			h := ticketPolicy{keys: keys, lifetime: time.Hour}.handshake()
+			h := (&ticketPolicy{keys: keys, lifetime: time.Hour}).handshake()
 			h.cfg = &tls.Config{}
 			if session, err := h.unwrap(ticket, tls.ConnectionState{}); session != nil || err != nil || len(ticket) > 0 && h.miss == notOffered {
 				t.Errorf("%s: %v %v %v", name, session, err, h.miss)
@@ -211,7 +211,7 @@ func TestWrapNeverFails(t *testing.T) {
 	// ours.
 	for _, state := range [][]byte{nil, []byte("no session"), must[[]byte](t)((&tls.SessionState{}).Bytes())} {
 		ticket, _ := shared.Wrap(state, "")
-		h := ticketPolicy{keys: shared, lifetime: time.Hour}.handshake()
+		h := (&ticketPolicy{keys: shared, lifetime: time.Hour}).handshake()
 		if session, err := h.unwrap(ticket, tls.ConnectionState{}); session != nil || err != nil || h.miss != resealv1.MissReason_MISS_REASON_UNDECRYPTABLE {
 			t.Errorf("a ticket of %q: %v %v %v", state, session, err, h.miss)
 		}

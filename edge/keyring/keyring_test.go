@@ -470,7 +470,7 @@ func TestAnyHistory(t *testing.T) {
 			}
 			for number, ticket := range tickets {
 				_, there := held[number]
-				state, miss := p.Unwrap(ticket, "")
+				state, _, miss := p.Unwrap(ticket, "")
 				want := good
 				switch {
 				case there:

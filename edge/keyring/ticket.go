@@ -98,21 +98,30 @@ func (p *Policy) Wrap(state []byte, sni string) (ticket []byte, ok bool) {
 // come for too long, POLICY_MISMATCH when it was sealed for another policy,
 // listener or name, and UNDECRYPTABLE when it is damaged, or sealed under another
 // secret of that number.
-func (p *Policy) Unwrap(ticket []byte, sni string) (state []byte, miss resealv1.MissReason) {
+//
+// The epoch is the one that the ticket names, also when it can't be opened. It is
+// 0 for a number that no epoch of the keyring can have by now, as a damaged or
+// foreign ticket has.
+func (p *Policy) Unwrap(ticket []byte, sni string) (state []byte, epoch uint64, miss resealv1.MissReason) {
 	if len(ticket) < overhead {
-		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
+		return nil, 0, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
 	}
-	secret, miss := p.find(binary.BigEndian.Uint64(ticket))
-	if miss != resealv1.MissReason_MISS_REASON_UNSPECIFIED {
-		return nil, miss
-	}
+	secret, epoch, miss := p.find(binary.BigEndian.Uint64(ticket))
 	defer clear(secret[:])
+	if miss == resealv1.MissReason_MISS_REASON_UNSPECIFIED {
+		state, miss = p.open(&secret, ticket, sni)
+	}
+	return state, epoch, miss
+}
+
+// open opens a ticket with the secret of its epoch.
+func (p *Policy) open(secret *[secretSize]byte, ticket []byte, sni string) (state []byte, miss resealv1.MissReason) {
 	header, sealed := ticket[:headerSize], ticket[headerSize:]
 	info := p.info(header[8:8+randomSize], sni)
 	if checkOf(info) != [checkSize]byte(header[8+randomSize:]) {
 		return nil, resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
 	}
-	opener := newOpener(&secret, info)
+	opener := newOpener(secret, info)
 	if opener == nil {
 		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
 	}
@@ -127,23 +136,6 @@ func (p *Policy) Unwrap(ticket []byte, sni string) (state []byte, miss resealv1.
 // the number in a ticket: as many rotations as it may have missed.
 const aheadOfNewest = 16
 
-// Epoch is the number of the epoch that a ticket names, for statistics: it is
-// read before anything is verified. It is 0 for a number that no epoch of the
-// keyring can have by now, as a damaged or foreign ticket has.
-func (p *Policy) Epoch(ticket []byte) uint64 {
-	if len(ticket) < overhead {
-		return 0
-	}
-	number := binary.BigEndian.Uint64(ticket)
-	p.holder.mu.RLock()
-	defer p.holder.mu.RUnlock()
-	ring := p.holder.rings[p.keyring]
-	if ring == nil || number > ring.newest+aheadOfNewest {
-		return 0
-	}
-	return number
-}
-
 // active copies the secret that encrypts now.
 func (p *Policy) active() (number uint64, secret [secretSize]byte, ok bool) {
 	p.holder.mu.RLock()
@@ -155,25 +147,28 @@ func (p *Policy) active() (number uint64, secret [secretSize]byte, ok bool) {
 	return ring.active.number, ring.active.secret, true
 }
 
-// find copies the secret of an epoch.
-func (p *Policy) find(number uint64) (secret [secretSize]byte, miss resealv1.MissReason) {
+// find copies the secret of the epoch that a ticket names.
+func (p *Policy) find(named uint64) (secret [secretSize]byte, number uint64, miss resealv1.MissReason) {
 	now := time.Now()
 	p.holder.mu.RLock()
 	defer p.holder.mu.RUnlock()
 	ring := p.holder.rings[p.keyring]
 	if ring == nil {
-		return secret, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN
+		return secret, 0, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN
 	}
-	e := ring.epochs[number]
+	if named <= ring.newest+aheadOfNewest {
+		number = named
+	}
+	e := ring.epochs[named]
 	switch {
 	case e != nil && !p.holder.ended(ring, e, now):
-		return e.secret, resealv1.MissReason_MISS_REASON_UNSPECIFIED
-	case e != nil || number != 0 && number <= ring.newest:
-		return secret, resealv1.MissReason_MISS_REASON_KEY_RETIRED
+		return e.secret, number, resealv1.MissReason_MISS_REASON_UNSPECIFIED
+	case e != nil || named != 0 && named <= ring.newest:
+		return secret, number, resealv1.MissReason_MISS_REASON_KEY_RETIRED
 	case !ring.issuing(now):
-		return secret, resealv1.MissReason_MISS_REASON_STALE_KEYRING
+		return secret, number, resealv1.MissReason_MISS_REASON_STALE_KEYRING
 	default:
-		return secret, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN
+		return secret, number, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN
 	}
 }
 

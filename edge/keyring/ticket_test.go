@@ -25,7 +25,7 @@ func mustWrap(t testing.TB, p *Policy, state, sni string) []byte {
 
 func expect(t testing.TB, p *Policy, ticket []byte, sni, state string, miss resealv1.MissReason) {
 	t.Helper()
-	got, reason := p.Unwrap(ticket, sni)
+	got, _, reason := p.Unwrap(ticket, sni)
 	if string(got) != state || reason != miss || (miss != good) != (got == nil) {
 		t.Errorf("Unwrap: %q %v, want %q %v", got, reason, state, miss)
 	}
@@ -232,7 +232,7 @@ func FuzzUnwrap(f *testing.F) {
 	f.Add(ticket[:overhead], "app.test")
 	f.Add(append([]byte{0, 0, 0, 0, 0, 0, 0, 1}, ticket[8:]...), "app.test")
 	f.Fuzz(func(t *testing.T, data []byte, sni string) {
-		state, miss := p.Unwrap(data, sni)
+		state, _, miss := p.Unwrap(data, sni)
 		whole := bytes.Equal(data, ticket) && sni == "app.test"
 		if whole != (miss == good) || (state != nil) != whole {
 			t.Errorf("%q %v", state, miss)
@@ -243,7 +243,7 @@ func FuzzUnwrap(f *testing.F) {
 			t.Errorf("reason %v", miss)
 		}
 		sealed, ok := p.Wrap(data, sni)
-		if opened, miss := p.Unwrap(sealed, sni); !ok || miss != good || !bytes.Equal(opened, data) {
+		if opened, _, miss := p.Unwrap(sealed, sni); !ok || miss != good || !bytes.Equal(opened, data) {
 			t.Errorf("a ticket of %x does not open: %v", data, miss)
 		}
 	})
@@ -256,7 +256,7 @@ func BenchmarkTicket(b *testing.B) {
 	ticket := mustWrap(b, p, string(state), "app.test")
 	for name, f := range map[string]func(){
 		"wrap":   func() { _, _ = p.Wrap(state, "app.test") },
-		"unwrap": func() { _, _ = p.Unwrap(ticket, "app.test") },
+		"unwrap": func() { _, _, _ = p.Unwrap(ticket, "app.test") },
 	} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
