@@ -80,9 +80,9 @@ func (k sharedKeys) decrypt(ticket []byte, _ tls.ConnectionState, sni string) (*
 // ticketPolicy is how a listener handles tickets.
 type ticketPolicy struct {
 	keys     ticketKeys
-	keyring  string // "" for keys of this process
-	hash     policyHash
-	lifetime time.Duration // since the original authentication
+	keyring  string            // "" for keys of this process
+	hash     [sha256.Size]byte // of the PolicyKey
+	lifetime time.Duration     // since the original authentication
 }
 
 func (f *Frontend) ticketPolicy(l *Listener) *ticketPolicy {
@@ -90,7 +90,7 @@ func (f *Frontend) ticketPolicy(l *Listener) *ticketPolicy {
 	// also where nothing uses that. Made here once, it is copied to those of the
 	// connections.
 	_, _ = l.TLS.DecryptTicket(nil, tls.ConnectionState{})
-	policy := &ticketPolicy{hash: hashPolicy(l.PolicyKey), lifetime: l.TicketLifetime}
+	policy := &ticketPolicy{hash: sha256.Sum256([]byte(l.PolicyKey)), lifetime: l.TicketLifetime}
 	if f.cfg.TicketKeys == nil {
 		policy.keys = f.tickets.context(l.Name, l.PolicyKey)
 	} else {
@@ -178,7 +178,7 @@ func (h *ticketHandshake) open(ticket []byte, cs tls.ConnectionState) (*tls.Sess
 	switch {
 	case !ok:
 		miss = resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
-	case extra.policy != h.hash, extra.sni != sni:
+	case extra.bound != h.binding(sni):
 		miss = resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
 	case time.Since(extra.original) >= h.lifetime:
 		miss = resealv1.MissReason_MISS_REASON_EXPIRED
@@ -221,7 +221,7 @@ func (h *ticketHandshake) wrap(cs tls.ConnectionState, session *tls.SessionState
 	}
 	if !h.stopped {
 		sni := strings.ToLower(cs.ServerName)
-		session.Extra = append(session.Extra, extra{original, h.hash, sni}.encode())
+		session.Extra = append(session.Extra, extra{original, h.binding(sni)}.encode())
 		ticket, ok := h.keys.encrypt(cs, session, sni)
 		if ok && len(ticket) > 0 && len(ticket) <= maxTicket {
 			return ticket, nil
@@ -260,42 +260,41 @@ func (h *ticketHandshake) outcome(cs tls.ConnectionState) (resealv1.Mechanism, r
 	}
 }
 
-// policyHash is of a PolicyKey.
-type policyHash [16]byte
+// binding is a hash of a PolicyKey and an SNI.
+type binding [16]byte
 
-func hashPolicy(policyKey string) (hash policyHash) {
-	sum := sha256.Sum256([]byte(policyKey))
-	copy(hash[:], sum[:])
-	return hash
+// binding is what tickets of the policy for a client that named sni carry.
+func (p *ticketPolicy) binding(sni string) binding {
+	sum := sha256.Sum256(append(append(make([]byte, 0, 128), p.hash[:]...), sni...))
+	return binding(sum[:])
 }
 
 // extra is our entry in tls.SessionState.Extra. Keys are made for one policy and
-// name already; that both stand inside, too, is a second lock on the same door.
+// name already; that both are bound inside, too, is a second lock on the same door.
 type extra struct {
 	original time.Time // of the authentication
-	policy   policyHash
-	sni      string
+	bound    binding
 }
 
 // extraMark starts our entry. After it come the time in Unix seconds (8 bytes,
-// big-endian), the policy and the SNI.
-const extraMark = "reseal/ticket/2\x00"
+// big-endian) and the binding. It is short: clients send it with each handshake.
+const extraMark = "reseal3\x00"
 
 func (e extra) encode() []byte {
-	encoded := binary.BigEndian.AppendUint64([]byte(extraMark), uint64(e.original.Unix()))
-	return append(append(encoded, e.policy[:]...), e.sni...)
+	encoded := append(make([]byte, 0, len(extraMark)+8+len(e.bound)), extraMark...)
+	encoded = binary.BigEndian.AppendUint64(encoded, uint64(e.original.Unix()))
+	return append(encoded, e.bound[:]...)
 }
 
 func readExtra(entries [][]byte) (extra, bool) {
 	for _, entry := range entries {
 		rest, ours := bytes.CutPrefix(entry, []byte(extraMark))
 		var e extra
-		if !ours || len(rest) < 8+len(e.policy) {
+		if !ours || len(rest) != 8+len(e.bound) {
 			continue
 		}
 		e.original = time.Unix(int64(binary.BigEndian.Uint64(rest)), 0)
-		rest = rest[8:]
-		e.sni = string(rest[copy(e.policy[:], rest):])
+		copy(e.bound[:], rest[8:])
 		return e, true
 	}
 	return extra{}, false

@@ -305,10 +305,10 @@ func TestCryptoTLS(t *testing.T) {
 
 func FuzzExtra(f *testing.F) {
 	f.Add([]byte(extraMark), "x")
-	f.Add(extra{time.Unix(1, 0), hashPolicy("p"), "app.test"}.encode(), "y")
+	f.Add(extra{time.Unix(1, 0), (&ticketPolicy{}).binding("app.test")}.encode(), "y")
 	f.Fuzz(func(t *testing.T, entry []byte, sni string) {
 		readExtra([][]byte{entry})
-		want := extra{time.Unix(int64(len(entry)), 0), hashPolicy(sni), sni}
+		want := extra{time.Unix(int64(len(entry)), 0), (&ticketPolicy{}).binding(sni)}
 		if got, ok := readExtra([][]byte{{}, []byte("another's"), want.encode()}); !ok || got != want {
 			t.Errorf("%+v, want %+v", got, want)
 		}

@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -18,23 +19,28 @@ import (
 //	check   8 bytes
 //	sealed    AES-256-GCM with a random nonce of 12 bytes before it
 //
-// The key is what HKDF-Expand (RFC 5869 section 2.3) makes of the epoch's secret,
-// with the policy's id, random and the SNI as info. So each ticket has a key of
-// its own, of which one nonce is used, and opens under no other policy, name or
-// epoch. The check is the beginning of a plain SHA-256 of that info: it protects
-// nothing, but tells a ticket of another policy or name from a damaged one, and
-// spares the work for it. What stands before sealed is its additional data, with
-// the SNI.
+// Its context is the policy's id, what stands before sealed, and the SNI. The key is
+// what HKDF-Expand (RFC 5869 section 2.3) makes of the epoch's secret, with the
+// context as info. So each ticket has a key of its own, of which one nonce is used,
+// and opens under no other policy, name or epoch. The additional data is the
+// context from the epoch on.
+//
+// The check is the beginning of a plain SHA-256 of the context without the epoch
+// and itself: it protects nothing, but tells a ticket of another policy or name
+// from a damaged one, and spares the work for it.
 const (
+	epochSize  = 8
 	randomSize = 24
 	checkSize  = 8
+	headerSize = epochSize + randomSize + checkSize
 	keySize    = 32
-	headerSize = 8 + randomSize + checkSize
 	// overhead is how much longer a ticket is than what it holds.
 	overhead = headerSize + 12 + 16
 
-	ticketLabel = "reseal ticket 2\x00"
+	ticketLabel = "reseal ticket 3\x00"
 	policyLabel = "reseal ticket policy 1\x00"
+	// headerAt is where the ticket's header stands in its context.
+	headerAt = len(ticketLabel) + sha256.Size
 )
 
 // Policy is what the tickets of one listener under one policy are sealed with.
@@ -79,17 +85,16 @@ func (p *Policy) Wrap(state []byte, sni string) (ticket []byte, ok bool) {
 		return nil, false
 	}
 	defer clear(secret[:])
-	ticket = make([]byte, headerSize, len(state)+overhead)
-	binary.BigEndian.PutUint64(ticket, number)
-	_, _ = rand.Read(ticket[8 : 8+randomSize]) // never fails (crypto/rand)
-	info := p.info(ticket[8:8+randomSize], sni)
-	check := checkOf(info)
-	copy(ticket[8+randomSize:], check[:])
-	opener := newOpener(&secret, info)
+	var header [headerSize]byte
+	binary.BigEndian.PutUint64(header[:], number)
+	_, _ = rand.Read(header[epochSize:][:randomSize]) // never fails (crypto/rand)
+	context := p.context(header[:], sni)
+	opener := newOpener(&secret, context)
 	if opener == nil {
 		return nil, false
 	}
-	return opener.Seal(ticket, nil, state, additional(ticket[:headerSize], sni)), true
+	ticket = append(make([]byte, 0, len(state)+overhead), context[headerAt:][:headerSize]...)
+	return opener.Seal(ticket, nil, state, context[headerAt:]), true
 }
 
 // Unwrap opens a ticket that a client presents with sni. When it can't, state is
@@ -117,15 +122,15 @@ func (p *Policy) Unwrap(ticket []byte, sni string) (state []byte, epoch uint64, 
 // open opens a ticket with the secret of its epoch.
 func (p *Policy) open(secret *[secretSize]byte, ticket []byte, sni string) (state []byte, miss resealv1.MissReason) {
 	header, sealed := ticket[:headerSize], ticket[headerSize:]
-	info := p.info(header[8:8+randomSize], sni)
-	if checkOf(info) != [checkSize]byte(header[8+randomSize:]) {
+	context := p.context(header, sni)
+	if !bytes.Equal(context[headerAt:][:headerSize], header) {
 		return nil, resealv1.MissReason_MISS_REASON_POLICY_MISMATCH
 	}
-	opener := newOpener(secret, info)
+	opener := newOpener(secret, context)
 	if opener == nil {
 		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
 	}
-	state, err := opener.Open(nil, nil, sealed, additional(header, sni))
+	state, err := opener.Open(nil, nil, sealed, context[headerAt:])
 	if err != nil {
 		return nil, resealv1.MissReason_MISS_REASON_UNDECRYPTABLE
 	}
@@ -172,21 +177,24 @@ func (p *Policy) find(named uint64) (secret [secretSize]byte, number uint64, mis
 	}
 }
 
-// info is all that a ticket is bound to, but for its epoch.
-func (p *Policy) info(random []byte, sni string) []byte {
-	info := make([]byte, 0, len(ticketLabel)+len(p.id)+randomSize+len(sni))
-	return append(append(append(append(info, ticketLabel...), p.id[:]...), random...), sni...)
-}
-
-func checkOf(info []byte) [checkSize]byte {
-	sum := sha256.Sum256(info)
-	return [checkSize]byte(sum[:])
+// context is all that a ticket is bound to: that of a header, with the right check
+// whatever the header says.
+func (p *Policy) context(header []byte, sni string) []byte {
+	context := append(make([]byte, 0, headerAt+headerSize+len(sni)), ticketLabel...)
+	context = append(context, p.id[:]...)
+	context = append(append(context, make([]byte, headerSize)...), sni...)
+	own := context[headerAt:][:headerSize]
+	copy(own[epochSize:], header[epochSize:][:randomSize])
+	check := sha256.Sum256(context)
+	copy(own, header[:epochSize])
+	copy(own[epochSize+randomSize:], check[:checkSize])
+	return context
 }
 
 // newOpener makes a ticket's cipher. It is nil when the standard library refuses
 // the parameters, which it does not for these sizes.
-func newOpener(secret *[secretSize]byte, info []byte) cipher.AEAD {
-	key := expand(secret, info)
+func newOpener(secret *[secretSize]byte, context []byte) cipher.AEAD {
+	key := expand(secret, context)
 	defer clear(key[:])
 	block, err := aes.NewCipher(key[:])
 	if err != nil {
@@ -224,8 +232,4 @@ func padded(b []byte, secret *[secretSize]byte, pad byte) []byte {
 		b = append(b, pad)
 	}
 	return b
-}
-
-func additional(header []byte, sni string) []byte {
-	return append(append(make([]byte, 0, headerSize+len(sni)), header...), sni...)
 }

@@ -182,7 +182,7 @@ func TestCVE_2020_13777(t *testing.T) {
 // own code.
 func opens(t *testing.T, ticket []byte, p *Policy, secret []byte, sni string) bool {
 	t.Helper()
-	info := "reseal ticket 2\x00" + string(p.id[:]) + string(ticket[8:32]) + sni
+	info := "reseal ticket 3\x00" + string(p.id[:]) + string(ticket[:40]) + sni
 	derived, err := hkdf.Expand(sha256.New, secret, info, 32)
 	if err != nil {
 		t.Fatal(err)
