@@ -117,9 +117,11 @@ type Call struct {
 	// ServerName is the SNI to use when the pool fixes none. Empty: the client
 	// may not choose one, and the request is refused with 421.
 	ServerName string
-	// Client is unique per client connection. First marks its first request.
+	// Client is unique per client connection. First marks its first request. Gone
+	// is closed when the connection is.
 	Client uint64
 	First  bool
+	Gone   <-chan struct{}
 	// Source is the client's address.
 	Source netip.AddrPort
 	// ResponseHeaderTimeout replaces the pool's, if above 0.

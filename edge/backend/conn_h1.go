@@ -35,7 +35,7 @@ type h1Conn struct {
 	since  time.Time // idle since
 	rested bool      // it has been idle
 	served int
-	owner  uint64
+	owner  owner
 }
 
 const (
@@ -179,7 +179,7 @@ func (c *h1Conn) rest(now time.Time) bool {
 // endpoint.mu is held.
 func (c *h1Conn) granted(w *waiter) grant {
 	c.served++
-	c.owner = w.call.Client
+	c.owner = ownerOf(w.call)
 	c.count(gaugeActive)
 	return grant{h1: c, reused: c.served > 1, stale: c.served > 1 || c.rested}
 }
@@ -189,7 +189,8 @@ func (c *h1Conn) granted(w *waiter) grant {
 func (c *h1Conn) expired(s *settings, now time.Time) bool {
 	return s.maxRequests > 0 && c.served >= s.maxRequests ||
 		s.maxLifetime > 0 && now.Sub(c.created) >= s.maxLifetime ||
-		c.state.Load() == h1Idle && now.Sub(c.since) >= s.idleTimeout
+		c.state.Load() == h1Idle && now.Sub(c.since) >= s.idleTimeout ||
+		s.orphaned(c.served, c.owner)
 }
 
 // drop ends an idle connection that has been taken out of its set.

@@ -25,7 +25,7 @@ type h2Conn struct {
 	listed    bool // in its connSet
 	streams   int  // requests granted and not over
 	served    int
-	owner     uint64
+	owner     owner
 	idleSince time.Time
 	retired   bool
 }
@@ -133,7 +133,7 @@ func (h *h2Conn) reserve(s *settings) bool {
 
 // granted returns the reserved stream as a grant. endpoint.mu is held.
 func (h *h2Conn) granted(w *waiter) grant {
-	h.owner = w.call.Client
+	h.owner = ownerOf(w.call)
 	return grant{h2: h, reused: h.served > 1, stale: h.served > 1}
 }
 
@@ -203,7 +203,7 @@ func (h *h2Conn) sweep(s *settings, now time.Time) {
 	switch {
 	case state.Closed || state.Closing || h.old(s, now):
 		h.retireLocked()
-	case h.streams == 0 && now.Sub(h.idleSince) >= s.idleTimeout:
+	case h.streams == 0 && (now.Sub(h.idleSince) >= s.idleTimeout || s.orphaned(h.served, h.owner)):
 		h.retireLocked()
 	}
 }

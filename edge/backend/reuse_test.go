@@ -58,6 +58,30 @@ func (x *reuser) get(client uint64) string {
 	return x.begin(client, "/")()
 }
 
+// With mode never, no other client may have a connection whose client is gone.
+func TestNeverClosesConnectionsOfClientsThatLeft(t *testing.T) {
+	bothProtocols(t, func(t *testing.T, x *bench, s *server) {
+		x.set(connections(func(c *resealv1.Connections) { c.Reuse = resealv1.Connections_REUSE_NEVER }))
+		leaves, stays := newCall(), newCall()
+		gone := make(chan struct{})
+		leaves.Client, leaves.First, leaves.Gone = 1, true, gone
+		stays.Client, stays.First, stays.Gone = 2, true, make(chan struct{})
+		for _, call := range []*Call{leaves, stays} {
+			x.do(newRequest(t, "GET", "/bytes/10", nil), call)
+		}
+		open := func() int { return x.tally.get(func(c *tally) int { return c.opened - c.closed }) }
+		if n := open(); n != 2 {
+			t.Fatalf("%d connections for 2 clients", n)
+		}
+		close(gone)
+		eventually(t, "the connection of the client that left is closed", func() bool { return open() == 1 })
+		stays.First = false
+		if x.do(newRequest(t, "GET", "/bytes/10", nil), stays); !stays.Reused {
+			t.Error("the connection of the other client is closed, too")
+		}
+	})
+}
+
 // Only connections that were reused serve first requests, so a later request
 // takes another one while there is one.
 func TestAggressiveLeavesReusedConnectionsToFirstRequests(t *testing.T) {

@@ -111,20 +111,44 @@ func (s *settings) private() bool {
 		s.reuse == resealv1.Connections_REUSE_AGGRESSIVE
 }
 
+// owner is the client connection that a connection served last.
+type owner struct {
+	client uint64
+	gone   <-chan struct{} // closed when the client's connection is
+}
+
+func ownerOf(call *Call) owner { return owner{call.Client, call.Gone} }
+
+// left reports whether the client's connection is closed.
+func (o owner) left() bool {
+	select {
+	case <-o.gone:
+		return true
+	default:
+		return false
+	}
+}
+
 // mayUse reports whether a call may use a connection that has served so many
 // requests, the last ones of owner. A connection that served none is new, also
 // when it was dialled for another request.
-func (s *settings) mayUse(call *Call, served int, owner uint64) bool {
+func (s *settings) mayUse(call *Call, served int, owner owner) bool {
 	switch s.reuse {
 	case resealv1.Connections_REUSE_AGGRESSIVE:
 		return served == 0 || !call.First || served > 1
 	case resealv1.Connections_REUSE_SAFE:
 		return served == 0 || !call.First
 	case resealv1.Connections_REUSE_NEVER:
-		return served == 0 || owner == call.Client
+		return served == 0 || owner.client == call.Client
 	default:
 		return true
 	}
+}
+
+// orphaned reports whether a connection waits in vain: it may serve one client
+// only, which is gone.
+func (s *settings) orphaned(served int, owner owner) bool {
+	return s.reuse == resealv1.Connections_REUSE_NEVER && served > 0 && owner.left()
 }
 
 // sparesProven reports whether a call leaves connections that have been reused
@@ -143,7 +167,7 @@ func (s *settings) reserves() bool { return s.reuse == resealv1.Connections_REUS
 func (s *settings) mayShare(call *Call, c *h2Conn) bool {
 	switch {
 	case s.reserves() && c.streams > 0:
-		return c.owner == call.Client
+		return c.owner.client == call.Client
 	case s.reuse == resealv1.Connections_REUSE_AGGRESSIVE && c.served > c.streams:
 		return true // it has answered, which proves as much as reuse does with HTTP/1
 	}

@@ -18,6 +18,7 @@ type clientConn struct {
 	net.Conn
 	tcp        *net.TCPConn // beneath Conn
 	id         uint64
+	gone       chan struct{} // closed by Close
 	slot       *slot
 	generation atomic.Pointer[generation]
 	requests   atomic.Uint64
@@ -40,7 +41,7 @@ type clientConn struct {
 }
 
 func newClientConn(s *slot, conn *net.TCPConn) *clientConn {
-	c := &clientConn{Conn: conn, tcp: conn, id: s.frontend.clients.Add(1), slot: s, active: true}
+	c := &clientConn{Conn: conn, tcp: conn, id: s.frontend.clients.Add(1), gone: make(chan struct{}), slot: s, active: true}
 	c.addressed(conn.RemoteAddr(), conn.LocalAddr())
 	s.counters.Opened()
 	s.counters.Active(1)
@@ -100,6 +101,7 @@ func (c *clientConn) Close() error {
 		return nil
 	}
 	c.closed = true
+	close(c.gone)
 	c.gauge(-1)
 	ending := c.ending
 	c.mu.Unlock()

@@ -92,6 +92,8 @@ type Exchange struct {
 	Client uint64
 	// First is true for the first request of a client connection.
 	First bool
+	// Gone is closed when the client's connection is.
+	Gone <-chan struct{}
 	// Source is the client's address.
 	Source netip.AddrPort
 	// ResponseHeaderTimeout replaces the pool's. 0: the pool's.

@@ -62,7 +62,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		handler: h, client: client, state: h.generation.slot.state.Load(),
 		w: w, r: r, control: http.NewResponseController(w), ctx: ctx, cancel: cancel, started: time.Now(),
 	}
-	q.x = Exchange{Client: client.id, First: client.requests.Add(1) == 1, Source: client.source}
+	q.x = Exchange{Client: client.id, First: client.requests.Add(1) == 1, Gone: client.gone, Source: client.source}
 	defer func() {
 		if bug := recover(); bug != nil {
 			q.abort(http.StatusInternalServerError, "internal", fmt.Errorf("panic: %v", bug))

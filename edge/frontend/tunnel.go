@@ -63,7 +63,7 @@ func (s *slot) tunnel(c *clientConn, conn *tls.Conn) {
 	defer conn.Close()
 	started := time.Now()
 	st := s.state.Load()
-	t := &tunnelRecord{x: Exchange{Client: c.id, First: true, Source: c.source}}
+	t := &tunnelRecord{x: Exchange{Client: c.id, First: true, Gone: c.gone, Source: c.source}}
 	if match, ok := st.Route(c.sni, ""); ok {
 		t.match = match
 		s.relay(c, conn, st, t)

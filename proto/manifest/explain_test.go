@@ -29,7 +29,7 @@ func TestExplain(t *testing.T) {
 			{"always", "Any request may use any idle connection of its identity."},
 			{"aggressive", "The first request of a client connection only uses connections that have already been reused once, or HTTP/2 connections that have answered once."},
 			{"safe", "The first request of a client connection uses a new connection; later ones any idle one. An HTTP/2 connection in use serves one client connection only."},
-			{"never", "A connection serves one client connection only."},
+			{"never", "A connection serves one client connection only, and is closed within a second after it."},
 		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

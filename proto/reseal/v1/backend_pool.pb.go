@@ -258,7 +258,8 @@ const (
 	// ones any idle one. An HTTP/2 connection in use serves one client
 	// connection only.
 	Connections_REUSE_SAFE Connections_Reuse = 3
-	// A connection serves one client connection only.
+	// A connection serves one client connection only, and is closed within a
+	// second after it.
 	Connections_REUSE_NEVER Connections_Reuse = 4
 )
 
