@@ -136,6 +136,76 @@ func TestAnswerAndEndAtOnce(t *testing.T) {
 	near.Close()
 }
 
+// A server may send its ticket in one flight with the end of the handshake, and
+// any part of it may come later. Until all of it is there, nobody knows that there
+// is none.
+func TestTicketThatComesInParts(t *testing.T) {
+	for later := 1; later <= 250; later++ {
+		p := newPeer(t, Config{})
+		near, far := tcpPair(t)
+		flight := make(chan int, 1)
+		go func() {
+			server := tls.Server(&measured{Conn: far, first: flight}, p.server)
+			_, _ = server.Write([]byte("x"))
+		}()
+		parted := &parted{Conn: near, flight: flight, later: later, check: func() {
+			if p.withheld("a") {
+				t.Errorf("the last %d bytes of the flight are not there, and the server is said to give no session", later)
+			}
+		}}
+		tc, _, _, err := p.store.Handshake(t.Context(), parted, "a", p.client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tc.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if p.withheld("a") {
+			t.Error("the ticket is not noticed")
+		}
+		near.Close()
+	}
+}
+
+// measured tells how long the first write is.
+type measured struct {
+	net.Conn
+	first chan<- int
+}
+
+func (m *measured) Write(p []byte) (int, error) {
+	if m.first != nil {
+		m.first <- len(p)
+		m.first = nil
+	}
+	return m.Conn.Write(p)
+}
+
+// parted gives the server's first flight in two parts, the second of them later
+// bytes long, and calls check whenever it is asked for bytes of that.
+type parted struct {
+	net.Conn
+	flight <-chan int
+	later  int
+	check  func()
+	length int
+	had    int
+}
+
+func (c *parted) Read(p []byte) (int, error) {
+	if c.length == 0 {
+		c.length = <-c.flight
+	}
+	if first := c.length - c.later - c.had; first > 0 {
+		p = p[:min(len(p), first)]
+	} else if c.had < c.length {
+		c.check()
+	}
+	n, err := c.Conn.Read(p)
+	c.had += n
+	return n, err
+}
+
 // corked holds back what is written until it is released.
 type corked struct {
 	net.Conn

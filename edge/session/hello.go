@@ -37,8 +37,9 @@ type helloSpy struct {
 	listens bool   // whether they are wanted
 	hello   serverHello
 
-	done  atomic.Bool // the handshake has completed
-	first firstRecord // of those that come since
+	records records     // what is read, followed until whole
+	done    atomic.Bool // the handshake has completed
+	whole   bool        // the first record that ended since has been handed on
 }
 
 // Write implements net.Conn.
@@ -52,65 +53,72 @@ func (s *helloSpy) Write(p []byte) (int, error) {
 
 // Read implements net.Conn. crypto/tls asks for more only when it has processed
 // what it got, tickets included. So that it asks even when an answer and the
-// server's close_notify come at once, it gets the first record alone.
+// server's close_notify come at once, it gets the first record that ends after
+// the handshake alone. The handshake's last read may have brought a part of it.
 func (s *helloSpy) Read(p []byte) (int, error) {
 	done := s.done.Load()
-	if done && s.first.whole() && !s.supply.read.Load() {
+	switch {
+	case s.whole && !s.supply.read.Load():
 		s.supply.read.Store(true)
 		s.pending.settle()
-	}
-	if done {
-		p = s.first.limit(p)
+	case done && !s.whole:
+		p = p[:min(len(p), s.records.left())]
 	}
 	n, err := s.Conn.Read(p)
 	if err != nil && done {
 		s.pending.settle() // it ended, or was closed beneath us
 	}
-	switch {
-	case done:
-		s.first.follow(p[:n])
-	case s.listens && n > 0:
+	if !s.whole && n > 0 {
+		ended := s.records.follow(p[:n])
+		s.whole = done && ended
+	}
+	if !done && s.listens && n > 0 {
 		s.listen(p[:n])
 	}
 	return n, err
 }
 
-// firstRecord follows the first record that is read after the handshake. Only
-// the goroutine that reads uses it.
-type firstRecord struct {
-	header []byte
-	rest   int // bytes that are still to come
-	over   bool
+// records follows the records of a connection, whose headers are in the clear.
+// Only the goroutine that reads uses it.
+type records struct {
+	header []byte // of the present one, as much of it as came
+	rest   int    // bytes of the present one that are still to come
+	lost   bool   // what came is no TLS
 }
 
-// whole reports that all of the record has been handed on.
-func (f *firstRecord) whole() bool { return f.over }
-
-// limit shortens p so that no byte of the second record is read.
-func (f *firstRecord) limit(p []byte) []byte {
+// left is how many bytes end the present record, or its header.
+func (r *records) left() int {
 	switch {
-	case f.over:
-		return p
-	case len(f.header) < recordHeaderSize:
-		return p[:min(len(p), recordHeaderSize-len(f.header))]
+	case r.lost:
+		return maxRecord
+	case r.rest > 0:
+		return r.rest
 	}
-	return p[:min(len(p), f.rest)]
+	return recordHeaderSize - len(r.header)
 }
 
-func (f *firstRecord) follow(p []byte) {
-	switch {
-	case f.over || len(p) == 0:
-		return
-	case len(f.header) == recordHeaderSize:
-		f.rest -= len(p)
-		f.over = f.rest <= 0
-		return
+// follow takes in bytes and reports whether they end with a record.
+func (r *records) follow(p []byte) (ended bool) {
+	for len(p) > 0 && !r.lost {
+		n := min(len(p), r.left())
+		if r.rest > 0 {
+			r.rest -= n
+		} else if r.header = append(r.header, p[:n]...); len(r.header) == recordHeaderSize {
+			r.begin()
+		}
+		ended = r.rest == 0 && len(r.header) == recordHeaderSize
+		if ended {
+			r.header = r.header[:0]
+		}
+		p = p[n:]
 	}
-	if f.header = append(f.header, p...); len(f.header) == recordHeaderSize {
-		// What is no header is the end of a record that came with the handshake.
-		f.rest = int(binary.BigEndian.Uint16(f.header[3:]))
-		f.over = f.rest == 0 || f.rest > maxRecord || f.header[0] < recordTypeLowest || f.header[0] > recordTypeHighest
-	}
+	return ended || r.lost
+}
+
+// begin reads a header that is complete.
+func (r *records) begin() {
+	r.rest = int(binary.BigEndian.Uint16(r.header[3:]))
+	r.lost = r.rest > maxRecord || r.header[0] < recordTypeLowest || r.header[0] > recordTypeHighest
 }
 
 // Close implements net.Conn.
