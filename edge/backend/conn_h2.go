@@ -25,6 +25,7 @@ type h2Conn struct {
 	listed    bool // in its connSet
 	streams   int  // requests granted and not over
 	served    int
+	answered  bool // a request
 	owner     owner
 	idleSince time.Time
 	retired   bool
@@ -120,6 +121,11 @@ func (h *h2Conn) unlist() {
 	}
 }
 
+// fits reports whether the connection may serve a call. endpoint.mu is held.
+func (h *h2Conn) fits(w *waiter, s *settings) bool {
+	return !(w.fresh && h.served > 0) && s.mayShare(w.call, h)
+}
+
 // reserve takes a stream, if the connection has one free. endpoint.mu is held.
 func (h *h2Conn) reserve(s *settings) bool {
 	if h.closing.Load() || h.retired || h.old(s, time.Now()) || !h.cc.ReserveNewRequest() {
@@ -145,14 +151,19 @@ func (h *h2Conn) unreserve() {
 	if req, err := http.NewRequestWithContext(canceled, http.MethodGet, "https://unused.invalid/", nil); err == nil {
 		_, _ = h.cc.RoundTrip(req)
 	}
-	h.release()
+	h.e.mu.Lock()
+	h.served--
+	h.e.mu.Unlock()
+	h.release(false)
 }
 
-// release notes that a stream is over, and gives what is free to waiters.
-func (h *h2Conn) release() {
+// release notes that a stream is over, whether there was an answer on it, and
+// gives what is free to waiters.
+func (h *h2Conn) release(answered bool) {
 	h.e.mu.Lock()
 	defer h.e.mu.Unlock()
 	h.streams--
+	h.answered = h.answered || answered
 	settings := h.e.settings()
 	if h.streams == 0 {
 		h.idleSince = time.Now()

@@ -177,16 +177,13 @@ func (set *connSet) takeH1(w *waiter, settings *settings, wanted func(*h1Conn) b
 // reserveH2 takes a stream for a call, on the client's own connection if one is
 // reserved for it. endpoint.mu is held.
 func (set *connSet) reserveH2(w *waiter, settings *settings) *h2Conn {
-	may := func(c *h2Conn) bool {
-		return !(w.fresh && c.served > 0) && settings.mayShare(w.call, c)
-	}
 	for _, c := range set.h2 {
-		if settings.reserves() && c.streams > 0 && may(c) && c.reserve(settings) {
+		if settings.reserves() && c.streams > 0 && c.fits(w, settings) && c.reserve(settings) {
 			return c
 		}
 	}
 	for _, c := range set.h2 {
-		if may(c) && c.reserve(settings) {
+		if c.fits(w, settings) && c.reserve(settings) {
 			return c
 		}
 	}
@@ -307,6 +304,7 @@ func (e *endpoint) manyDials(set *connSet, settings *settings) bool {
 // evict closes an idle connection, of whatever identity, so that its slot
 // becomes free. e.mu is held.
 func (e *endpoint) evict() {
+	settings := e.settings()
 	var from *connSet
 	var oldest time.Time
 	for _, set := range e.sets {
@@ -314,7 +312,8 @@ func (e *endpoint) evict() {
 			from, oldest = set, set.idle[0].since
 		}
 		for _, c := range set.h2 {
-			if len(set.waiters) == 0 && c.idleNow() {
+			waited := slices.ContainsFunc(set.waiters, func(w *waiter) bool { return c.fits(w, settings) })
+			if c.idleNow() && !waited {
 				c.retireLocked()
 				return
 			}

@@ -159,7 +159,7 @@ func (x *h2Exchange) end() {
 		x.dog.stop()
 		x.late.Stop()
 		x.cancel(nil)
-		x.h.release()
+		x.h.release(x.answered.Load())
 	})
 }
 

@@ -1,9 +1,11 @@
 package backend
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"testing"
+	"time"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -110,6 +112,57 @@ func TestAggressiveTrustsH2ConnectionsThatAnswered(t *testing.T) {
 	three := x.get(3)
 	if one := held(); two == one || three != two {
 		t.Errorf("clients went over %s, %s and %s, want two connections, the second of them twice", one, two, three)
+	}
+}
+
+// A request without an answer proves nothing.
+func TestAggressiveDistrustsH2ConnectionsThatFailed(t *testing.T) {
+	hang := make(chan struct{})
+	s := serveH2(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hang" {
+			select {
+			case <-hang:
+			case <-r.Context().Done():
+			}
+		}
+	}))
+	defer close(hang)
+	x := newBench(t, []string{s.addr}, connections(func(c *resealv1.Connections) { c.Reuse = resealv1.Connections_REUSE_AGGRESSIVE }))
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	first := newCall()
+	first.Client, first.First = 1, true
+	if _, err := x.b.RoundTrip(newRequest(t, "GET", "/hang", nil).WithContext(ctx), first); err == nil {
+		t.Fatal("an answer")
+	}
+	for i, want := range []bool{false, true} {
+		call := newCall()
+		call.Client, call.First = uint64(2+i), true
+		x.do(newRequest(t, "GET", "/", nil), call)
+		if call.Reused != want {
+			t.Errorf("first request of client %d: over a used connection is %v", call.Client, call.Reused)
+		}
+	}
+}
+
+// A full endpoint gives up connections that nobody may use whom it keeps waiting.
+func TestPrivateConnectionsMakeRoom(t *testing.T) {
+	for _, mode := range []resealv1.Connections_Reuse{resealv1.Connections_REUSE_SAFE, resealv1.Connections_REUSE_NEVER} {
+		t.Run(mode.String(), func(t *testing.T) {
+			bothProtocols(t, func(t *testing.T, x *bench, s *server) {
+				x.set(connections(func(c *resealv1.Connections) { c.Reuse, c.MaxPerEndpoint = mode, 2 }))
+				for client := uint64(1); client <= 5; client++ {
+					ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+					call := newCall()
+					call.Client, call.First = client, true
+					x.do(newRequest(t, "GET", "/bytes/10", nil).WithContext(ctx), call)
+					cancel()
+				}
+				if n := s.maxOpen.Load(); n > 2 {
+					t.Errorf("%d connections at once", n)
+				}
+			})
+		})
 	}
 }
 

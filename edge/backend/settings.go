@@ -168,8 +168,8 @@ func (s *settings) mayShare(call *Call, c *h2Conn) bool {
 	switch {
 	case s.reserves() && c.streams > 0:
 		return c.owner.client == call.Client
-	case s.reuse == resealv1.Connections_REUSE_AGGRESSIVE && c.served > c.streams:
-		return true // it has answered, which proves as much as reuse does with HTTP/1
+	case s.reuse == resealv1.Connections_REUSE_AGGRESSIVE && call.First && c.served > 0:
+		return c.answered // which proves as much as reuse does with HTTP/1
 	}
 	return s.mayUse(call, c.served, c.owner)
 }
