@@ -184,6 +184,7 @@ func (h *ticketHandshake) open(ticket []byte, cs tls.ConnectionState) (*tls.Sess
 		miss = resealv1.MissReason_MISS_REASON_EXPIRED
 	default:
 		h.missed(resealv1.MissReason_MISS_REASON_REFUSED, epoch)
+		h.epoch = epoch // crypto/tls asks for the next ticket when it did not like this one
 		return session, extra.original
 	}
 	h.missed(miss, epoch)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"testing"
+	"time"
 )
 
 // TestTicketsByEpoch: each offered ticket is counted by the epoch that sealed it.
@@ -61,5 +62,37 @@ func TestTicketsByEpoch(t *testing.T) {
 				t.Log(got)
 			}
 		})
+	}
+}
+
+// Of several tickets that open, the last is resumed: crypto/tls asks for another
+// only when it passed over those before.
+func TestEpochOfTheTicketThatIsResumed(t *testing.T) {
+	cert, _ := selfSigned(t, "app.test")
+	keys := newKeys(t, ring("default", epoch(1, epochActive)))
+	a := newAcceptor(keys.source, Listener{
+		Name: "main", PolicyKey: "p", TLS: &tls.Config{Certificates: []tls.Certificate{cert}}, TicketLifetime: time.Hour,
+	})
+	issue := func() []byte {
+		cache := &oneCache{}
+		a.connect(clientConfig("app.test", tls.VersionTLS13, cache))
+		ticket, _, err := cache.session.ResumptionState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ticket
+	}
+	old := issue()
+	keys.say(ring("default", epoch(1, epochRetired), epoch(2, epochActive)))
+	eventually(t, "the new epoch encrypts", func() bool { return binary.BigEndian.Uint64(issue()) == 2 })
+	h := a.policy.handshake()
+	h.cfg = &tls.Config{}
+	for _, ticket := range [][]byte{old, issue(), []byte("damaged")} {
+		if _, err := h.unwrap(ticket, tls.ConnectionState{ServerName: "app.test"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if h.epoch != 2 {
+		t.Errorf("counted for epoch %d, want 2", h.epoch)
 	}
 }
