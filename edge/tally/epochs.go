@@ -11,7 +11,7 @@ import (
 
 // maxEpochs bounds the epochs of a listener that are counted apart. With an hour
 // between rotations and tickets that live for twelve there are fourteen.
-const maxEpochs = 24
+const maxEpochs = 64
 
 // epochKey names an epoch. Number 0 is of no keyring's epoch.
 type epochKey struct {
@@ -27,59 +27,77 @@ func (k epochKey) compare(other epochKey) int {
 // lock is held for a map's look-up, beside a handshake.
 type epochs struct {
 	mu     sync.Mutex
-	counts map[epochKey]*[misses]uint64 // place 0: resumed
+	counts map[epochKey]*epochCount
+	ticks  uint64 // tickets so far
+}
+
+// epochCount counts the tickets of one epoch.
+type epochCount struct {
+	outcomes [misses]uint64 // place 0: resumed
+	last     uint64         // the tick of the last one
+	proven   bool           // one has opened, so that the epoch exists
+}
+
+// proves reports whether a ticket with this outcome has opened. Until then its
+// number is what a stranger says.
+func proves(miss resealv1.MissReason) bool {
+	return miss == 0 || miss == resealv1.MissReason_MISS_REASON_EXPIRED || miss == resealv1.MissReason_MISS_REASON_REFUSED
 }
 
 // Ticket counts a handshake for which a ticket of an epoch was offered. A zero
-// miss means that it was resumed. When there are too many epochs, those that have
-// ended are dropped: the ones of another keyring, then the lowest numbers.
+// miss means that it was resumed. When there are too many epochs, one is dropped.
 func (l *Listener) Ticket(keyring string, epoch uint64, miss resealv1.MissReason) {
 	if miss < 0 || int(miss) >= misses {
 		return
 	}
-	key, e := epochKey{keyring, epoch}, &l.epochs
+	e := &l.epochs
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	count := e.counts[key]
-	if count == nil {
-		count = e.add(key)
-	}
-	count[miss]++
+	e.ticks++
+	count := e.count(epochKey{keyring, epoch}, proves(miss))
+	count.outcomes[miss]++
+	count.last = e.ticks
+	count.proven = count.proven || proves(miss)
 }
 
-// add makes room for a further epoch. One that is older than all that are kept is
-// counted under number 0.
-func (e *epochs) add(key epochKey) *[misses]uint64 {
+// count finds or makes the counter of an epoch. When all places are taken by
+// epochs that exist, a ticket that proves nothing is counted under number 0.
+func (e *epochs) count(key epochKey, proven bool) *epochCount {
+	if count := e.counts[key]; count != nil {
+		return count
+	}
+	if key.number != 0 && len(e.counts) >= maxEpochs {
+		least := e.least()
+		if e.counts[least].proven && !proven {
+			return e.count(epochKey{key.keyring, 0}, false)
+		}
+		delete(e.counts, least)
+	}
 	if e.counts == nil {
-		e.counts = map[epochKey]*[misses]uint64{}
+		e.counts = map[epochKey]*epochCount{}
 	}
-	if len(e.counts) >= maxEpochs {
-		oldest := slices.MinFunc(slices.Collect(maps.Keys(e.counts)), func(a, b epochKey) int {
-			return cmp.Or(key.distance(b)-key.distance(a), cmp.Compare(a.number, b.number))
-		})
-		if oldest.keyring == key.keyring && oldest.number > key.number {
-			key.number = 0
-		}
-		if count := e.counts[key]; count != nil {
-			return count
-		}
-		delete(e.counts, oldest)
+	if key.number == 0 { // not among those that make room, so there is one
+		maps.DeleteFunc(e.counts, func(other epochKey, _ *epochCount) bool { return other.number == 0 })
 	}
-	count := new([misses]uint64)
+	count := &epochCount{}
 	e.counts[key] = count
 	return count
 }
 
-// distance is how little another epoch matters beside k: those of another
-// keyring are of a policy that the listener had before.
-func (k epochKey) distance(other epochKey) int {
-	switch {
-	case other.keyring != k.keyring:
-		return 2
-	case other.number > 0:
-		return 1
+// least is the epoch that matters least: one that nothing proves, else the one
+// whose last ticket is the longest ago.
+func (e *epochs) least() epochKey {
+	var least epochKey
+	var chosen *epochCount
+	for key, count := range e.counts {
+		if key.number == 0 {
+			continue
+		}
+		if chosen == nil || count.proven == chosen.proven && count.last < chosen.last || !count.proven && chosen.proven {
+			least, chosen = key, count
+		}
 	}
-	return 0
+	return least
 }
 
 // stats are the epochs sorted by keyring and number.
@@ -89,10 +107,10 @@ func (e *epochs) stats() []*resealv1.EpochStats {
 	var all []*resealv1.EpochStats
 	for _, key := range slices.SortedFunc(maps.Keys(e.counts), epochKey.compare) {
 		count := e.counts[key]
-		stats := &resealv1.EpochStats{Keyring: key.keyring, Epoch: key.number, Resumed: count[0], Misses: map[string]uint64{}}
+		stats := &resealv1.EpochStats{Keyring: key.keyring, Epoch: key.number, Resumed: count.outcomes[0], Misses: map[string]uint64{}}
 		for miss := 1; miss < misses; miss++ {
-			if count[miss] > 0 {
-				stats.Misses[missLabel(miss)] = count[miss]
+			if n := count.outcomes[miss]; n > 0 {
+				stats.Misses[missLabel(miss)] = n
 			}
 		}
 		all = append(all, stats)

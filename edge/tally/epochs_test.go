@@ -2,6 +2,7 @@ package tally
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -38,30 +39,64 @@ func TestEpochs(t *testing.T) {
 	}
 }
 
-// Epochs that have ended make room for new ones, and numbers that are too old to
-// matter don't.
+// kept are the numbers that are counted apart.
+func kept(l *Listener, keyring string) (numbers []uint64) {
+	for _, e := range l.stats().GetEpochs() {
+		if e.GetKeyring() == keyring {
+			numbers = append(numbers, e.GetEpoch())
+		}
+	}
+	return numbers
+}
+
+// Those whose last ticket is the longest ago make room for others, whatever their
+// numbers: a keyring that is made anew begins with 1.
 func TestEpochsAreBounded(t *testing.T) {
 	l := New(nil).Listener("web")
 	for number := range uint64(3 * maxEpochs) {
 		l.Ticket("default", number+1, 0)
+		l.Ticket("default", 1, 0)
 	}
-	epochs := l.stats().GetEpochs()
-	if len(epochs) != maxEpochs || epochs[0].GetEpoch() != 2*maxEpochs+1 || epochs[len(epochs)-1].GetEpoch() != 3*maxEpochs {
-		t.Errorf("kept %v", epochs)
+	numbers := kept(l, "default")
+	if len(numbers) != maxEpochs || numbers[0] != 1 || numbers[1] != 2*maxEpochs+2 || numbers[len(numbers)-1] != 3*maxEpochs {
+		t.Errorf("kept %v", numbers)
 	}
-	for range 5 {
-		l.Ticket("default", 3, resealv1.MissReason_MISS_REASON_KEY_RETIRED)
+	for number := range uint64(5) {
+		l.Ticket("default", number+1, 0)
 	}
-	if got := epochText(l); !strings.HasPrefix(got, "default/0 0 key_retired:5, default/50 1, ") || len(l.stats().GetEpochs()) != maxEpochs {
-		t.Errorf("an old ticket: %s", got)
+	if numbers := kept(l, "default"); !slices.Equal(numbers[:6], []uint64{1, 2, 3, 4, 5, 2*maxEpochs + 6}) {
+		t.Errorf("kept %v", numbers)
 	}
-	// The policy gets another keyring, whose numbers are low.
-	for number := range uint64(maxEpochs + 2) {
+	l.Ticket("default", 0, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN)
+	for number := range uint64(maxEpochs) {
 		l.Ticket("other", number+1, 0)
 	}
-	for _, e := range l.stats().GetEpochs() {
-		if e.GetKeyring() != "other" || e.GetEpoch() < 3 {
-			t.Errorf("kept %v", e)
-		}
+	l.Ticket("other", 0, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN)
+	if left, numbers := kept(l, "default"), kept(l, "other"); len(left) > 0 || len(numbers) != maxEpochs+1 {
+		t.Errorf("kept %v, %v", left, numbers)
+	}
+}
+
+// A number that no ticket has proved does not displace one that was. Anybody can
+// name numbers.
+func TestEpochsThatExistStay(t *testing.T) {
+	const unknown, retired = resealv1.MissReason_MISS_REASON_KEY_UNKNOWN, resealv1.MissReason_MISS_REASON_KEY_RETIRED
+	l := New(nil).Listener("web")
+	for number := range uint64(2 * maxEpochs) {
+		l.Ticket("default", 1000+number, unknown)
+	}
+	for number := range uint64(maxEpochs) {
+		l.Ticket("default", number+1, 0)
+	}
+	for number := range uint64(2 * maxEpochs) {
+		l.Ticket("default", 1000+number, unknown)
+	}
+	l.Ticket("default", 5, retired)
+	numbers := kept(l, "default")
+	if len(numbers) != maxEpochs+1 || numbers[0] != 0 || numbers[1] != 1 || numbers[maxEpochs] != maxEpochs {
+		t.Errorf("kept %v", numbers)
+	}
+	if got := epochText(l); !strings.HasPrefix(got, "default/0 0 key_unknown:128, default/1 1, ") || !strings.Contains(got, "default/5 1 key_retired:1") {
+		t.Error(got)
 	}
 }
