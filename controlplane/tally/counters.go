@@ -26,7 +26,6 @@ const (
 	byMiss
 	byClose
 	byCloser
-	byEpoch // keys are those of epochKey
 	divided
 )
 
@@ -39,6 +38,7 @@ type counters struct {
 	active int64
 	idle   int64
 	shares [divided][]share // sorted by key
+	epochs []*epoch         // sorted; listeners have them
 }
 
 type share struct {
@@ -63,7 +63,7 @@ func fromStats(stats *resealv1.Stats, words *vocabularies) *counters {
 	for i, counts := range [...]map[string]uint64{stats.GetErrors(), stats.GetMisses(), stats.GetCloses(), stats.GetClosesBy()} {
 		made.shares[i] = words[i].shares(counts)
 	}
-	made.shares[byEpoch] = epochShares(stats.GetEpochs(), words[byMiss])
+	made.epochs = fromEpochs(stats.GetEpochs(), words[byMiss])
 	return made
 }
 
@@ -82,7 +82,7 @@ func (c *counters) stats() *resealv1.Stats {
 		},
 		Closes:   toMap(c.shares[byClose]),
 		ClosesBy: toMap(c.shares[byCloser]),
-		Epochs:   toEpochs(c.shares[byEpoch]),
+		Epochs:   toEpochs(c.epochs),
 	}
 }
 
@@ -103,7 +103,7 @@ func (c *counters) equal(other *counters) bool {
 			return false
 		}
 	}
-	return true
+	return slices.EqualFunc(c.epochs, other.epochs, (*epoch).equal)
 }
 
 // add returns the sum. The receiver may be nil.
@@ -115,9 +115,11 @@ func (c *counters) add(other *counters) *counters {
 	for i := range total.plain {
 		total.plain[i] = c.plain[i] + other.plain[i]
 	}
+	plus := func(a, b uint64) uint64 { return a + b }
 	for i := range total.shares {
-		total.shares[i] = merge(c.shares[i], other.shares[i], func(a, b uint64) uint64 { return a + b })
+		total.shares[i] = merge(c.shares[i], other.shares[i], plus)
 	}
+	total.epochs = mergeEpochs(c.epochs, other.epochs, plus)
 	return total
 }
 
@@ -131,13 +133,16 @@ func (c *counters) since(base *counters) *counters {
 	for i := range grown.plain {
 		grown.plain[i] = c.plain[i] - base.plain[i]
 	}
+	minus := func(a, b uint64) uint64 { return a - min(a, b) }
 	for i := range grown.shares {
-		// Only of epochs is there ever less than before: edges forget old ones.
-		grown.shares[i] = merge(c.shares[i], base.shares[i], func(a, b uint64) uint64 { return a - min(a, b) })
+		grown.shares[i] = merge(c.shares[i], base.shares[i], minus)
 	}
+	grown.epochs = mergeEpochs(c.epochs, base.epochs, minus)
 	return grown
 }
 
+// below reports whether a counter is lower than before. Those of epochs do not
+// count: edges forget old ones.
 func (c *counters) below(base *counters) bool {
 	for i := range c.plain {
 		if c.plain[i] < base.plain[i] {
@@ -145,9 +150,6 @@ func (c *counters) below(base *counters) bool {
 		}
 	}
 	for i := range c.shares {
-		if i == byEpoch {
-			continue // edges forget old ones
-		}
 		for _, s := range base.shares[i] {
 			if s.count > find(c.shares[i], s.key) {
 				return true

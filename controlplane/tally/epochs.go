@@ -2,72 +2,94 @@ package tally
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// maxEpochs bounds the epochs of a listener that a report is believed.
-const maxEpochs = 32
+// maxEpochs bounds the epochs of a listener that a report is believed: more than
+// an edge sends.
+const maxEpochs = 72
 
-// resumedKey stands in place of a miss reason.
-const resumedKey = "resumed"
-
-// epochKey is the key of a share of handshakes: keyring, epoch, and their miss
-// reason or resumedKey.
-func epochKey(keyring string, number uint64, outcome string) string {
-	return fmt.Sprintf("%s/%d/%s", keyring, number, outcome)
+// epoch is what became of the tickets of one epoch. It is immutable, and shared by
+// the reports between which it did not change.
+type epoch struct {
+	keyring string
+	number  uint64
+	resumed uint64
+	misses  []share // sorted by key
 }
 
-func splitEpochKey(key string) (keyring string, number uint64, outcome string) {
-	end := strings.LastIndexByte(key, '/')
-	middle := strings.LastIndexByte(key[:end], '/')
-	number, _ = strconv.ParseUint(key[middle+1:end], 10, 64) // epochKey wrote it
-	return key[:middle], number, key[end+1:]
+func compareEpochs(a, b *epoch) int {
+	return cmp.Or(cmp.Compare(a.keyring, b.keyring), cmp.Compare(a.number, b.number))
 }
 
-// epochShares copies what an edge reports of tickets' epochs, within bounds,
-// sorted by key.
-func epochShares(epochs []*resealv1.EpochStats, words *vocabulary) []share {
-	var shares []share
-	for _, epoch := range epochs[:min(len(epochs), maxEpochs)] {
-		if len(epoch.GetKeyring()) > maxName {
-			continue
-		}
-		put := func(outcome string, count uint64) {
-			if count > 0 {
-				shares = append(shares, share{epochKey(epoch.GetKeyring(), epoch.GetEpoch(), outcome), count})
-			}
-		}
-		put(resumedKey, epoch.GetResumed())
-		for _, miss := range words.shares(epoch.GetMisses()) {
-			put(miss.key, miss.count)
+func (e *epoch) equal(other *epoch) bool {
+	return compareEpochs(e, other) == 0 && e.resumed == other.resumed && slices.Equal(e.misses, other.misses)
+}
+
+// fromEpochs copies what an edge reports, within bounds, sorted.
+func fromEpochs(stats []*resealv1.EpochStats, words *vocabulary) []*epoch {
+	var epochs []*epoch
+	for _, e := range stats[:min(len(stats), maxEpochs)] {
+		made := &epoch{e.GetKeyring(), e.GetEpoch(), e.GetResumed(), words.shares(e.GetMisses())}
+		if len(made.keyring) <= maxName && (made.resumed > 0 || len(made.misses) > 0) {
+			epochs = append(epochs, made)
 		}
 	}
-	slices.SortStableFunc(shares, func(a, b share) int { return cmp.Compare(a.key, b.key) })
-	return slices.CompactFunc(shares, func(a, b share) bool { return a.key == b.key })
+	slices.SortStableFunc(epochs, compareEpochs)
+	return slices.CompactFunc(epochs, func(a, b *epoch) bool { return compareEpochs(a, b) == 0 })
 }
 
-// toEpochs is the reverse: sorted by keyring and number.
-func toEpochs(shares []share) []*resealv1.EpochStats {
-	var epochs []*resealv1.EpochStats
-	for _, s := range shares {
-		keyring, number, outcome := splitEpochKey(s.key)
-		// Those of one epoch stand together.
-		if last := len(epochs) - 1; last < 0 || epochs[last].Keyring != keyring || epochs[last].Epoch != number {
-			epochs = append(epochs, &resealv1.EpochStats{Keyring: keyring, Epoch: number, Misses: map[string]uint64{}})
-		}
-		if epoch := epochs[len(epochs)-1]; outcome == resumedKey {
-			epoch.Resumed = s.count
+// toEpochs is the reverse.
+func toEpochs(epochs []*epoch) []*resealv1.EpochStats {
+	var all []*resealv1.EpochStats
+	for _, e := range epochs {
+		all = append(all, &resealv1.EpochStats{Keyring: e.keyring, Epoch: e.number, Resumed: e.resumed, Misses: toMap(e.misses)})
+	}
+	return all
+}
+
+// shareEpochs replaces those that have not changed since before by those, and
+// returns how many have.
+func shareEpochs(epochs, before []*epoch) (changed int) {
+	for i, e := range epochs {
+		at, known := slices.BinarySearchFunc(before, e, compareEpochs)
+		if known && before[at].equal(e) {
+			epochs[i] = before[at]
 		} else {
-			epoch.Misses[outcome] = s.count
+			changed++
 		}
 	}
-	slices.SortFunc(epochs, func(a, b *resealv1.EpochStats) int {
-		return cmp.Or(cmp.Compare(a.GetKeyring(), b.GetKeyring()), cmp.Compare(a.GetEpoch(), b.GetEpoch()))
-	})
-	return epochs
+	return changed
+}
+
+// mergeEpochs combines sorted lists, as merge does.
+func mergeEpochs(a, b []*epoch, combine func(a, b uint64) uint64) []*epoch {
+	merged := make([]*epoch, 0, max(len(a), len(b)))
+	for len(a) > 0 || len(b) > 0 {
+		var one, other *epoch
+		if len(b) == 0 || len(a) > 0 && compareEpochs(a[0], b[0]) <= 0 {
+			one, a = a[0], a[1:]
+		}
+		if len(b) > 0 && (one == nil || compareEpochs(one, b[0]) == 0) {
+			other, b = b[0], b[1:]
+		}
+		if sum := one.combine(other, combine); sum.resumed > 0 || len(sum.misses) > 0 {
+			merged = append(merged, sum)
+		}
+	}
+	return merged
+}
+
+// combine combines two counts of an epoch, one of which may be nil.
+func (e *epoch) combine(other *epoch, combine func(a, b uint64) uint64) *epoch {
+	name := cmp.Or(e, other)
+	if e == nil {
+		e = &epoch{}
+	}
+	if other == nil {
+		other = &epoch{}
+	}
+	return &epoch{name.keyring, name.number, combine(e.resumed, other.resumed), merge(e.misses, other.misses, combine)}
 }

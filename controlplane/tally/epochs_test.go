@@ -3,6 +3,7 @@ package tally
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -10,30 +11,30 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-func epoch(keyring string, number, resumed uint64, misses map[string]uint64) *resealv1.EpochStats {
+func epochStats(keyring string, number, resumed uint64, misses map[string]uint64) *resealv1.EpochStats {
 	if misses == nil {
 		misses = map[string]uint64{}
 	}
 	return &resealv1.EpochStats{Keyring: keyring, Epoch: number, Resumed: resumed, Misses: misses}
 }
 
-func fromEpochs(epochs ...*resealv1.EpochStats) *counters {
+func withEpochs(epochs ...*resealv1.EpochStats) *counters {
 	return fromStats(&resealv1.Stats{Name: "web", Epochs: epochs}, newVocabularies())
 }
 
 func TestEpochs(t *testing.T) {
 	unknown := map[string]uint64{"key_unknown": 3}
-	a := fromEpochs(epoch("default", 9, 5, nil), epoch("default", 10, 7, unknown), epoch("a/b", 1, 1, nil), epoch("default", 11, 0, nil))
-	b := fromEpochs(epoch("default", 10, 1, nil), epoch("default", 12, 2, nil))
+	a := withEpochs(epochStats("default", 9, 5, nil), epochStats("default", 10, 7, unknown), epochStats("a/b", 1, 1, nil), epochStats("default", 11, 0, nil))
+	b := withEpochs(epochStats("default", 10, 1, nil), epochStats("default", 12, 2, nil))
 	want := []*resealv1.EpochStats{
-		epoch("a/b", 1, 1, nil), epoch("default", 9, 5, nil), epoch("default", 10, 8, unknown), epoch("default", 12, 2, nil),
+		epochStats("a/b", 1, 1, nil), epochStats("default", 9, 5, nil), epochStats("default", 10, 8, unknown), epochStats("default", 12, 2, nil),
 	}
 	if diff := cmp.Diff(want, a.add(b).stats().GetEpochs(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
 	// What an edge has forgotten since is nothing, and no restart.
-	later := fromEpochs(epoch("default", 10, 9, unknown), epoch("default", 11, 1, nil))
-	want = []*resealv1.EpochStats{epoch("default", 10, 2, nil), epoch("default", 11, 1, nil)}
+	later := withEpochs(epochStats("default", 10, 9, unknown), epochStats("default", 11, 1, nil))
+	want = []*resealv1.EpochStats{epochStats("default", 10, 2, nil), epochStats("default", 11, 1, nil)}
 	if diff := cmp.Diff(want, later.since(a).stats().GetEpochs(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
@@ -43,13 +44,32 @@ func TestEpochs(t *testing.T) {
 func TestEpochsAreBounded(t *testing.T) {
 	var many []*resealv1.EpochStats
 	for number := range uint64(10 * maxEpochs) {
-		many = append(many, epoch("default", number, 1, nil))
+		many = append(many, epochStats("default", number, 1, nil))
 	}
-	if got := len(fromEpochs(many...).stats().GetEpochs()); got != maxEpochs {
+	if got := len(withEpochs(many...).stats().GetEpochs()); got != maxEpochs {
 		t.Errorf("%d epochs of a report", got)
 	}
-	strange := fromEpochs(epoch(strings.Repeat("k", maxName+1), 1, 1, nil), epoch("default", 2, 1, nil), epoch("default", 2, 5, nil), epoch("", 0, 2, map[string]uint64{"": 1, "resumed": 4}))
+	strange := withEpochs(epochStats(strings.Repeat("k", maxName+1), 1, 1, nil), epochStats("default", 2, 1, nil), epochStats("default", 2, 5, nil), epochStats("", 0, 2, map[string]uint64{"": 1, "a/b": 4}))
 	if got := strange.stats().GetEpochs(); len(got) != 2 || got[1].GetResumed() != 1 {
 		t.Errorf("strange: %v", got)
+	}
+}
+
+// What has not changed is kept once, however many reports it is in: retired epochs
+// don't make windows shorter.
+func TestEpochsThatDidNotChangeAreShared(t *testing.T) {
+	words := newVocabularies()
+	var before *report
+	for i := range uint64(10) {
+		listener := &resealv1.Stats{Name: "web"}
+		for number := range uint64(14) {
+			listener.Epochs = append(listener.Epochs, epochStats("default", number+1, 100, map[string]uint64{"expired": 1}))
+		}
+		listener.Epochs[13].Resumed += i
+		made := newReport(&resealv1.ReportRequest{Listeners: []*resealv1.Stats{listener}}, time.Now(), words, before)
+		if before != nil && (made.cells != 2 || made.listeners[0].epochs[3] != before.listeners[0].epochs[3]) {
+			t.Errorf("report %d costs %d cells", i, made.cells)
+		}
+		before = made
 	}
 }

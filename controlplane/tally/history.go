@@ -58,11 +58,15 @@ func (r *report) take(all []*resealv1.Stats, words *vocabularies, before []*coun
 	slices.SortStableFunc(taken, compareNames)
 	taken = slices.CompactFunc(taken, func(a, b *counters) bool { return a.name == b.name })
 	for i, c := range taken {
-		if same := byName(before, c.name); same != nil && same.equal(c) {
-			taken[i] = same
-			continue
+		changed := len(c.epochs)
+		if same := byName(before, c.name); same != nil {
+			if same.equal(c) {
+				taken[i] = same
+				continue
+			}
+			changed = shareEpochs(c.epochs, same.epochs)
 		}
-		r.cells += 1 + len(c.shares[byEpoch])/4
+		r.cells += 1 + (changed+len(c.epochs)/16)/3 // their sizes beside a cell's
 	}
 	if slices.Equal(taken, before) {
 		return before

@@ -29,7 +29,7 @@ type vocabulary struct {
 	learned int
 }
 
-type vocabularies [byEpoch]*vocabulary
+type vocabularies [divided]*vocabulary
 
 func newVocabularies() *vocabularies {
 	return &vocabularies{
