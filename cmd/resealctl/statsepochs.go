@@ -27,31 +27,40 @@ func viewEpochs(epochs []*resealv1.EpochStats) []epochStatsView {
 	return views
 }
 
-// epochLines say how the tickets of each epoch fared, the newest first.
+// epochLines say how the tickets of each epoch fared, the newest first. Epochs of
+// which tickets opened come before those that only clients speak of.
 func epochLines(epochs []*resealv1.EpochStats) []string {
 	newest := slices.SortedFunc(slices.Values(epochs), func(a, b *resealv1.EpochStats) int {
-		return cmp.Or(cmp.Compare(b.GetEpoch(), a.GetEpoch()), cmp.Compare(a.GetKeyring(), b.GetKeyring()))
+		return cmp.Or(cmp.Compare(min(b.GetResumed(), 1), min(a.GetResumed(), 1)),
+			cmp.Compare(b.GetEpoch(), a.GetEpoch()), cmp.Compare(a.GetKeyring(), b.GetKeyring()))
 	})
 	var lines []string
-	older, olderMisses, rest := uint64(0), map[string]uint64{}, 0
-	for i, e := range newest {
+	rest, resumed, misses, strange := 0, uint64(0), map[string]uint64{}, map[string]uint64{}
+	for _, e := range newest {
 		switch {
 		case e.GetEpoch() == 0:
-			lines = append(lines, "tickets of no known epoch: "+counted(e.GetMisses()))
-		case i < shownEpochs:
+			addCounts(strange, e.GetMisses())
+		case len(lines) < shownEpochs:
 			lines = append(lines, fmt.Sprintf("tickets of epoch %d (%s): %s", e.GetEpoch(), e.GetKeyring(), faredText(e.GetResumed(), e.GetMisses())))
 		default:
 			rest++
-			older += e.GetResumed()
-			for reason, n := range e.GetMisses() {
-				olderMisses[reason] += n
-			}
+			resumed += e.GetResumed()
+			addCounts(misses, e.GetMisses())
 		}
 	}
 	if rest > 0 {
-		lines = slices.Insert(lines, shownEpochs, fmt.Sprintf("tickets of %d older: %s", rest, faredText(older, olderMisses)))
+		lines = append(lines, fmt.Sprintf("tickets of %d other epochs: %s", rest, faredText(resumed, misses)))
+	}
+	if len(strange) > 0 {
+		lines = append(lines, "tickets of no known epoch: "+counted(strange))
 	}
 	return lines
+}
+
+func addCounts(to, from map[string]uint64) {
+	for key, n := range from {
+		to[key] += n
+	}
 }
 
 func faredText(resumed uint64, misses map[string]uint64) string {
@@ -66,18 +75,21 @@ func faredText(resumed uint64, misses map[string]uint64) string {
 	return text
 }
 
-// unknownKeys are the edges that saw tickets of keys that they don't know, on a
-// listener: one that lags behind the fleet, or selects other keyrings.
+// unknownKeys are the edges that saw tickets of epochs that they don't know, on a
+// listener: one that lags behind the fleet, or selects other keyrings. Tickets that
+// are none of the keyring's, as of another product's servers, don't count.
 func unknownKeys(edges []*resealv1.EdgeStats, listener string) map[string]uint64 {
 	label := resealv1.Label(resealv1.MissReason_MISS_REASON_KEY_UNKNOWN)
-	var unknown map[string]uint64
+	unknown := map[string]uint64{}
 	for _, edge := range edges {
 		for _, stats := range edge.GetListeners() {
-			if n := stats.GetMisses()[label]; n > 0 && stats.GetName() == listener {
-				if unknown == nil {
-					unknown = map[string]uint64{}
+			if stats.GetName() != listener {
+				continue
+			}
+			for _, epoch := range stats.GetEpochs() {
+				if n := epoch.GetMisses()[label]; n > 0 && epoch.GetEpoch() > 0 {
+					unknown[edge.GetEdge()] += n
 				}
-				unknown[edge.GetEdge()] += n
 			}
 		}
 	}

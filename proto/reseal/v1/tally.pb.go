@@ -426,8 +426,10 @@ type Stats struct {
 	// Closed connections by who closed first: "us", "peer".
 	ClosesBy map[string]uint64 `protobuf:"bytes,8,rep,name=closes_by,json=closesBy,proto3" json:"closes_by,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Listeners: handshakes for which the client offered a ticket, by the epoch
-	// that it was sealed under. The newest 24 epochs of an edge; what is older is
-	// dropped, so that these counters may go back. Sorted by keyring and number.
+	// that the ticket names. Of each listener an edge counts the 64 epochs apart
+	// whose tickets came last, those before others of which a ticket has opened.
+	// What it gives up for that is dropped, so that these counters may go back.
+	// Sorted by keyring and number.
 	Epochs        []*EpochStats `protobuf:"bytes,9,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -526,14 +528,15 @@ func (x *Stats) GetEpochs() []*EpochStats {
 	return nil
 }
 
-// EpochStats are what became of the tickets of one epoch. An edge in step with
-// the fleet has no misses by key_unknown here.
+// EpochStats are what became of the tickets of one epoch. Misses by key_unknown
+// mean that the edge lags behind the fleet, unless clients make numbers up.
 type EpochStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the keyring.
 	Keyring string `protobuf:"bytes,1,opt,name=keyring,proto3" json:"keyring,omitempty"`
 	// The epoch's number. 0 stands for tickets that name no epoch that can be:
-	// damaged ones, and those of somebody else's servers.
+	// damaged ones, and those of somebody else's servers. When an edge counts no
+	// further epochs apart, also for those that did not open.
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Handshakes resumed.
 	Resumed uint64 `protobuf:"varint,3,opt,name=resumed,proto3" json:"resumed,omitempty"`

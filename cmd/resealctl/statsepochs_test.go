@@ -1,0 +1,33 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// Numbers that clients made up don't push out of sight what is in use.
+func TestEpochLines(t *testing.T) {
+	unknown := map[string]uint64{"key_unknown": 1}
+	var epochs []*resealv1.EpochStats
+	for number := range uint64(9) {
+		epochs = append(epochs, &resealv1.EpochStats{Keyring: "default", Epoch: number, Misses: unknown})
+	}
+	epochs = append(epochs, &resealv1.EpochStats{Keyring: "other", Misses: unknown})
+	for number := uint64(3); number <= 5; number++ {
+		epochs[number].Resumed, epochs[number].Misses = number, nil
+	}
+	want := []string{
+		"tickets of epoch 5 (default): 5 of 5 resumed (100%)",
+		"tickets of epoch 4 (default): 4 of 4 resumed (100%)",
+		"tickets of epoch 3 (default): 3 of 3 resumed (100%)",
+		"tickets of epoch 8 (default): 0 of 1 resumed (0%); key_unknown 1",
+		"tickets of 4 other epochs: 0 of 4 resumed (0%); key_unknown 4",
+		"tickets of no known epoch: key_unknown 2",
+	}
+	if got := epochLines(epochs); !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
