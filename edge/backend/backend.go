@@ -34,9 +34,11 @@ type Handshaker interface {
 	Doubt(identity string)
 	// Forget drops the sessions of all identities that begin with prefix.
 	Forget(prefix string)
-	// Replace notes that the pool identity next has taken the place of old. It is
-	// called before a handshake with the new one and before Forget of the old.
-	Replace(old, next string)
+	// Replace notes that for a pool the identity next has taken the place of old,
+	// which other pools may keep: places are the pool's own endpoints, or what
+	// stands for them in its identities. It is called before a handshake with the
+	// new one and before Forget of the old.
+	Replace(old, next string, places []string)
 	// Unclean notes that a connection of identity ended without close_notify.
 	Unclean(identity string)
 }
@@ -276,10 +278,13 @@ func (b *Backend) Update(pools []Pool) {
 	for _, spec := range pools {
 		p := b.pools[spec.Name]
 		if p == nil || p.state.Load().identity != spec.Identity || p.state.Load().uid != spec.UID {
+			var places []string
 			if p != nil && p.state.Load().uid == spec.UID {
-				b.cfg.Handshaker.Replace(p.state.Load().identity, spec.Identity)
+				places = p.places()
+				b.cfg.Handshaker.Replace(p.state.Load().identity, spec.Identity, places)
 			}
 			p = newPool(b, spec)
+			p.before = places
 			if b.running {
 				p.start()
 			}

@@ -84,7 +84,7 @@ type fakeSessions struct {
 	caches  map[string]tls.ClientSessionCache
 	unclean map[string]int
 	forgot  []string
-	// replaced holds "old next" of each call of Replace.
+	// replaced holds "old next place ..." of each call of Replace.
 	replaced []string
 	seen     []string
 	breakIt  func() bool // fail this handshake as if a session had broken it
@@ -100,10 +100,10 @@ func (f *fakeSessions) Reserve(_ context.Context, identity string, _ time.Durati
 
 func (f *fakeSessions) Doubt(string) {}
 
-func (f *fakeSessions) Replace(old, next string) {
+func (f *fakeSessions) Replace(old, next string, places []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.replaced = append(f.replaced, old+" "+next)
+	f.replaced = append(f.replaced, strings.Join(append([]string{old, next}, places...), " "))
 }
 
 type fakeAttempt struct {

@@ -20,6 +20,7 @@ type pool struct {
 	name     string
 	counters Counters
 	state    atomic.Pointer[poolState]
+	before   []string // places of the pool that it took over from; guarded by Backend.mu
 
 	mu        sync.Mutex // guards what follows, and changes of state
 	endpoints map[string]*endpoint
@@ -277,6 +278,24 @@ func SessionConfig(pool Pool, identity string) *tls.Config {
 		config.NextProtos = []string{protocolHTTP1}
 	}
 	return config
+}
+
+// places are the middle parts of the pool's session identities. Before the first
+// look-up of a DNS pool they are those of the pool that it took over from.
+// Backend.mu is held.
+func (p *pool) places() []string {
+	s := p.state.Load()
+	switch {
+	case s.settings.poolScope:
+		return []string{poolPlace(s.uid)}
+	case len(s.members) == 0:
+		return p.before
+	}
+	var all []string
+	for _, m := range s.members {
+		all = append(all, m.address)
+	}
+	return all
 }
 
 // poolPlace stands for the endpoint's address in identities that all endpoints

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -158,9 +159,55 @@ func TestIdentityReplaced(t *testing.T) {
 	x.b.Update([]Pool{next})
 	next.UID, next.Identity = "other", "again"
 	x.b.Update([]Pool{next})
-	if got, want := x.h.replaced, []string{"identity changed"}; !slices.Equal(got, want) {
+	if got, want := x.h.replaced, []string{"identity changed " + s.addr}; !slices.Equal(got, want) {
 		t.Errorf("replaced %q, want %q", got, want)
 	}
+}
+
+// A pool whose identity changes names its own places, as other pools may have
+// had the same identity.
+func TestPlacesReplaced(t *testing.T) {
+	x := newBench(t, []string{"192.0.2.1:443", "192.0.2.2:443"})
+	next := x.pool
+	change := func(identity string) {
+		t.Helper()
+		next.Identity = identity
+		x.h.replaced = nil
+		x.b.Update([]Pool{next})
+	}
+	want := func(replaced string) {
+		t.Helper()
+		if got := x.h.replaced; !slices.Equal(got, []string{replaced}) {
+			t.Errorf("replaced %q, want %q", got, replaced)
+		}
+	}
+	change("two")
+	want("identity two 192.0.2.1:443 192.0.2.2:443")
+
+	var answer atomic.Pointer[[]netip.Addr]
+	x.b.cfg.Resolve = func(context.Context, string) ([]netip.Addr, error) {
+		if found := answer.Load(); found != nil {
+			return *found, nil
+		}
+		return nil, errors.New("the resolver is down")
+	}
+	next.Spec = proto.CloneOf(next.Spec)
+	next.Spec.Endpoints, next.Spec.Dns = nil, &resealv1.DNSEndpoints{
+		Name: "backends.test", Port: 443, RefreshInterval: dur(5 * time.Millisecond),
+	}
+	change("three")
+	change("four")
+	want("three four 192.0.2.1:443 192.0.2.2:443") // no answer so far
+	answer.Store(&[]netip.Addr{netip.MustParseAddr("192.0.2.3")})
+	eventually(t, "the answer is used", func() bool { return len(x.b.pools["p"].state.Load().members) == 1 })
+	change("five")
+	want("four five 192.0.2.3:443")
+
+	next.Spec = proto.CloneOf(next.Spec)
+	next.Spec.Sessions.Scope = resealv1.Sessions_SCOPE_POOL
+	change("six")
+	change("seven")
+	want("six seven pool uid")
 }
 
 func TestReuseModes(t *testing.T) {

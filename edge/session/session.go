@@ -285,19 +285,28 @@ func (s *Store) Forget(prefix string) {
 	}
 }
 
-// Replace notes that what identities of the group old stand for has become what
-// those of the group next stand for: a pool's trust, client certificate or
-// policy changed. Handshakes of the new identities whose old ones had a session
-// are then full because of that. The old ones stay until they are forgotten.
-func (s *Store) Replace(old, next string) {
+// Replace notes that a pool went from the identities of the group old to those of
+// the group next: its trust, client certificate or policy changed. places are
+// its own, which stand between the first and the second "|"; others in the group
+// are of pools that stay. Handshakes of the new identities whose old ones had a
+// session are then full because of that. The old ones stay until they are
+// forgotten.
+func (s *Store) Replace(old, next string, places []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	from := s.groups[old]
 	if from == nil || old == next {
 		return
 	}
+	moves := make(map[string]bool, len(places))
+	for _, place := range places {
+		moves[place] = true
+	}
 	to, now := s.group(next), time.Now()
 	lose := func(identity string, why resealv1.MissReason) {
+		if !moves[placeName(identity)] {
+			return
+		}
 		identity = next + strings.TrimPrefix(identity, old)
 		if to.records[identity] == nil {
 			to.lose(identity, why, s.maxIdentities)

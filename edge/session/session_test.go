@@ -342,7 +342,8 @@ func TestReplace(t *testing.T) {
 		h.useBy = time.Now().Add(-time.Second)
 	}
 	p.store.mu.Unlock()
-	p.store.Replace("old", "new")
+	all := []string{"0", "1", "2", "3"}
+	p.store.Replace("old", "new", all)
 	p.want("old|2", psk, 0) // another pool may have the same identity
 	p.store.Forget("old|")
 	p.want("new|0", 0, policy)
@@ -350,13 +351,36 @@ func TestReplace(t *testing.T) {
 	p.want("new|1", 0, noSession) // it had none that could be used
 	p.want("new|3", 0, noSession)
 	// What was not dialled in between is carried on, and back again.
-	p.store.Replace("new", "old")
+	p.store.Replace("new", "old", all)
 	p.store.Forget("new|")
 	p.want("old|2", 0, policy)
 	p.want("old|0", 0, policy)
-	p.store.Replace("none", "old")
-	p.store.Replace("old", "old")
+	p.store.Replace("none", "old", all)
+	p.store.Replace("old", "old", all)
 	p.want("old|0", psk, 0)
+}
+
+// Pools that look alike are in one group. When one of them changes, what the
+// others had says nothing about it, and takes no room in what is remembered.
+func TestReplaceOfOnePool(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.want("old|one:443|name", 0, noSession)
+	p.want("old|one:443|name|http/1.1", 0, noSession)
+	p.want("old|two:443|name", 0, noSession)
+	p.store.Replace("old", "new", []string{"one:443"})
+	p.want("new|two:443|name", 0, noSession) // a third pool's first contact
+	p.want("new|one:443|name", 0, policy)
+	p.want("new|one:443|name|http/1.1", 0, policy)
+	p.want("old|two:443|name", psk, 0)
+
+	p = newPeer(t, Config{MaxIdentities: 2})
+	for _, name := range []string{"a", "b", "c"} {
+		p.want("new|one:443|"+name, 0, noSession)
+	}
+	p.want("old|two:443|a", 0, noSession)
+	p.want("old|two:443|b", 0, noSession)
+	p.store.Replace("old", "new", []string{"one:443"})
+	p.want("new|one:443|a", 0, evicted)
 }
 
 // A server that takes each ticket once: the ticket is remembered in Extra by

@@ -92,6 +92,13 @@ func groupName(identity string) string {
 	return name
 }
 
+// placeName is the second part of an identity.
+func placeName(identity string) string {
+	_, rest, _ := strings.Cut(identity, "|")
+	place, _, _ := strings.Cut(rest, "|")
+	return place
+}
+
 // hasGroupPrefix reports whether all identities of the group begin with prefix.
 func hasGroupPrefix(name, prefix string) bool {
 	return strings.HasPrefix(name+"|", prefix)
