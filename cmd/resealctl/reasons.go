@@ -41,7 +41,7 @@ func explainMiss(reason resealv1.MissReason) explanation {
 			"Let all servers behind the endpoint speak the same versions, or fix one with a TLSPolicy (minVersion, maxVersion) in spec.tls.policy."}
 	case resealv1.MissReason_MISS_REASON_POLICY_CHANGED:
 		return explanation{
-			"Trust, client certificate or TLS policy of the pool changed, so its sessions had to go.",
+			"Trust, verification, client certificate, TLS policy, protocol or sessions.sharing of the pool changed, so its sessions had to go.",
 			"It happens once with each such change and needs nothing; if it goes on, see what keeps changing: resealctl history, and caFile and certificateFile on the edges."}
 	case resealv1.MissReason_MISS_REASON_UNSUPPORTED_BY_PEER:
 		return explanation{

@@ -101,7 +101,9 @@ const (
 	MissReason_MISS_REASON_SINGLE_USE_SPENT MissReason = 6
 	// Backend: the server now speaks another TLS version.
 	MissReason_MISS_REASON_VERSION_CHANGED MissReason = 7
-	// Backend: trust, client certificate or policy changed.
+	// Backend: something that sessions depend on changed in the pool: trust,
+	// verification, client certificate, TLS policy, protocol (for its ALPN), or
+	// sharing.
 	MissReason_MISS_REASON_POLICY_CHANGED MissReason = 8
 	// Backend: the server gives out no sessions.
 	MissReason_MISS_REASON_UNSUPPORTED_BY_PEER MissReason = 9
