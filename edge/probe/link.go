@@ -45,6 +45,7 @@ type link struct {
 	flight serverFlight
 	state  tls.ConnectionState
 	done   func() bool // releases the context
+	cut    bool        // an answer was not read to its end: to be aborted
 }
 
 // connect dials and makes a handshake, offering what c holds. The error is

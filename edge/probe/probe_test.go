@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -258,6 +259,51 @@ func TestLongAnswer(t *testing.T) {
 	}
 	if strings.Contains(r.Advice, "closes the connection") {
 		t.Errorf("advice %q", r.Advice)
+	}
+}
+
+// TestEndlessAnswer: the bound on an answer holds for what goes over the network.
+func TestEndlessAnswer(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	const enough = 32 * maxBody
+	var most atomic.Int64
+	s := startGo(t, a.issue("endless"), serverOptions{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet {
+			return
+		}
+		piece := make([]byte, 64<<10)
+		for sent := int64(0); sent < enough; sent += int64(len(piece)) {
+			most.Store(max(most.Load(), sent))
+			if _, err := w.Write(piece); err != nil {
+				return
+			}
+		}
+	})})
+	r := probe(t, Config{Address: s.address, Roots: a.roots()})
+	// What the kernels hold on the way comes on top.
+	if sent := most.Load(); sent > enough/2 {
+		t.Errorf("the server sent %d bytes of an answer, the bound is %d", sent, maxBody)
+	}
+	if strings.Contains(r.Advice, "did not end") {
+		t.Errorf("advice %q", r.Advice)
+	}
+	for _, v := range r.Versions {
+		if got := survives(v); got != allSurvive {
+			t.Errorf("%v survives %s", v.Version, got)
+		}
+	}
+}
+
+// TestLongestAnswer: an answer of what is read at most is read.
+func TestLongestAnswer(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	s := startGo(t, a.issue("longest"), serverOptions{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = w.Write(make([]byte, maxBody))
+	})})
+	if r := probe(t, Config{Address: s.address, Roots: a.roots()}); r.KeepAlive.Reusable != answerYes {
+		t.Errorf("keep-alive %v", r.KeepAlive)
 	}
 }
 

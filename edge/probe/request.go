@@ -27,7 +27,8 @@ const (
 // errNotHTTP is the error of an answer that is not HTTP/1.1.
 var errNotHTTP = errors.New("the answer is not HTTP/1.1")
 
-// errLongAnswer is that of an answer that is not read to its end.
+// errLongAnswer is that of an answer that is not read to its end, so that its
+// connection is good for nothing but to be aborted.
 var errLongAnswer = fmt.Errorf("the answer has more than %d MiB", maxBody>>20)
 
 // ask sends a request and reads the answer's header.
@@ -81,16 +82,17 @@ func (l *link) exchange(method string) (response *http.Response, kept bool, err 
 	if err != nil {
 		return nil, false, err
 	}
-	body := &io.LimitedReader{R: response.Body, N: maxBody}
-	_, err = io.Copy(io.Discard, body)
-	response.Body.Close()
+	// Only a body that was read to its end is closed, since Close reads on to it.
+	n, err := io.Copy(io.Discard, io.LimitReader(response.Body, maxBody+1))
 	if err != nil {
 		return nil, false, fmt.Errorf("answer: %w", err)
 	}
 	l.record.Requests++
-	if body.N == 0 {
+	if n > maxBody {
+		l.cut = true
 		return response, false, errLongAnswer
 	}
+	response.Body.Close()
 	return response, !response.Close, nil
 }
 

@@ -146,9 +146,13 @@ func (r *run) firstOf(l *link) {
 	if !r.http || r.closes && l.record.Requests == 0 {
 		l.settle()
 	}
-	if l.record.Requests > 0 && r.closes && l.gone() {
+	switch {
+	case l.cut:
+		// To wait for the answer to close_notify would be to read on.
+		l.end(endAbort)
+	case l.record.Requests > 0 && r.closes && l.gone():
 		l.end(endPeer)
-	} else {
+	default:
 		l.end(endNotify)
 	}
 	l.chain.facts.Tickets = l.record.Tickets
