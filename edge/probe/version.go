@@ -192,10 +192,14 @@ func (r *run) runChain(ctx context.Context, c *chain, first resealv1.ProbeEnding
 		plan = append(plan, endAbort)
 	}
 	plan = append(plan, endNotify)
+	again := 1 // where a ticket is offered again: after two clean ends
+	if first == endAbort {
+		plan, again = slices.Insert(plan, 0, endNotify), 2
+	}
 	before, note := first, ""
 	repeated := map[resealv1.ProbeEnding]bool{}
 	for i := 0; i < len(plan); i++ {
-		reoffer := i == 1 && c.version == tls.VersionTLS13 && c.again()
+		reoffer := i == again && c.version == tls.VersionTLS13 && c.again()
 		purpose := "after " + endingWords[before]
 		if reoffer {
 			purpose = "the same ticket again"
