@@ -81,8 +81,9 @@ type Feed struct {
 	synced chan struct{}
 	writer *writer
 
-	// applying serialises Apply, and is taken before mu.
-	applying sync.Mutex
+	// applying has room for one: it serialises Apply, and is filled before mu is
+	// taken. It is no mutex, so that time goes on in synctest while one waits.
+	applying chan struct{}
 
 	// What survives a reconnect, guarded by mu.
 	mu       sync.Mutex
@@ -99,9 +100,10 @@ func New(config Config) *Feed {
 		config.StartedAt = time.Now()
 	}
 	return &Feed{
-		config: config,
-		synced: make(chan struct{}),
-		writer: newWriter(config.State, config.Logger),
+		config:   config,
+		synced:   make(chan struct{}),
+		writer:   newWriter(config.State, config.Logger),
+		applying: make(chan struct{}, 1),
 	}
 }
 
@@ -166,8 +168,8 @@ func (f *Feed) take(update *resealv1.Update) (*holding, error) {
 // apply puts the held configuration in force and returns what to tell the
 // server.
 func (f *Feed) apply(ctx context.Context, held *holding) *resealv1.SyncRequest {
-	f.applying.Lock()
-	defer f.applying.Unlock()
+	f.applying <- struct{}{}
+	defer func() { <-f.applying }()
 	return f.applyLocked(ctx, held)
 }
 
@@ -236,8 +238,8 @@ func (f *Feed) retry(ctx context.Context) error {
 }
 
 func (f *Feed) retryOnce(ctx context.Context) {
-	f.applying.Lock()
-	defer f.applying.Unlock()
+	f.applying <- struct{}{}
+	defer func() { <-f.applying }()
 	f.mu.Lock()
 	held, before := f.held, f.refusal
 	f.mu.Unlock()
