@@ -133,16 +133,15 @@ func (c *counters) since(base *counters) *counters {
 	for i := range grown.plain {
 		grown.plain[i] = c.plain[i] - base.plain[i]
 	}
-	minus := func(a, b uint64) uint64 { return a - min(a, b) }
 	for i := range grown.shares {
-		grown.shares[i] = merge(c.shares[i], base.shares[i], minus)
+		grown.shares[i] = merge(c.shares[i], base.shares[i], func(a, b uint64) uint64 { return a - b })
 	}
-	grown.epochs = mergeEpochs(c.epochs, base.epochs, minus)
+	grown.epochs = epochsSince(c.epochs, base.epochs)
 	return grown
 }
 
 // below reports whether a counter is lower than before. Those of epochs do not
-// count: edges forget old ones.
+// count: edges give old ones up.
 func (c *counters) below(base *counters) bool {
 	for i := range c.plain {
 		if c.plain[i] < base.plain[i] {
@@ -150,13 +149,16 @@ func (c *counters) below(base *counters) bool {
 		}
 	}
 	for i := range c.shares {
-		for _, s := range base.shares[i] {
-			if s.count > find(c.shares[i], s.key) {
-				return true
-			}
+		if anyBelow(c.shares[i], base.shares[i]) {
+			return true
 		}
 	}
 	return false
+}
+
+// anyBelow reports whether a share is lower than before.
+func anyBelow(shares, before []share) bool {
+	return slices.ContainsFunc(before, func(s share) bool { return find(shares, s.key) < s.count })
 }
 
 func find(shares []share, key string) uint64 {

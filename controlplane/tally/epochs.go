@@ -8,10 +8,11 @@ import (
 )
 
 // maxEpochs bounds the epochs of a listener that a report is believed: more than
-// an edge sends.
+// the 65 that an edge sends, number 0 included.
 const maxEpochs = 72
 
-// epoch is what became of the tickets of one epoch. It is immutable, and shared by
+// epoch is what became of the tickets of one epoch; number 0, of no keyring, is that
+// of other tickets. It is immutable, and shared by
 // the reports between which it did not change.
 type epoch struct {
 	keyring string
@@ -54,14 +55,45 @@ func toEpochs(epochs []*epoch) []*resealv1.EpochStats {
 // returns how many have.
 func shareEpochs(epochs, before []*epoch) (changed int) {
 	for i, e := range epochs {
-		at, known := slices.BinarySearchFunc(before, e, compareEpochs)
-		if known && before[at].equal(e) {
-			epochs[i] = before[at]
+		if same := findEpoch(before, e); same.equal(e) {
+			epochs[i] = same
 		} else {
 			changed++
 		}
 	}
 	return changed
+}
+
+// epochsSince is what was counted after base. An epoch that is below base was given
+// up meanwhile: its edge added it to number 0, and counts anew if it is back. So
+// base is moved to number 0 likewise, and the sum is right.
+func epochsSince(epochs, base []*epoch) []*epoch {
+	var kept []*epoch
+	moved := &epoch{}
+	plus := func(a, b uint64) uint64 { return a + b }
+	for _, e := range base {
+		if e.number == 0 || !findEpoch(epochs, e).below(e) {
+			kept = append(kept, e)
+		} else {
+			moved = moved.combine(&epoch{resumed: e.resumed, misses: e.misses}, plus)
+		}
+	}
+	base = mergeEpochs([]*epoch{moved}, kept, plus)
+	return mergeEpochs(epochs, base, func(a, b uint64) uint64 { return a - min(a, b) })
+}
+
+// findEpoch finds the counters of the same epoch in a sorted list.
+func findEpoch(epochs []*epoch, same *epoch) *epoch {
+	i, ok := slices.BinarySearchFunc(epochs, same, compareEpochs)
+	if !ok {
+		return &epoch{}
+	}
+	return epochs[i]
+}
+
+// below reports whether a counter is lower than before.
+func (e *epoch) below(before *epoch) bool {
+	return e.resumed < before.resumed || anyBelow(e.misses, before.misses)
 }
 
 // mergeEpochs combines sorted lists, as merge does.

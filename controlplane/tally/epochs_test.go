@@ -7,7 +7,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
+	"pgregory.net/rapid"
 
+	edgetally "github.com/reseal/reseal/edge/tally"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -32,11 +34,64 @@ func TestEpochs(t *testing.T) {
 	if diff := cmp.Diff(want, a.add(b).stats().GetEpochs(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	// What an edge has forgotten since is nothing, and no restart.
-	later := withEpochs(epochStats("default", 10, 9, unknown), epochStats("default", 11, 1, nil))
+	later := withEpochs(epochStats("default", 9, 5, nil), epochStats("default", 10, 9, unknown), epochStats("default", 11, 1, nil), epochStats("a/b", 1, 1, nil))
 	want = []*resealv1.EpochStats{epochStats("default", 10, 2, nil), epochStats("default", 11, 1, nil)}
 	if diff := cmp.Diff(want, later.since(a).stats().GetEpochs(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Edges give epochs up for others and add them to number 0. What they had before the
+// window is not counted in it.
+func TestEpochsThatWereGivenUp(t *testing.T) {
+	expired := map[string]uint64{"expired": 2}
+	base := withEpochs(epochStats("", 0, 5, nil), epochStats("default", 7, 100, expired), epochStats("default", 8, 50, nil), epochStats("default", 9, 10, nil))
+	// 7 went with three more than before, 8 as it was, and came back.
+	later := withEpochs(epochStats("", 0, 159, expired), epochStats("default", 8, 4, nil), epochStats("default", 9, 11, nil))
+	want := []*resealv1.EpochStats{epochStats("", 0, 4, nil), epochStats("default", 8, 4, nil), epochStats("default", 9, 1, nil)}
+	if diff := cmp.Diff(want, later.since(base).stats().GetEpochs(), protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// In any window the epochs add up to the tickets that were offered in it.
+func TestEpochsAddUp(t *testing.T) {
+	words := newVocabularies()
+	outcomes := []resealv1.MissReason{0, resealv1.MissReason_MISS_REASON_EXPIRED, resealv1.MissReason_MISS_REASON_KEY_UNKNOWN}
+	rapid.Check(t, func(t *rapid.T) {
+		edge := edgetally.New(nil)
+		offer := func() map[string]uint64 {
+			offered := map[string]uint64{}
+			from, many := rapid.Uint64Range(0, 200).Draw(t, "from"), rapid.Uint64Range(0, 200).Draw(t, "many")
+			for number := range many {
+				miss := rapid.SampledFrom(outcomes).Draw(t, "miss")
+				edge.Listener("web").Ticket("default", from+number, miss)
+				offered[resealv1.Label(miss)]++
+			}
+			return offered
+		}
+		read := func() *counters { return fromStats(edge.Report("a", "1", 0).GetListeners()[0], words) }
+		edge.Listener("web")
+		for range 3 {
+			offer()
+			base := read()
+			want, got := offer(), map[string]uint64{}
+			for _, e := range read().since(base).stats().GetEpochs() {
+				addTo(got, resealv1.Label(outcomes[0]), e.GetResumed())
+				for reason, n := range e.GetMisses() {
+					addTo(got, reason, n)
+				}
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Fatal(diff)
+			}
+		}
+	})
+}
+
+func addTo(counts map[string]uint64, key string, n uint64) {
+	if n > 0 {
+		counts[key] += n
 	}
 }
 

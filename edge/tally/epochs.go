@@ -2,40 +2,46 @@ package tally
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"sync"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// maxEpochs bounds the epochs of a listener that are counted apart. With an hour
-// between rotations and tickets that live for twelve there are fourteen.
-const maxEpochs = 64
+// An edge counts that many epochs of a listener apart. Tickets live for retireAfter,
+// half a day by default, so that there are fourteen with an hour between rotations
+// and fifty with a quarter of one.
+const (
+	maxProven = 56 // epochs of which a ticket has opened
+	// maxNamed bounds the others. They have places of their own: anybody can name
+	// numbers, and an edge that lags behind must still show on which ones.
+	maxNamed = 8
+)
 
-// epochKey names an epoch. Number 0 is of no keyring's epoch.
+// epochKey names an epoch.
 type epochKey struct {
 	keyring string
 	number  uint64
-}
-
-func (k epochKey) compare(other epochKey) int {
-	return cmp.Or(cmp.Compare(k.keyring, other.keyring), cmp.Compare(k.number, other.number))
 }
 
 // epochs counts what became of clients' tickets by the epoch that they name. The
 // lock is held for a map's look-up, beside a handshake.
 type epochs struct {
 	mu     sync.Mutex
-	counts map[epochKey]*epochCount
-	ticks  uint64 // tickets so far
+	proven map[epochKey]*epochCount // epochs of which a ticket has opened
+	named  map[epochKey]*epochCount // others
+	other  epochCount               // number 0: tickets of neither
+	ticks  uint64                   // tickets so far
+}
+
+func newEpochs() *epochs {
+	return &epochs{proven: map[epochKey]*epochCount{}, named: map[epochKey]*epochCount{}}
 }
 
 // epochCount counts the tickets of one epoch.
 type epochCount struct {
 	outcomes [misses]uint64 // place 0: resumed
 	last     uint64         // the tick of the last one
-	proven   bool           // one has opened, so that the epoch exists
 }
 
 // proves reports whether a ticket with this outcome has opened. Until then its
@@ -45,75 +51,91 @@ func proves(miss resealv1.MissReason) bool {
 }
 
 // Ticket counts a handshake for which a ticket of an epoch was offered. A zero
-// miss means that it was resumed. When there are too many epochs, one is dropped.
+// miss means that it was resumed. When there are too many epochs, the one whose
+// last ticket is the longest ago is given up and what it had is added to number 0:
+// the counters never go back in sum.
 func (l *Listener) Ticket(keyring string, epoch uint64, miss resealv1.MissReason) {
 	if miss < 0 || int(miss) >= misses {
 		return
 	}
-	e := &l.epochs
+	e := l.epochs
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.ticks++
 	count := e.count(epochKey{keyring, epoch}, proves(miss))
 	count.outcomes[miss]++
 	count.last = e.ticks
-	count.proven = count.proven || proves(miss)
 }
 
-// count finds or makes the counter of an epoch. When all places are taken by
-// epochs that exist, a ticket that proves nothing is counted under number 0.
+// count finds or makes the counter of an epoch. With the first ticket that opens an
+// epoch moves to the proven ones.
 func (e *epochs) count(key epochKey, proven bool) *epochCount {
-	if count := e.counts[key]; count != nil {
+	if key.number == 0 {
+		return &e.other
+	}
+	if count := e.proven[key]; count != nil {
 		return count
 	}
-	if key.number != 0 && len(e.counts) >= maxEpochs {
-		least := e.least()
-		if e.counts[least].proven && !proven {
-			return e.count(epochKey{key.keyring, 0}, false)
-		}
-		delete(e.counts, least)
+	count := e.named[key]
+	if count != nil && !proven {
+		return count
 	}
-	if e.counts == nil {
-		e.counts = map[epochKey]*epochCount{}
+	if count == nil {
+		count = &epochCount{}
 	}
-	if key.number == 0 { // not among those that make room, so there is one
-		maps.DeleteFunc(e.counts, func(other epochKey, _ *epochCount) bool { return other.number == 0 })
+	if proven {
+		delete(e.named, key)
+		e.makeRoom(e.proven, maxProven)
+		e.proven[key] = count
+	} else {
+		e.makeRoom(e.named, maxNamed)
+		e.named[key] = count
 	}
-	count := &epochCount{}
-	e.counts[key] = count
 	return count
 }
 
-// least is the epoch that matters least: one that nothing proves, else the one
-// whose last ticket is the longest ago.
-func (e *epochs) least() epochKey {
+// makeRoom gives an epoch up when there are as many as the limit.
+func (e *epochs) makeRoom(counts map[epochKey]*epochCount, limit int) {
+	if len(counts) < limit {
+		return
+	}
 	var least epochKey
-	var chosen *epochCount
-	for key, count := range e.counts {
-		if key.number == 0 {
-			continue
-		}
-		if chosen == nil || count.proven == chosen.proven && count.last < chosen.last || !count.proven && chosen.proven {
-			least, chosen = key, count
+	for key, count := range counts {
+		if counts[least] == nil || count.last < counts[least].last {
+			least = key
 		}
 	}
-	return least
+	for miss, n := range counts[least].outcomes {
+		e.other.outcomes[miss] += n
+	}
+	delete(counts, least)
 }
 
-// stats are the epochs sorted by keyring and number.
+// stats are those of the epochs, sorted by keyring and number.
 func (e *epochs) stats() []*resealv1.EpochStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var all []*resealv1.EpochStats
-	for _, key := range slices.SortedFunc(maps.Keys(e.counts), epochKey.compare) {
-		count := e.counts[key]
-		stats := &resealv1.EpochStats{Keyring: key.keyring, Epoch: key.number, Resumed: count.outcomes[0], Misses: map[string]uint64{}}
-		for miss := 1; miss < misses; miss++ {
-			if n := count.outcomes[miss]; n > 0 {
-				stats.Misses[missLabel(miss)] = n
-			}
-		}
-		all = append(all, stats)
+	if e.other.outcomes != [misses]uint64{} {
+		all = append(all, e.other.stats(epochKey{}))
 	}
+	for _, counts := range []map[epochKey]*epochCount{e.proven, e.named} {
+		for key, count := range counts {
+			all = append(all, count.stats(key))
+		}
+	}
+	slices.SortFunc(all, func(a, b *resealv1.EpochStats) int {
+		return cmp.Or(cmp.Compare(a.GetKeyring(), b.GetKeyring()), cmp.Compare(a.GetEpoch(), b.GetEpoch()))
+	})
 	return all
+}
+
+func (c *epochCount) stats(key epochKey) *resealv1.EpochStats {
+	stats := &resealv1.EpochStats{Keyring: key.keyring, Epoch: key.number, Resumed: c.outcomes[0], Misses: map[string]uint64{}}
+	for miss := 1; miss < misses; miss++ {
+		if n := c.outcomes[miss]; n > 0 {
+			stats.Misses[missLabel(miss)] = n
+		}
+	}
+	return stats
 }

@@ -16,7 +16,7 @@ const maxCode = 600
 // Listener holds the counters of a listener. It is safe for concurrent use.
 type Listener struct {
 	leg
-	epochs         epochs
+	epochs         *epochs
 	codes          [maxCode + 1]atomic.Uint64 // the last is everything else
 	requestSeconds prometheus.Observer
 }
@@ -30,6 +30,7 @@ func (t *Tally) newListener(name string) *Listener {
 			name:        name,
 			fullSeconds: seconds(resultFull), resumedSeconds: seconds(resultResumed), failedSeconds: seconds(resultFailed),
 		},
+		epochs:         newEpochs(),
 		requestSeconds: t.requestSeconds.WithLabelValues(name),
 	}
 }

@@ -428,10 +428,11 @@ type Stats struct {
 	// Closed connections by who closed first: "us", "peer".
 	ClosesBy map[string]uint64 `protobuf:"bytes,8,rep,name=closes_by,json=closesBy,proto3" json:"closes_by,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Listeners: handshakes for which the client offered a ticket, by the epoch
-	// that the ticket names. Of each listener an edge counts the 64 epochs apart
-	// whose tickets came last, those before others of which a ticket has opened.
-	// What it gives up for that is dropped, so that these counters may go back.
-	// Sorted by keyring and number.
+	// that the ticket names. Of each listener an edge counts at most 64 epochs
+	// apart: 56 of which a ticket has opened and 8 others, those whose tickets came
+	// last. What it counted of one that it gives up it adds to number 0, and begins
+	// at 0 when tickets of that one come again: the sum over all of them never goes
+	// back. Sorted by keyring and number.
 	Epochs        []*EpochStats `protobuf:"bytes,9,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -530,15 +531,16 @@ func (x *Stats) GetEpochs() []*EpochStats {
 	return nil
 }
 
-// EpochStats are what became of the tickets of one epoch. Misses by key_unknown
-// mean that the edge lags behind the fleet, unless clients make numbers up.
+// EpochStats are what became of the tickets of one epoch. Misses by key_unknown of
+// a number other than 0 mean that the edge lags behind the fleet, unless clients
+// make numbers up.
 type EpochStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the keyring.
+	// Name of the keyring. Empty for number 0.
 	Keyring string `protobuf:"bytes,1,opt,name=keyring,proto3" json:"keyring,omitempty"`
-	// The epoch's number. 0 stands for tickets that name no epoch that can be:
-	// damaged ones, and those of somebody else's servers. When an edge counts no
-	// further epochs apart, also for those that did not open.
+	// The epoch's number. 0 stands for other tickets: damaged ones, those of
+	// somebody else's servers, and those of epochs that are not counted apart, or
+	// no longer.
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Handshakes resumed.
 	Resumed uint64 `protobuf:"varint,3,opt,name=resumed,proto3" json:"resumed,omitempty"`
