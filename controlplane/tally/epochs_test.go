@@ -3,6 +3,7 @@ package tally
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -127,4 +128,29 @@ func TestEpochsThatDidNotChangeAreShared(t *testing.T) {
 		}
 		before = made
 	}
+}
+
+// What changed in reports that are not kept is new in the next that is, as with
+// stats --watch, which makes edges report often.
+func TestReportsThatAreNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{})
+		from := &stream{id: "a", wake: make(chan struct{}, 1), reported: make(chan struct{}), superseded: make(chan struct{})}
+		listener := &resealv1.Stats{Name: "web", Epochs: []*resealv1.EpochStats{epochStats("default", 1, 1, nil), epochStats("default", 2, 1, nil), epochStats("default", 3, 1, nil)}}
+		for i := range 10 * 10 {
+			if i%10 == 5 { // not the first of its slot
+				for _, e := range listener.Epochs {
+					e.Resumed++
+				}
+			}
+			if err := s.take(from, &resealv1.ReportRequest{Edge: "a", Listeners: []*resealv1.Stats{listener}}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(sampleInterval / 10)
+		}
+		// A report, its counters, and three epochs that are worth as much.
+		if kept := s.edges["a"].history; len(kept) != 10 || s.cells != 3*len(kept) {
+			t.Errorf("%d cells for %d reports", s.cells, len(kept))
+		}
+	})
 }

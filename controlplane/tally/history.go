@@ -33,11 +33,11 @@ type report struct {
 	bootID    string
 	pools     []*counters // sorted by name
 	listeners []*counters
-	cells     int // what it costs to keep: itself, and counters that no earlier report holds
+	cells     int // what it costs to keep: itself, and counters that the one kept before does not hold
 }
 
 // newReport copies a message, within bounds. What has not changed since the
-// report before is shared with it.
+// report that was kept before is shared with it.
 func newReport(message *resealv1.ReportRequest, at time.Time, words *vocabularies, before *report) *report {
 	made := &report{at: at, bootID: message.GetBootId(), cells: 1}
 	if before == nil {
@@ -90,10 +90,18 @@ type history []*report
 
 // keep takes a report in if its time slot has none yet.
 func (h history) keep(r *report) (history, bool) {
-	if len(h) > 0 && slot(h[len(h)-1].at) == slot(r.at) && h[len(h)-1].bootID == r.bootID {
+	if last := h.last(); last != nil && slot(last.at) == slot(r.at) && last.bootID == r.bootID {
 		return h, false
 	}
 	return append(h, r), true
+}
+
+// last is nil when there is none yet.
+func (h history) last() *report {
+	if len(h) == 0 {
+		return nil
+	}
+	return h[len(h)-1]
 }
 
 func slot(at time.Time) int64 { return at.UnixNano() / int64(sampleInterval) }

@@ -146,9 +146,9 @@ func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
 		}
 		e.stream, from.counted = from, true
 	}
-	before := e.newest
-	e.newest = newReport(message, time.Now(), s.words, before)
-	if before != nil && before.bootID != e.newest.bootID && before != e.history[len(e.history)-1] {
+	before, kept := e.newest, e.history.last()
+	e.newest = newReport(message, time.Now(), s.words, kept)
+	if before != kept && before.bootID != e.newest.bootID {
 		// The last that the earlier process said.
 		e.history = append(e.history, before)
 		s.cells += before.cells
