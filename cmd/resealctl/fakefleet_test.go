@@ -51,7 +51,7 @@ func fakeStats() *resealv1.GetStatsResponse {
 		Misses:      map[string]uint64{"not_offered": 7, "key_unknown": 2, "expired": 1},
 		Connections: &resealv1.ConnectionStats{Opened: 40, Reused: 960},
 		Epochs: []*resealv1.EpochStats{
-			{Keyring: "default", Misses: map[string]uint64{"key_unknown": 1}},
+			{Misses: map[string]uint64{"key_unknown": 1}},
 			{Keyring: "default", Epoch: 11, Resumed: 10, Misses: map[string]uint64{"expired": 1}},
 			{Keyring: "default", Epoch: 12, Resumed: 20},
 			{Keyring: "default", Epoch: 13, Misses: map[string]uint64{"key_unknown": 1}},

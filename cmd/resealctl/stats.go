@@ -31,7 +31,9 @@ have been needed to resume instead:
   key_unknown           the client's ticket is of a key that the edge does not
                         have; the edges are named
 
-Below a listener stands how the tickets of each epoch of its keyring fared.`
+Below a listener stands how the tickets of each epoch of its keyring fared. "other
+tickets" are damaged, of somebody else's servers, or of an epoch that is not
+listed any more.`
 
 // maxSince is the longest window that the control plane keeps.
 const maxSince = time.Hour

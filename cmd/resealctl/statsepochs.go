@@ -31,35 +31,51 @@ func viewEpochs(epochs []*resealv1.EpochStats) []epochStatsView {
 // which tickets opened come before those that only clients speak of.
 func epochLines(epochs []*resealv1.EpochStats) []string {
 	newest := slices.SortedFunc(slices.Values(epochs), func(a, b *resealv1.EpochStats) int {
-		return cmp.Or(cmp.Compare(min(b.GetResumed(), 1), min(a.GetResumed(), 1)),
+		return cmp.Or(cmp.Compare(min(opened(b), 1), min(opened(a), 1)),
 			cmp.Compare(b.GetEpoch(), a.GetEpoch()), cmp.Compare(a.GetKeyring(), b.GetKeyring()))
 	})
 	var lines []string
-	rest, resumed, misses, strange := 0, uint64(0), map[string]uint64{}, map[string]uint64{}
+	var older, other fared
 	for _, e := range newest {
 		switch {
 		case e.GetEpoch() == 0:
-			addCounts(strange, e.GetMisses())
+			other.add(e)
 		case len(lines) < shownEpochs:
 			lines = append(lines, fmt.Sprintf("tickets of epoch %d (%s): %s", e.GetEpoch(), e.GetKeyring(), faredText(e.GetResumed(), e.GetMisses())))
 		default:
-			rest++
-			resumed += e.GetResumed()
-			addCounts(misses, e.GetMisses())
+			older.add(e)
 		}
 	}
-	if rest > 0 {
-		lines = append(lines, fmt.Sprintf("tickets of %d other epochs: %s", rest, faredText(resumed, misses)))
+	if older.epochs > 0 {
+		lines = append(lines, fmt.Sprintf("tickets of %d other epochs: %s", older.epochs, faredText(older.resumed, older.misses)))
 	}
-	if len(strange) > 0 {
-		lines = append(lines, "tickets of no known epoch: "+counted(strange))
+	if other.epochs > 0 {
+		lines = append(lines, "other tickets: "+faredText(other.resumed, other.misses))
 	}
 	return lines
 }
 
-func addCounts(to, from map[string]uint64) {
-	for key, n := range from {
-		to[key] += n
+// opened is how many tickets of an epoch were opened, which proves that it exists.
+func opened(e *resealv1.EpochStats) uint64 {
+	return e.GetResumed() + e.GetMisses()[resealv1.Label(resealv1.MissReason_MISS_REASON_EXPIRED)] +
+		e.GetMisses()[resealv1.Label(resealv1.MissReason_MISS_REASON_REFUSED)]
+}
+
+// fared is a sum over epochs.
+type fared struct {
+	epochs  int
+	resumed uint64
+	misses  map[string]uint64
+}
+
+func (f *fared) add(e *resealv1.EpochStats) {
+	if f.misses == nil {
+		f.misses = map[string]uint64{}
+	}
+	f.epochs++
+	f.resumed += e.GetResumed()
+	for reason, n := range e.GetMisses() {
+		f.misses[reason] += n
 	}
 }
 
@@ -76,8 +92,8 @@ func faredText(resumed uint64, misses map[string]uint64) string {
 }
 
 // unknownKeys are the edges that saw tickets of epochs that they don't know, on a
-// listener: one that lags behind the fleet, or selects other keyrings. Tickets that
-// are none of the keyring's, as of another product's servers, don't count.
+// listener: those that lag behind the fleet. Other tickets don't count, which may be
+// of another product's servers.
 func unknownKeys(edges []*resealv1.EdgeStats, listener string) map[string]uint64 {
 	label := resealv1.Label(resealv1.MissReason_MISS_REASON_KEY_UNKNOWN)
 	unknown := map[string]uint64{}
