@@ -422,17 +422,18 @@ func TestWatchStats(t *testing.T) {
 		p := startPlane(t)
 		a := p.node("a", "1")
 		settle(0)
+		a.traffic("app", 1) // the first response does not wait for more
 		ctx, cancel := context.WithCancel(t.Context())
 		stream, err := p.client("").WatchStats(ctx, &resealv1.WatchStatsRequest{Name: "app", Interval: durationpb.New(time.Second)})
 		if err != nil {
 			t.Fatal(err)
 		}
 		for i := range 3 {
-			a.traffic("app", 1)
 			got, err := stream.Recv()
 			if err != nil || requestsOf(got.GetStats().GetPools())["app"] != uint64(i+1) {
 				t.Errorf("response %d: %v, %v", i, got, err)
 			}
+			a.traffic("app", 1)
 		}
 		cancel()
 		if _, err := stream.Recv(); status.Code(err) != codes.Canceled {
