@@ -28,10 +28,11 @@ run: ## Start a control plane, two edges and a TLS backend, send traffic, show t
 	@mkdir -p $(BIN) && CGO_ENABLED=0 go build -o $(BIN)/ ./cmd/... ./integration/demo
 	@exec $(BIN)/demo -bin $(BIN) -examples deploy/examples
 
+# -count 1: the cache of go test knows nothing of the binaries that integration builds.
 .PHONY: test
 test: ## Install what the tests need (Debian packages, only when missing) and run all tests with the race detector
 	integration/setup.sh
-	go test -race -timeout 30m ./...
+	go test -race -timeout 30m -count 1 ./...
 
 .PHONY: race
 race: ## Run the unit and component tests with the race detector, without integration/
@@ -40,11 +41,11 @@ race: ## Run the unit and component tests with the race detector, without integr
 .PHONY: integration
 integration: ## Run the tests against real peers and processes
 	integration/setup.sh
-	go test -race -timeout 30m -v ./integration/...
+	go test -race -timeout 30m -count 1 -v ./integration/...
 
 .PHONY: containers
 containers: ## Run the tests between containers (needs a Docker engine)
-	go test -timeout 20m -v -run 'TestContainers' ./integration/containers/...
+	go test -timeout 20m -count 1 -v -run 'TestContainers' ./integration/containers/...
 
 .PHONY: images
 images: ## Build the container images from the static binaries
