@@ -312,8 +312,7 @@ func (e *endpoint) evict() {
 			from, oldest = set, set.idle[0].since
 		}
 		for _, c := range set.h2 {
-			waited := slices.ContainsFunc(set.waiters, func(w *waiter) bool { return c.fits(w, settings) })
-			if c.idleNow() && !waited {
+			if c.idleNow() && !slices.ContainsFunc(set.waiters, func(w *waiter) bool { return c.fits(w, settings) }) {
 				c.retireLocked()
 				return
 			}
