@@ -12,8 +12,8 @@ import (
 const maxEpochs = 72
 
 // epoch is what became of the tickets of one epoch; number 0, of no keyring, is that
-// of other tickets. It is immutable, and shared by
-// the reports between which it did not change.
+// of other tickets. It is immutable, and shared by the reports between which it did
+// not change.
 type epoch struct {
 	keyring string
 	number  uint64

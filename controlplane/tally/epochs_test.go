@@ -42,6 +42,17 @@ func TestEpochs(t *testing.T) {
 	}
 }
 
+// What an edge has forgotten since is nothing, and no restart.
+func TestEpochsThatWereForgotten(t *testing.T) {
+	unknown := map[string]uint64{"key_unknown": 3}
+	base := withEpochs(epochStats("default", 9, 5, nil), epochStats("default", 10, 7, unknown), epochStats("a/b", 1, 1, nil), epochStats("default", 11, 0, nil))
+	later := withEpochs(epochStats("default", 10, 9, unknown), epochStats("default", 11, 1, nil))
+	want := []*resealv1.EpochStats{epochStats("default", 10, 2, nil), epochStats("default", 11, 1, nil)}
+	if diff := cmp.Diff(want, later.since(base).stats().GetEpochs(), protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // Edges give epochs up for others and add them to number 0. What they had before the
 // window is not counted in it.
 func TestEpochsThatWereGivenUp(t *testing.T) {
@@ -105,7 +116,7 @@ func TestEpochsAreBounded(t *testing.T) {
 	if got := len(withEpochs(many...).stats().GetEpochs()); got != maxEpochs {
 		t.Errorf("%d epochs of a report", got)
 	}
-	strange := withEpochs(epochStats(strings.Repeat("k", maxName+1), 1, 1, nil), epochStats("default", 2, 1, nil), epochStats("default", 2, 5, nil), epochStats("", 0, 2, map[string]uint64{"": 1, "a/b": 4}))
+	strange := withEpochs(epochStats(strings.Repeat("k", maxName+1), 1, 1, nil), epochStats("default", 2, 1, nil), epochStats("default", 2, 5, nil), epochStats("", 0, 2, map[string]uint64{"": 1, "resumed": 4, "a/b": 4}))
 	if got := strange.stats().GetEpochs(); len(got) != 2 || got[1].GetResumed() != 1 {
 		t.Errorf("strange: %v", got)
 	}
