@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -253,12 +254,13 @@ func TestSealFails(t *testing.T) {
 	}
 }
 
-// say opens a stream and sends requests as they are.
+// say opens a stream, sends requests as they are and returns why the stream
+// ended. When a Send returns io.EOF it has, and Recv says why.
 func (r *replica) say(as string, requests ...*resealv1.HoldRequest) error {
 	r.t.Helper()
 	n := r.open(as)
 	for _, request := range requests {
-		if err := n.stream.Send(request); err != nil {
+		if err := n.stream.Send(request); err != nil && !errors.Is(err, io.EOF) {
 			r.t.Fatal(err)
 		}
 	}
@@ -267,7 +269,7 @@ func (r *replica) say(as string, requests ...*resealv1.HoldRequest) error {
 		if err != nil {
 			return err
 		}
-		if err := n.stream.Send(&resealv1.HoldRequest{Serial: response.GetSerial() + 1}); err != nil {
+		if err := n.stream.Send(&resealv1.HoldRequest{Serial: response.GetSerial() + 1}); err != nil && !errors.Is(err, io.EOF) {
 			r.t.Fatal(err)
 		}
 	}

@@ -388,12 +388,16 @@ func TestLastGoodOverRestart(t *testing.T) {
 		state := &memory{slow: time.Second}
 		a := encoded(t, "a", "a:1")
 		first := run(t, state, func(stream syncStream, _ *resealv1.Hello) error {
-			if _, err := send(stream, full(1, a), full(2, encoded(t, "a", "a:2")), full(3, encoded(t, "a", "a:3"))); err != nil {
+			if _, err := send(stream, full(1, a)); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(state.slow / 2) // the first is being written
+			if _, err := send(stream, full(2, encoded(t, "a", "a:2")), full(3, encoded(t, "a", "a:3"))); err != nil {
 				t.Error(err)
 			}
 			return hold(stream)
 		})
-		settle(0)
+		settle(state.slow / 2)
 		if first.Revision() != 3 {
 			t.Fatal("applies wait for the disk")
 		}
