@@ -99,7 +99,7 @@ func (d *diagnoseRun) run(ctx context.Context, client *client) error {
 	if err != nil {
 		return err
 	}
-	(&statsRun{app: d.app}).noteStale(stats)
+	d.noteGaps(stats, d.since)
 	result := diagnose(d.pool, since, pool.GetResource().GetBackendPool(), stats)
 	if d.format.structured() {
 		return d.printDocument(d.format, result)

@@ -119,6 +119,16 @@ func (f *fakeServer) GetStats(_ context.Context, req *resealv1.GetStatsRequest) 
 		s.Requests += uint64(f.samples) * 1000
 	}
 	f.samples++
+	if since := req.GetSince().AsDuration(); since > 0 {
+		// edge-1 has reported for 5 minutes, edge-2 for longer.
+		stats.Time = timestamppb.New(fakeEpoch.Add(time.Hour))
+		for _, e := range stats.Edges {
+			e.WindowStart = timestamppb.New(stats.Time.AsTime().Add(-since))
+			if e.GetEdge() == "edge-1" {
+				e.WindowStart = timestamppb.New(stats.Time.AsTime().Add(-min(since, 5*time.Minute)))
+			}
+		}
+	}
 	other := func(s *resealv1.Stats) bool { return req.GetName() != "" && s.GetName() != req.GetName() }
 	stats.Pools = slices.DeleteFunc(stats.Pools, other)
 	stats.Listeners = slices.DeleteFunc(stats.Listeners, other)

@@ -18,7 +18,8 @@ const statsLong = `Show how often TLS sessions were resumed, and why not more of
 
 For each pool and listener: requests, full and resumed handshakes, the reasons
 of the full ones, connections, how they were closed, and errors. Counters are
-totals of the fleet since each edge's start; --since takes the last minutes only.
+totals of the fleet since each edge's start; --since takes the last minutes only,
+and a note names edges of which the control plane has no reports of that age.
 
 A full handshake costs a certificate and a signature. "why full" says what would
 have been needed to resume instead:
@@ -200,7 +201,7 @@ func (s *statsRun) watch(ctx context.Context) error {
 }
 
 func (s *statsRun) print(stats *resealv1.GetStatsResponse) error {
-	s.noteStale(stats)
+	s.noteGaps(stats, s.since)
 	if s.format.structured() {
 		return s.printDocument(s.format, s.view(stats))
 	}
@@ -208,9 +209,24 @@ func (s *statsRun) print(stats *resealv1.GetStatsResponse) error {
 	return nil
 }
 
-func (s *statsRun) noteStale(stats *resealv1.GetStatsResponse) {
+// noteGaps says what the counters lack: new reports, and the part of the window
+// that the control plane has no reports of.
+func (a *app) noteGaps(stats *resealv1.GetStatsResponse, since time.Duration) {
 	if stale := stats.GetStaleEdges(); len(stale) > 0 {
-		s.warnf("Note: no new report from %s; their newest one is counted.\n", joinSome(stale, 10))
+		a.warnf("Note: no new report from %s; their newest one is counted.\n", joinSome(stale, 10))
+	}
+	if since == 0 {
+		return
+	}
+	now := stats.GetTime().AsTime()
+	var late []string
+	for _, e := range stats.GetEdges() {
+		if start := e.GetWindowStart(); start != nil && now.Sub(start.AsTime()) < since {
+			late = append(late, fmt.Sprintf("%s (%s)", e.GetEdge(), shortDuration(now.Sub(start.AsTime()))))
+		}
+	}
+	if len(late) > 0 {
+		a.warnf("Note: shorter than --since are the windows of %s: no older report of them is held.\n", joinSome(late, 10))
 	}
 }
 
@@ -250,10 +266,12 @@ type connectionsView struct {
 }
 
 type edgeStatsView struct {
-	Name      string      `json:"name"`
-	Stale     bool        `json:"stale"`
-	Pools     []statsView `json:"pools"`
-	Listeners []statsView `json:"listeners"`
+	Name  string `json:"name"`
+	Stale bool   `json:"stale"`
+	// With --since: where the window starts.
+	WindowStart string      `json:"windowStart,omitempty"`
+	Pools       []statsView `json:"pools"`
+	Listeners   []statsView `json:"listeners"`
 }
 
 // view is the document: only the lists that were asked for.
@@ -270,7 +288,7 @@ func (s *statsRun) view(stats *resealv1.GetStatsResponse) any {
 	case "edges":
 		views := make([]edgeStatsView, len(stats.GetEdges()))
 		for i, e := range stats.GetEdges() {
-			views[i] = edgeStatsView{e.GetEdge(), e.GetStale(), viewStats(e.GetPools()), viewStats(e.GetListeners())}
+			views[i] = edgeStatsView{e.GetEdge(), e.GetStale(), utcStamp(e.GetWindowStart()), viewStats(e.GetPools()), viewStats(e.GetListeners())}
 		}
 		return struct {
 			Edges []edgeStatsView `json:"edges"`

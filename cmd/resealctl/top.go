@@ -77,17 +77,13 @@ func (t *topRun) run(ctx context.Context) error {
 		}
 		frame := t.draw(before, now)
 		if !t.terminal {
-			t.noteStale(now)
+			t.noteGaps(now.stats, 0)
 			_, err := t.out.Write(frame)
 			return err
 		}
 		t.redraw(frame)
 		before = now
 	}
-}
-
-func (t *topRun) noteStale(s *sample) {
-	(&statsRun{app: t.app}).noteStale(s.stats)
 }
 
 func (t *topRun) sample(ctx context.Context) (*sample, error) {

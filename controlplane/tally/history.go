@@ -119,8 +119,8 @@ func (h history) trim(now time.Time) (kept, dropped history) {
 // window returns what an edge counted in the last time, until its newest report.
 // What an earlier process of the edge counted in it is in, and a process that
 // started in it counts from 0. A window that reaches beyond the history starts
-// with the history.
-func (h history) window(newest *report, start time.Time) (pools, listeners totals) {
+// with the history; from is where it does.
+func (h history) window(newest *report, start time.Time) (pools, listeners totals, from time.Time) {
 	pools, listeners = totals{}, totals{}
 	reports := append(slices.Clip(h), newest)
 	first := 0
@@ -128,6 +128,7 @@ func (h history) window(newest *report, start time.Time) (pools, listeners total
 		first++
 	}
 	base := reports[first]
+	from = base.at
 	for i := first; i < len(reports); i++ {
 		r := reports[i]
 		if i+1 < len(reports) && reports[i+1].bootID == r.bootID {
@@ -138,7 +139,7 @@ func (h history) window(newest *report, start time.Time) (pools, listeners total
 		listeners.addSince(r.listeners, base.listeners, r == newest)
 		base = &report{}
 	}
-	return pools, listeners
+	return pools, listeners, from
 }
 
 // totals are sums by name.

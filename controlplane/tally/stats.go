@@ -120,7 +120,9 @@ func (s *Server) add(asked []question, name string, since time.Duration) *reseal
 		if e := s.edges[q.edge]; e != nil {
 			ofPools, ofListeners := totals{}, totals{}
 			if since > 0 {
-				ofPools, ofListeners = e.history.window(e.newest, now.Add(-since))
+				var from time.Time
+				ofPools, ofListeners, from = e.history.window(e.newest, now.Add(-since))
+				row.WindowStart = timestamppb.New(from)
 			} else {
 				ofPools.addAll(e.newest.pools)
 				ofListeners.addAll(e.newest.listeners)

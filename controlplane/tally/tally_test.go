@@ -257,6 +257,7 @@ func TestStaleEdges(t *testing.T) {
 func TestRestartedEdge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startPlane(t)
+		first := time.Now()
 		a := p.node("a", "1")
 		settle(0)
 		a.traffic("app", 100)
@@ -275,7 +276,13 @@ func TestRestartedEdge(t *testing.T) {
 		if diff := cmp.Diff(map[string]uint64{"app": 510}, requestsOf(p.stats(window).GetPools())); diff != "" {
 			t.Errorf("in 30s: %s", diff)
 		}
+		if start := p.stats(window).GetEdges()[0].GetWindowStart(); time.Since(start.AsTime()) < 30*time.Second {
+			t.Errorf("the window of 30s starts at %s", start.AsTime())
+		}
 		window.Since = durationpb.New(time.Hour)
+		if start := p.stats(window).GetEdges()[0].GetWindowStart(); !start.AsTime().Equal(first) {
+			t.Errorf("the window of 1h starts at %s, the reports at %s", start.AsTime(), first)
+		}
 		if diff := cmp.Diff(map[string]uint64{"app": 610}, requestsOf(p.stats(window).GetPools())); diff != "" {
 			t.Errorf("in 1h: %s", diff)
 		}

@@ -921,7 +921,10 @@ type EdgeStats struct {
 	// When they were read.
 	Time *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
 	// Whether the report is older than the call.
-	Stale         bool `protobuf:"varint,5,opt,name=stale,proto3" json:"stale,omitempty"`
+	Stale bool `protobuf:"varint,5,opt,name=stale,proto3" json:"stale,omitempty"`
+	// Where the window of GetStatsRequest.since starts, at a report: a little
+	// before what was asked for, or later when no report of the edge is so old.
+	WindowStart   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=window_start,json=windowStart,proto3" json:"window_start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -989,6 +992,13 @@ func (x *EdgeStats) GetStale() bool {
 		return x.Stale
 	}
 	return false
+}
+
+func (x *EdgeStats) GetWindowStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WindowStart
+	}
+	return nil
 }
 
 // WatchStatsRequest selects counters.
@@ -1180,13 +1190,14 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\x05edges\x18\x03 \x03(\v2\x14.reseal.v1.EdgeStatsR\x05edges\x12\x1f\n" +
 	"\vstale_edges\x18\x04 \x03(\tR\n" +
 	"staleEdges\x12.\n" +
-	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xbd\x01\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xfc\x01\n" +
 	"\tEdgeStats\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12&\n" +
 	"\x05pools\x18\x02 \x03(\v2\x10.reseal.v1.StatsR\x05pools\x12.\n" +
 	"\tlisteners\x18\x03 \x03(\v2\x10.reseal.v1.StatsR\tlisteners\x12.\n" +
 	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
-	"\x05stale\x18\x05 \x01(\bR\x05stale\"\xa3\x01\n" +
+	"\x05stale\x18\x05 \x01(\bR\x05stale\x12=\n" +
+	"\fwindow_start\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vwindowStart\"\xa3\x01\n" +
 	"\x11WatchStatsRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
 	"\x05since\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12\x12\n" +
@@ -1292,20 +1303,21 @@ var file_reseal_v1_tally_proto_depIdxs = []int32{
 	5,  // 16: reseal.v1.EdgeStats.pools:type_name -> reseal.v1.Stats
 	5,  // 17: reseal.v1.EdgeStats.listeners:type_name -> reseal.v1.Stats
 	19, // 18: reseal.v1.EdgeStats.time:type_name -> google.protobuf.Timestamp
-	20, // 19: reseal.v1.WatchStatsRequest.since:type_name -> google.protobuf.Duration
-	20, // 20: reseal.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
-	10, // 21: reseal.v1.WatchStatsResponse.stats:type_name -> reseal.v1.GetStatsResponse
-	9,  // 22: reseal.v1.TallyService.GetStats:input_type -> reseal.v1.GetStatsRequest
-	12, // 23: reseal.v1.TallyService.WatchStats:input_type -> reseal.v1.WatchStatsRequest
-	3,  // 24: reseal.v1.TallyService.Report:input_type -> reseal.v1.ReportRequest
-	10, // 25: reseal.v1.TallyService.GetStats:output_type -> reseal.v1.GetStatsResponse
-	13, // 26: reseal.v1.TallyService.WatchStats:output_type -> reseal.v1.WatchStatsResponse
-	4,  // 27: reseal.v1.TallyService.Report:output_type -> reseal.v1.ReportResponse
-	25, // [25:28] is the sub-list for method output_type
-	22, // [22:25] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	19, // 19: reseal.v1.EdgeStats.window_start:type_name -> google.protobuf.Timestamp
+	20, // 20: reseal.v1.WatchStatsRequest.since:type_name -> google.protobuf.Duration
+	20, // 21: reseal.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	10, // 22: reseal.v1.WatchStatsResponse.stats:type_name -> reseal.v1.GetStatsResponse
+	9,  // 23: reseal.v1.TallyService.GetStats:input_type -> reseal.v1.GetStatsRequest
+	12, // 24: reseal.v1.TallyService.WatchStats:input_type -> reseal.v1.WatchStatsRequest
+	3,  // 25: reseal.v1.TallyService.Report:input_type -> reseal.v1.ReportRequest
+	10, // 26: reseal.v1.TallyService.GetStats:output_type -> reseal.v1.GetStatsResponse
+	13, // 27: reseal.v1.TallyService.WatchStats:output_type -> reseal.v1.WatchStatsResponse
+	4,  // 28: reseal.v1.TallyService.Report:output_type -> reseal.v1.ReportResponse
+	26, // [26:29] is the sub-list for method output_type
+	23, // [23:26] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_tally_proto_init() }
