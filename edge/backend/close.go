@@ -29,8 +29,8 @@ func (c *conn) close() {
 	c.count(gaugeEnded)
 	b := c.e.pool.b
 	b.spawn(func() {
-		if c.leave != nil {
-			c.leave()
+		if h := c.hooks.Load(); h != nil && h.leave != nil {
+			h.leave()
 		}
 		kind := c.end(time.Now().Add(c.timeout))
 		if unclean(kind) {

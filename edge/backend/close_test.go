@@ -338,6 +338,29 @@ func TestShutdownEndsRequestsUnderWay(t *testing.T) {
 	})
 }
 
+// TestShutdownWhileDialling: a connection may be closed before anything runs on
+// it. The race detector sees most of what could be wrong with that.
+func TestShutdownWhileDialling(t *testing.T) {
+	for proto, s := range map[string]*server{"h1": serve(t, site()), "h2": serveH2(t, site())} {
+		t.Run(proto, func(t *testing.T) {
+			for range 30 {
+				x := newBench(t, []string{s.addr})
+				ctx, cancel := context.WithCancel(t.Context())
+				gone := make(chan struct{})
+				go func() {
+					defer close(gone)
+					_, _, _ = x.try(newRequest(t, "GET", "/", nil).WithContext(ctx), nil)
+				}()
+				eventually(t, "no connection", func() bool { return x.tally.get(func(c *tally) int { return c.opened }) > 0 })
+				x.end()
+				cancel()
+				<-gone
+				x.stop()
+			}
+		})
+	}
+}
+
 func BenchmarkGet1K(b *testing.B) {
 	for _, parallel := range []int{1, 16} {
 		b.Run(fmt.Sprint(parallel), func(b *testing.B) {

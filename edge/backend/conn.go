@@ -42,14 +42,15 @@ type conn struct {
 	gaugeMu sync.Mutex
 	gauge   gauge
 
-	// leave takes the connection out of its set. May be nil.
-	leave func()
-	// hooks are set once something runs on the connection.
+	// hooks are set once something runs on the connection, which may be closing by
+	// then.
 	hooks atomic.Pointer[hooks]
 }
 
 // hooks are how a protocol takes part in the connection's end.
 type hooks struct {
+	// leave takes the connection out of its set. May be nil.
+	leave func()
 	// goodbye says farewell before close_notify. May be nil.
 	goodbye func(deadline time.Time)
 	// broken ends what runs when the edge shuts down.

@@ -55,7 +55,6 @@ func (n h2Net) Close() error {
 // newH2Conn starts HTTP/2 on c.
 func newH2Conn(c *conn, transport *http2.Transport) (*h2Conn, error) {
 	h := &h2Conn{conn: c, idleSince: time.Now(), settled: make(chan struct{})}
-	c.leave = h.forget
 	cc, err := transport.NewClientConn(h2Net{c.tc, h})
 	if err != nil {
 		return nil, fail(ReasonProtocolError, err)
@@ -63,7 +62,7 @@ func newH2Conn(c *conn, transport *http2.Transport) (*h2Conn, error) {
 	h.cc = cc
 	h.started.Store(true)
 	h.checkSettings()
-	c.hooks.Store(&hooks{broken: func() { cc.Close() }, goodbye: h.goodbye})
+	c.hooks.Store(&hooks{leave: h.forget, goodbye: h.goodbye, broken: func() { cc.Close() }})
 	c.count(gaugeIdle)
 	return h, nil
 }

@@ -25,11 +25,10 @@ func (s *settings) speaksHTTP1Only() bool {
 // first gets it, and if nobody does it stays idle for the next.
 func (e *endpoint) dial(set *connSet) {
 	begin := time.Now()
-	c, err := e.connect(e.pool.b.ctx, e.pool.state.Load(), set.key)
+	c, err := e.connect(e.pool.b.ctx, e.pool.state.Load(), set.key, true)
 	var protocol string
 	var h2 *h2Conn
 	if err == nil {
-		c.slot = true
 		protocol, err = e.protocolOf(c)
 		if protocol == protocolHTTP2 {
 			h2, err = e.startH2(c)
@@ -159,8 +158,9 @@ func (e *endpoint) failWaiters(set *connSet, settings *settings, begin time.Time
 }
 
 // connect opens a TCP connection and makes the handshake, once more in full on
-// another connection if an offered session broke it.
-func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey) (*conn, error) {
+// another connection if an offered session broke it. slot says whether it counts
+// in the endpoint's open connections.
+func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, slot bool) (*conn, error) {
 	begin := time.Now()
 	config := e.clientConfig(state, key)
 	identity := state.sessionIdentity(e.address, key)
@@ -193,8 +193,8 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey) (
 	if err != nil {
 		return nil, err
 	}
-	c.key, c.identity, c.connect = key, identity, time.Since(begin)
-	e.pool.b.track(c)
+	c.key, c.identity, c.connect, c.slot = key, identity, time.Since(begin), slot
+	e.pool.b.track(c) // from here on a shutdown may close it at any time
 	e.pool.counters.Opened()
 	return c, nil
 }

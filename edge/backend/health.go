@@ -98,7 +98,7 @@ func (e *endpoint) check(ctx context.Context) error {
 	spec := state.settings.check
 	ctx, cancel := context.WithTimeout(ctx, state.settings.checkTimeout)
 	defer cancel()
-	c, err := e.connect(ctx, state, connKey{serverName: spec.GetServerName()})
+	c, err := e.connect(ctx, state, connKey{serverName: spec.GetServerName()}, false)
 	if err != nil {
 		return err
 	}

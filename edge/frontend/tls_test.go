@@ -264,13 +264,12 @@ func TestTunnelHalfClose(t *testing.T) {
 }
 
 func TestTunnelBackendEndsFirst(t *testing.T) {
+	came := make(chan string, 1)
 	e, _ := tcpEdge(t, func(backend *net.TCPConn) {
 		fmt.Fprint(backend, "bye")
 		_ = backend.CloseWrite()
-		got, _ := io.ReadAll(backend)
-		if string(got) != "still here" {
-			t.Errorf("the backend got %q", got)
-		}
+		got, err := io.ReadAll(backend)
+		came <- fmt.Sprintf("%s, %v", got, err)
 	})
 	conn := e.dial(func(c *tls.Config) { c.NextProtos = nil })
 	if got, err := io.ReadAll(conn); string(got) != "bye" || err != nil {
@@ -278,6 +277,9 @@ func TestTunnelBackendEndsFirst(t *testing.T) {
 	}
 	fmt.Fprint(conn, "still here")
 	_ = conn.CloseWrite()
+	if got := <-came; got != "still here, <nil>" {
+		t.Errorf("the backend got %s", got)
+	}
 	if record := e.logged(1); record["reason"] != "" || record["bytes_in"] != 10.0 {
 		t.Errorf("logged %v", record)
 	}

@@ -92,6 +92,10 @@ type result struct {
 	resumed   bool // as the server saw it
 }
 
+// patience is how long handshakes wait for others: longer than those take on a
+// busy machine.
+const patience = 10 * time.Second
+
 // dial makes one connection: handshake, one byte from the server (so that
 // tickets are read), clean close.
 func (p *peer) dial(identity string) result {
@@ -102,7 +106,7 @@ func (p *peer) dial(identity string) result {
 
 func (p *peer) open(identity string, read bool) (result, func()) {
 	p.t.Helper()
-	attempt, err := p.store.Reserve(p.t.Context(), identity, 2*time.Second)
+	attempt, err := p.store.Reserve(p.t.Context(), identity, patience)
 	if err != nil {
 		p.t.Fatal(err)
 	}

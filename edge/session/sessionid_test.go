@@ -89,7 +89,7 @@ func startOpenSSL(t *testing.T, certificate tls.Certificate, environment []strin
 // visit makes one connection with a request, as a backend leg does.
 func visit(t *testing.T, store *Store, address, identity string, cfg *tls.Config) (resealv1.Mechanism, resealv1.MissReason, error) {
 	t.Helper()
-	attempt, err := store.Reserve(t.Context(), identity, 2*time.Second)
+	attempt, err := store.Reserve(t.Context(), identity, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
