@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reseal/reseal/integration/process"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -226,7 +227,10 @@ func startOpenSSL(t *testing.T, openssl, version string) string {
 			t.Fatal(err)
 		}
 	}
-	addr := closedPort(t)
+	addr, err := process.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
 	_, port, _ := net.SplitHostPort(addr)
 	cmd := exec.Command(openssl, "s_server", "-accept", port, "-cert", "cert.pem", "-key", "key.pem", "-WWW", "-quiet", version)
 	cmd.Dir = dir

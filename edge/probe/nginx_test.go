@@ -20,7 +20,7 @@ func startNginx(t *testing.T, a *authority, lines string) string {
 		t.Skip("nginx is not installed")
 	}
 	certFile, keyFile := a.files(a.issue("nginx"))
-	dir, address := t.TempDir(), "127.0.0.1:"+freePort(t)
+	dir, address := t.TempDir(), freeAddress(t)
 	config := fmt.Sprintf(`daemon off; master_process off; worker_processes 1; pid %[1]s/pid; error_log stderr warn;
 events { worker_connections 64; }
 http {

@@ -472,7 +472,7 @@ func TestUntrusted(t *testing.T) {
 
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
-	p, err := New(Config{Address: "127.0.0.1:" + freePort(t)})
+	p, err := New(Config{Address: freeAddress(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

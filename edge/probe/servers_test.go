@@ -29,6 +29,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/reseal/reseal/edge/session"
+	"github.com/reseal/reseal/integration/process"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -296,22 +297,19 @@ func startOpenSSL(t *testing.T, a *authority, args ...string) string {
 		t.Skip("openssl is not installed")
 	}
 	certFile, keyFile := a.files(a.issue("openssl"))
-	port := freePort(t)
-	address := "127.0.0.1:" + port
+	address := freeAddress(t)
 	args = append([]string{"s_server", "-accept", address, "-cert", certFile, "-key", keyFile, "-quiet"}, args...)
 	startProcess(t, address, exec.Command(program, args...))
 	return address
 }
 
-func freePort(t *testing.T) string {
+func freeAddress(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := process.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
-	_, port, _ := net.SplitHostPort(listener.Addr().String())
-	return port
+	return address
 }
 
 // startProcess runs a server until the test ends and waits until it listens.

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reseal/reseal/integration/process"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -62,12 +63,10 @@ func startOpenSSL(t *testing.T, certificate tls.Certificate, environment []strin
 	if err := os.WriteFile(file, append(chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err = process.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	address = free.Addr().String()
-	free.Close()
 	cmd := exec.Command(openssl, append([]string{"s_server", "-accept", address, "-cert", file, "-cert_chain", file, "-key", file, "-www", "-quiet"}, args...)...)
 	cmd.Env = append(os.Environ(), environment...)
 	if err := cmd.Start(); err != nil {

@@ -37,6 +37,7 @@ import (
 	"github.com/reseal/reseal/controlplane/sessions"
 	"github.com/reseal/reseal/edge/session"
 	"github.com/reseal/reseal/edge/share"
+	"github.com/reseal/reseal/integration/process"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -357,12 +358,11 @@ func opensslBackend(t *testing.T) *backend {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := process.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &backend{address: free.Addr().String(), client: client}
-	free.Close()
+	b := &backend{address: address, client: client}
 	cmd := exec.Command(openssl, "s_server", "-accept", b.address, "-cert", file, "-key", file, "-www", "-quiet", "-no_ticket", "-tls1_2")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
