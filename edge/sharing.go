@@ -11,8 +11,8 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// shareWait bounds how long the first configuration waits for sessions of other
-// edges. Without them backends pay for full handshakes, no more.
+// shareWait bounds how long a configuration with new pools waits for sessions of
+// other edges. Without them backends pay for full handshakes, no more.
 const shareWait = 2 * time.Second
 
 func (e *Edge) newShare(conn *grpc.ClientConn) {
@@ -27,15 +27,11 @@ func (e *Edge) newShare(conn *grpc.ClientConn) {
 	})
 }
 
-// shareSessions tells which pools share their sessions. The first time it waits
-// for what other edges hold: once the pools are in force their health checks
-// connect at once.
+// shareSessions tells which pools share their sessions. For new ones it waits for
+// what other edges hold: once the pools are in force their health checks connect
+// at once.
 func (e *Edge) shareSessions(pools []backend.Pool) {
-	shared := sharedPools(pools)
-	e.share.Update(shared)
-	if len(shared) == 0 || e.apply.serving != 0 {
-		return
-	}
+	e.share.Update(sharedPools(pools))
 	wait := time.NewTimer(shareWait)
 	defer wait.Stop()
 	select {

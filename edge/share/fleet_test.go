@@ -169,6 +169,14 @@ const identity = "g|backend|example.test"
 // join starts an edge and waits, as its start does, for what others hold.
 func (w *world) join(id string, store *session.Store, client *tls.Config) *edge {
 	w.t.Helper()
+	e := w.edge(id, store, client)
+	e.serve(e.pool())
+	return e
+}
+
+// edge starts an edge that does not know yet what it will serve.
+func (w *world) edge(id string, store *session.Store, client *tls.Config) *edge {
+	w.t.Helper()
 	e := &edge{w: w, id: id, store: store, client: client}
 	w.serial++
 	boot := fmt.Sprintf("%s-%d", id, w.serial)
@@ -184,11 +192,6 @@ func (w *world) join(id string, store *session.Store, client *tls.Config) *edge 
 		},
 		Logger: slog.New(slog.NewTextHandler(w.t.Output(), nil)),
 	})
-	e.share.Update([]share.Pool{{Name: "p", Group: "g", TLS: func(identity string) *tls.Config {
-		cfg := client.Clone()
-		cfg.ServerName = identity[strings.LastIndexByte(identity, '|')+1:]
-		return cfg
-	}}})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- e.share.Run(ctx) }()
@@ -199,12 +202,26 @@ func (w *world) join(id string, store *session.Store, client *tls.Config) *edge 
 		}
 	})
 	w.t.Cleanup(e.stop)
+	return e
+}
+
+func (e *edge) pool() share.Pool {
+	return share.Pool{Name: "p", Group: "g", TLS: func(identity string) *tls.Config {
+		cfg := e.client.Clone()
+		cfg.ServerName = identity[strings.LastIndexByte(identity, '|')+1:]
+		return cfg
+	}}
+}
+
+// serve gives the edge its pools and waits as an edge does.
+func (e *edge) serve(pools ...share.Pool) {
+	e.w.t.Helper()
+	e.share.Update(pools)
 	select {
 	case <-e.share.Ready():
 	case <-time.After(10 * time.Second):
-		w.t.Fatalf("%s is not ready", id)
+		e.w.t.Fatalf("%s is not ready", e.id)
 	}
-	return e
 }
 
 func (e *edge) holds() bool {
@@ -550,5 +567,26 @@ func (w *world) watch(id string) func() []*resealv1.SessionOffer {
 		mu.Lock()
 		defer mu.Unlock()
 		return slices.Clone(offers)
+	}
+}
+
+// A pool that comes new to an edge that is up is waited for, too, and only that.
+func TestNewPoolIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	b, w := opensslBackend(t), newWorld(t)
+	warm := w.join("warm", session.New(session.Config{}), b.client)
+	warm.visit(b.address)
+	settle()
+	late := w.edge("late", session.New(session.Config{}), b.client)
+	late.serve()
+	late.serve(late.pool())
+	if got := late.visit(b.address); got != resealv1.Mechanism_MECHANISM_SESSION_ID {
+		t.Errorf("the first handshake: %v", got)
+	}
+	late.share.Update([]share.Pool{late.pool()})
+	select {
+	case <-late.share.Ready():
+	default:
+		t.Error("a pool that stays is waited for again")
 	}
 }

@@ -84,13 +84,15 @@ type Share struct {
 	cfg      Config
 	trust    *trust
 	replays  *replays
-	ready    chan struct{}
 	changed  chan struct{}  // the pools are others now
 	refusals rate.Sometimes // of being logged
 
-	mu     sync.Mutex
-	pools  map[string]Pool
-	loaded bool // ready is closed
+	mu    sync.Mutex
+	pools map[string]Pool
+	// cold are the pools that came new with the last Update, and of which other
+	// edges have not said yet what they hold. ready is closed while there are none.
+	cold  map[string]bool
+	ready chan struct{}
 }
 
 // New makes a Share that does nothing before Run.
@@ -119,10 +121,14 @@ func (s *Share) Update(pools []Pool) {
 	defer s.mu.Unlock()
 	same := maps.EqualFunc(s.pools, next, func(a, b Pool) bool { return a.Group == b.Group })
 	first := s.pools == nil
-	s.pools = next
-	if len(next) == 0 {
-		s.readyLocked()
+	cold := map[string]bool{}
+	for name := range next {
+		if _, known := s.pools[name]; !known {
+			cold[name] = true
+		}
 	}
+	s.pools = next
+	s.setCold(cold)
 	if !same || first {
 		select {
 		case s.changed <- struct{}{}:
@@ -131,23 +137,40 @@ func (s *Share) Update(pools []Pool) {
 	}
 }
 
-// Ready is closed when there is nothing to wait for before the edge makes its
-// first connections: other edges have sent what they hold, or hold nothing, or
-// the first Update named no pools. It stays open while the control plane can't
-// be reached: wait a second, not for ever.
-func (s *Share) Ready() <-chan struct{} { return s.ready }
-
-func (s *Share) isReady() {
+// Ready is closed when there is nothing to wait for before the edge connects to
+// the pools of the last Update: other edges have sent what they hold of those
+// that came new, or hold nothing. It stays open while the control plane can't be
+// reached: wait a second, not for ever. It is for the time until the next Update.
+func (s *Share) Ready() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.readyLocked()
+	return s.ready
 }
 
-func (s *Share) readyLocked() {
-	if !s.loaded {
-		s.loaded = true
-		close(s.ready)
+// seeded notes that other edges have sent what they hold of pools.
+func (s *Share) seeded(pools []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cold := maps.Clone(s.cold)
+	for _, name := range pools {
+		delete(cold, name)
 	}
+	s.setCold(cold)
+}
+
+// setCold opens and closes ready. s.mu is held.
+func (s *Share) setCold(cold map[string]bool) {
+	select {
+	case <-s.ready:
+		if len(cold) > 0 {
+			s.ready = make(chan struct{})
+		}
+	default:
+		if len(cold) == 0 && s.pools != nil {
+			close(s.ready)
+		}
+	}
+	s.cold = cold
 }
 
 // pool returns a pool by name.
@@ -167,6 +190,14 @@ func (s *Share) poolList() []Pool {
 		list = append(list, s.pools[name])
 	}
 	return list
+}
+
+func poolNames(pools []Pool) []string {
+	var names []string
+	for _, pool := range pools {
+		names = append(names, pool.Name)
+	}
+	return names
 }
 
 // Run exchanges sessions until ctx ends, over as many streams as that takes. An
@@ -190,7 +221,7 @@ func (s *Share) Run(ctx context.Context) error {
 			continue
 		}
 		if status.Code(err) == codes.Unimplemented {
-			s.isReady()
+			s.seeded(poolNames(s.poolList()))
 		}
 		if time.Since(started) >= goodStream {
 			failures = 0

@@ -51,10 +51,13 @@ type exchange struct {
 	mu    sync.Mutex
 	keys  []credentials // the current ones, then those before
 	peers map[string]*resealv1.ExchangeMember
+	// joined are the pools of the last join.
+	joined []string
 
 	// Of the goroutine that sends.
 	holding *resealv1.ExchangeHolding // as last told
 	looked  time.Time                 // when it was made out
+	again   *time.Timer               // when to look again
 }
 
 // exchange runs a stream to its end.
@@ -144,7 +147,10 @@ func (x *exchange) take(message *resealv1.ExchangeResponse) {
 			})
 		}
 	case *resealv1.ExchangeResponse_Seeded:
-		x.share.isReady()
+		x.mu.Lock()
+		joined := x.joined
+		x.mu.Unlock()
+		x.share.seeded(joined)
 	}
 }
 
@@ -154,6 +160,9 @@ func (x *exchange) talk(ctx context.Context) error {
 	defer stop()
 	ticker := time.NewTicker(lookInterval)
 	defer ticker.Stop()
+	// What came within holdInterval of the last look is looked at after it.
+	x.again = time.NewTimer(time.Hour)
+	defer x.again.Stop()
 	if err := x.join(); err != nil {
 		return err
 	}
@@ -168,6 +177,8 @@ func (x *exchange) talk(ctx context.Context) error {
 			err = x.seed(seed)
 		case <-changes:
 			err = x.offerNew(time.Now())
+		case <-x.again.C:
+			err = x.tellHolding(x.share.poolList(), time.Now())
 		case <-ticker.C:
 			if x.renew() {
 				err = x.join()
@@ -193,13 +204,13 @@ func (x *exchange) join() error {
 	}
 	join := &resealv1.ExchangeJoin{
 		Edge: x.share.cfg.Edge, BootId: x.share.cfg.BootID, Labels: x.share.cfg.Labels,
-		Certificate: x.credentials()[0].certificate.Raw,
-	}
-	for _, pool := range pools {
-		join.Pools = append(join.Pools, pool.Name)
+		Certificate: x.credentials()[0].certificate.Raw, Pools: poolNames(pools),
 	}
 	join.Holding = x.held(pools)
 	x.holding, x.looked = join.Holding, time.Now()
+	x.mu.Lock()
+	x.joined = join.Pools
+	x.mu.Unlock()
 	return x.stream.Send(&resealv1.ExchangeRequest{Message: &resealv1.ExchangeRequest_Join{Join: join}})
 }
 
@@ -219,7 +230,8 @@ func (x *exchange) held(pools []Pool) *resealv1.ExchangeHolding {
 
 // tellHolding says what this edge holds, when that has changed.
 func (x *exchange) tellHolding(pools []Pool, now time.Time) error {
-	if now.Sub(x.looked) < holdInterval {
+	if wait := holdInterval - now.Sub(x.looked); wait > 0 {
+		x.again.Reset(wait)
 		return nil
 	}
 	holding := x.held(pools)
