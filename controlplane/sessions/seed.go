@@ -11,7 +11,8 @@ const (
 	// maxSeeders is how many members are asked for the sessions of a pool: one
 	// would do, if it never failed.
 	maxSeeders = 2
-	// seedWait bounds the wait for them. Edges wait a second at their start.
+	// seedWait bounds the wait for them. Edges wait two seconds for a pool that
+	// comes new to them.
 	seedWait = 800 * time.Millisecond
 )
 

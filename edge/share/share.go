@@ -121,14 +121,14 @@ func (s *Share) Update(pools []Pool) {
 	defer s.mu.Unlock()
 	same := maps.EqualFunc(s.pools, next, func(a, b Pool) bool { return a.Group == b.Group })
 	first := s.pools == nil
-	cold := map[string]bool{}
+	s.cold = map[string]bool{}
 	for name := range next {
 		if _, known := s.pools[name]; !known {
-			cold[name] = true
+			s.cold[name] = true
 		}
 	}
 	s.pools = next
-	s.setCold(cold)
+	s.signalReady()
 	if !same || first {
 		select {
 		case s.changed <- struct{}{}:
@@ -140,7 +140,7 @@ func (s *Share) Update(pools []Pool) {
 // Ready is closed when there is nothing to wait for before the edge connects to
 // the pools of the last Update: other edges have sent what they hold of those
 // that came new, or hold nothing. It stays open while the control plane can't be
-// reached: wait a second, not for ever. It is for the time until the next Update.
+// reached: wait a moment, not for ever. It is for the time until the next Update.
 func (s *Share) Ready() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -151,26 +151,25 @@ func (s *Share) Ready() <-chan struct{} {
 func (s *Share) seeded(pools []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	cold := maps.Clone(s.cold)
 	for _, name := range pools {
-		delete(cold, name)
+		delete(s.cold, name)
 	}
-	s.setCold(cold)
+	s.signalReady()
 }
 
-// setCold opens and closes ready. s.mu is held.
-func (s *Share) setCold(cold map[string]bool) {
+// signalReady closes ready when no pool is cold, and replaces it when one is
+// again. s.mu is held.
+func (s *Share) signalReady() {
 	select {
 	case <-s.ready:
-		if len(cold) > 0 {
+		if len(s.cold) > 0 {
 			s.ready = make(chan struct{})
 		}
 	default:
-		if len(cold) == 0 && s.pools != nil {
+		if len(s.cold) == 0 {
 			close(s.ready)
 		}
 	}
-	s.cold = cold
 }
 
 // pool returns a pool by name.
