@@ -23,6 +23,17 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
+// TLSConn is a TLS connection as a Handshaker makes it: a *tls.Conn, or what
+// behaves like one.
+type TLSConn = interface {
+	net.Conn
+	// CloseWrite sends close_notify.
+	CloseWrite() error
+	ConnectionState() tls.ConnectionState
+	// NetConn returns the connection beneath.
+	NetConn() net.Conn
+}
+
 // Handshaker makes client handshakes and keeps the sessions they give.
 type Handshaker interface {
 	// Reserve waits, before the dial, until a handshake of identity should be
@@ -49,7 +60,7 @@ type Attempt interface {
 	// (mechanism) or has a miss reason. An error that implements FullHandshaker
 	// asks for one more try on a new connection.
 	Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
-		tc *tls.Conn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
+		tc TLSConn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
 	// Release gives the right back.
 	Release()
 }
@@ -59,7 +70,7 @@ type Attempt interface {
 type FullHandshaker interface {
 	error
 	FullHandshake(ctx context.Context, conn net.Conn) (
-		tc *tls.Conn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
+		tc TLSConn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
 }
 
 // Counters counts what happens in one pool. Implementations are safe for

@@ -1,7 +1,6 @@
 package backend
 
 import (
-	"crypto/tls"
 	"io"
 	"net"
 	"sync"
@@ -23,7 +22,7 @@ type conn struct {
 	e        *endpoint
 	key      connKey
 	identity string // of its TLS session
-	tc       *tls.Conn
+	tc       TLSConn
 	wire     *wire
 	created  time.Time
 	connect  time.Duration // what dial and handshake took

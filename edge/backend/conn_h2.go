@@ -2,7 +2,6 @@ package backend
 
 import (
 	"context"
-	"crypto/tls"
 	"net/http"
 	"slices"
 	"sync/atomic"
@@ -33,8 +32,8 @@ type h2Conn struct {
 
 // h2Net is the net.Conn that x/net/http2 sees.
 type h2Net struct {
-	*tls.Conn // addresses, deadlines, ConnectionState
-	h         *h2Conn
+	TLSConn // addresses, deadlines, ConnectionState
+	h       *h2Conn
 }
 
 // Read is called when x/net/http2 has processed what it read before.

@@ -177,7 +177,7 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 		return nil, err
 	}
 	c, err := e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
-		*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+		TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 		return attempt.Handshake(ctx, w, config)
 	})
 	var redo FullHandshaker
@@ -186,7 +186,7 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 			return nil, err
 		}
 		c, err = e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
-			*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+			TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 			return redo.FullHandshake(ctx, w)
 		})
 	}
@@ -237,7 +237,7 @@ func worthRedoing(err error) bool {
 		!errors.Is(err, context.Canceled)
 }
 
-type handshake func(context.Context, *wire) (*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error)
+type handshake func(context.Context, *wire) (TLSConn, resealv1.Mechanism, resealv1.MissReason, error)
 
 // shake makes one handshake, which is counted.
 func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn, do handshake) (*conn, error) {

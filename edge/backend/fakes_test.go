@@ -114,12 +114,12 @@ type fakeAttempt struct {
 func (a fakeAttempt) Release() {}
 
 func (a fakeAttempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
-	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	return a.f.Handshake(ctx, conn, a.identity, cfg)
 }
 
 func (f *fakeSessions) Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
-	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	f.mu.Lock()
 	if f.caches[identity] == nil {
 		f.caches[identity] = tls.NewLRUClientSessionCache(32)
@@ -135,7 +135,7 @@ func (f *fakeSessions) Handshake(ctx context.Context, conn net.Conn, identity st
 }
 
 func (f *fakeSessions) shake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
-	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	tc := tls.Client(conn, cfg)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, 0, 0, err
@@ -194,7 +194,7 @@ type brokenSession struct {
 func (brokenSession) Error() string { return "broken by the session" }
 
 func (b brokenSession) FullHandshake(ctx context.Context, conn net.Conn) (
-	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	b.cfg.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	return b.f.shake(ctx, conn, b.cfg)
 }

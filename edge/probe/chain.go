@@ -79,7 +79,7 @@ func (c *chain) take() *tls.ClientSessionState {
 }
 
 // handshake makes the handshake on conn.
-func (c *chain) handshake(ctx context.Context, conn *wire, cfg *tls.Config) (*tls.Conn, *ticketBox, error) {
+func (c *chain) handshake(ctx context.Context, conn *wire, cfg *tls.Config) (TLSConn, *ticketBox, error) {
 	box := &ticketBox{}
 	if c.handshaker != nil {
 		tc, _, _, err := c.handshaker.Handshake(ctx, conn, c.identity, cfg)

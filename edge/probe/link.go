@@ -39,7 +39,7 @@ type link struct {
 	target *target
 	record *resealv1.ProbeConnection
 	wire   *wire
-	tc     *tls.Conn
+	tc     TLSConn
 	in     *bufio.Reader
 	box    *ticketBox
 	flight serverFlight

@@ -25,6 +25,17 @@ import (
 // Report is what a probe found out.
 type Report = resealv1.ProbeReport
 
+// TLSConn is a TLS connection as a Handshaker makes it: a *tls.Conn, or what
+// behaves like one.
+type TLSConn = interface {
+	net.Conn
+	// CloseWrite sends close_notify.
+	CloseWrite() error
+	ConnectionState() tls.ConnectionState
+	// NetConn returns the connection beneath.
+	NetConn() net.Conn
+}
+
 // Handshaker makes client handshakes and resumes sessions of an identity as
 // edges do.
 type Handshaker interface {
@@ -32,7 +43,7 @@ type Handshaker interface {
 	// that the server gives. A completed handshake has either a mechanism or a
 	// miss reason.
 	Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
-		*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error)
+		TLSConn, resealv1.Mechanism, resealv1.MissReason, error)
 }
 
 const (

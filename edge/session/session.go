@@ -80,6 +80,18 @@ func New(cfg Config) *Store {
 	return s
 }
 
+// Conn is a TLS connection whose handshake is complete. It behaves as *tls.Conn,
+// which is one kind of it. An alias, so that packages which know only the shape
+// can name the same type.
+type Conn = interface {
+	net.Conn
+	// CloseWrite sends close_notify.
+	CloseWrite() error
+	ConnectionState() tls.ConnectionState
+	// NetConn returns the connection beneath.
+	NetConn() net.Conn
+}
+
 // Handshake makes a client handshake on conn, offering a session of identity
 // when there is one, and keeps the sessions that the server gives during the
 // handshake and later while the connection is read. cfg is cloned; its
@@ -93,7 +105,7 @@ func New(cfg Config) *Store {
 //
 // Handshake waits for nobody. Reserve, before the dial, saves full handshakes.
 func (s *Store) Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
-	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
 	attempt, err := s.Reserve(ctx, identity, 0)
 	if err != nil {
 		return nil, 0, 0, err
@@ -130,7 +142,7 @@ func (a *Attempt) Release() {
 
 // Handshake makes the handshake as Store.Handshake does.
 func (a *Attempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
-	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
 	if cfg.SessionTicketsDisabled {
 		a.Release()
 		tc := tls.Client(conn, cfg)
@@ -144,7 +156,7 @@ func (a *Attempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config)
 
 // shake makes one handshake with what was taken from the store.
 func (s *Store) shake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config, offer offer) (
-	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
 	spy := &helloSpy{Conn: conn, supply: &supply{}, pending: offer.pending}
 	cache := &connCache{store: s, identity: identity, offer: offer, spy: spy, supply: spy.supply}
 	own := cfg.Clone()
@@ -250,7 +262,7 @@ func (e *ResumptionError) Unwrap() error { return e.Err }
 // offered session was declined. Another session is offered when one has come
 // meanwhile.
 func (e *ResumptionError) FullHandshake(ctx context.Context, conn net.Conn) (
-	*tls.Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
 	offer, err := e.store.acquire(ctx, e.identity, 0)
 	if err != nil {
 		return nil, 0, 0, err
