@@ -6,8 +6,8 @@ import (
 	"strings"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/proto/rules"
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
@@ -33,11 +33,11 @@ func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
 // unknown reports a name that does not exist, with the one that was probably
 // meant.
 func (d *decoder) unknown(key *yaml.Node, parent string, names []string) {
-	hint := didYouMean(key.Value, names)
+	hint := rules.DidYouMean(key.Value, names)
 	if hint == "" {
 		hint = "; known here: " + strings.Join(names, ", ")
 	}
-	d.fail(key, fieldPath(parent, shorten(key.Value)), "unknown field%s", hint)
+	d.fail(key, rules.FieldPath(parent, rules.Shorten(key.Value)), "unknown field%s", hint)
 }
 
 // entries lists a mapping's entries without those that are there twice.
@@ -52,7 +52,7 @@ func (d *decoder) entries(n *yaml.Node, path string) []pair {
 		}
 		if earlier, ok := first[key.Value]; ok {
 			_, line, column := d.source.at(earlier)
-			d.fail(key, fieldPath(path, shorten(key.Value)), "is there twice, first at %d:%d; remove one", line, column)
+			d.fail(key, rules.FieldPath(path, rules.Shorten(key.Value)), "is there twice, first at %d:%d; remove one", line, column)
 			continue
 		}
 		first[key.Value] = key
@@ -112,18 +112,18 @@ func (d *decoder) envelope(root *yaml.Node, pairs []pair) *resealv1.Resource {
 	}
 	resource := resealv1.NewResource(kind.value.Value)
 	if resource == nil {
-		hint := didYouMean(kind.value.Value, resealv1.Kinds)
+		hint := rules.DidYouMean(kind.value.Value, resealv1.Kinds)
 		if hint == "" {
-			hint = "; it is one of " + oneOf(resealv1.Kinds)
+			hint = "; it is one of " + rules.OneOf(resealv1.Kinds)
 		}
-		d.fail(kind.key, "kind", "unknown kind %s%s", quote(kind.value.Value), hint)
+		d.fail(kind.key, "kind", "unknown kind %s%s", rules.Quote(kind.value.Value), hint)
 	}
 	return resource
 }
 
 func (d *decoder) apiVersion(e pair) {
 	if e.value.Value != APIVersion {
-		d.fail(e.key, "apiVersion", "%s is not known; write %s", quote(e.value.Value), APIVersion)
+		d.fail(e.key, "apiVersion", "%s is not known; write %s", rules.Quote(e.value.Value), APIVersion)
 	}
 }
 
@@ -151,10 +151,10 @@ func (d *decoder) message(n *yaml.Node, m protoreflect.Message, path string) {
 		if isAssigned(field) || isNull(e.value) {
 			continue
 		}
-		fieldPath := fieldPath(path, e.key.Value)
+		fieldPath := rules.FieldPath(path, e.key.Value)
 		if oneof := field.ContainingOneof(); oneof != nil && m.WhichOneof(oneof) != nil {
 			if !oneof.IsSynthetic() {
-				d.fail(e.key, fieldPath, "only one of %s may be set", oneOf(fieldNames(oneof.Fields())))
+				d.fail(e.key, fieldPath, "only one of %s may be set", rules.OneOf(fieldNames(oneof.Fields())))
 			}
 			continue
 		}
@@ -173,7 +173,7 @@ func (d *decoder) field(e pair, m protoreflect.Message, field protoreflect.Field
 		}
 		list := m.Mutable(field).List()
 		for i, item := range e.value.Content {
-			if value, ok := d.value(item, item, list.NewElement, field, itemPath(path, i)); ok {
+			if value, ok := d.value(item, item, list.NewElement, field, rules.ItemPath(path, i)); ok {
 				list.Append(value)
 			}
 		}
@@ -192,7 +192,7 @@ func (d *decoder) mapField(e pair, entries protoreflect.Map, field protoreflect.
 		return
 	}
 	for _, e := range d.entries(e.value, path) {
-		path := entryPath(path, e.key.Value)
+		path := rules.EntryPath(path, e.key.Value)
 		if !isText(e.key) {
 			d.fail(e.key, path, "the key must be text; put it in quotes")
 			continue
@@ -205,7 +205,7 @@ func (d *decoder) mapField(e pair, entries protoreflect.Map, field protoreflect.
 
 // value reads one message or scalar. Errors are reported at place.
 func (d *decoder) value(place, n *yaml.Node, newValue func() protoreflect.Value, field protoreflect.FieldDescriptor, path string) (protoreflect.Value, bool) {
-	if field.Message() != nil && !isDuration(field) {
+	if field.Message() != nil && !rules.IsDuration(field) {
 		if n.Kind != yaml.MappingNode {
 			d.fail(place, path, "must be a mapping with fields such as %s", field.Message().Fields().Get(0).JSONName())
 			return protoreflect.Value{}, false
@@ -235,15 +235,6 @@ func fieldNames(fields protoreflect.FieldDescriptors) []string {
 func isAssigned(field protoreflect.FieldDescriptor) bool {
 	const uid = 4
 	return field.Parent().FullName() == "reseal.v1.Metadata" && field.Number() >= uid
-}
-
-func isSecret(field protoreflect.FieldDescriptor) bool {
-	secret, _ := proto.GetExtension(field.Options(), resealv1.E_Secret).(bool)
-	return secret
-}
-
-func isDuration(field protoreflect.FieldDescriptor) bool {
-	return field.Message() != nil && field.Message().FullName() == "google.protobuf.Duration"
 }
 
 func isNull(n *yaml.Node) bool {

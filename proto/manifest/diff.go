@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/proto/rules"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -102,9 +103,9 @@ func secretsOf(r *resealv1.Resource) map[string]secretField {
 	var walk func(m protoreflect.Message, path string)
 	walk = func(m protoreflect.Message, path string) {
 		for field, value := range m.Range {
-			fieldPath := fieldPath(path, field.JSONName())
+			fieldPath := rules.FieldPath(path, field.JSONName())
 			switch {
-			case isSecret(field):
+			case rules.IsSecret(field):
 				secrets[fieldPath] = secretField{m, field, value.String()}
 			case field.Message() != nil && !field.IsList() && !field.IsMap():
 				walk(value.Message(), fieldPath)

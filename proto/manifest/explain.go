@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/proto/rules"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -73,7 +74,7 @@ func Explain(path string) (Doc, error) {
 	kindName, rest, _ := strings.Cut(strings.Trim(path, "."), ".")
 	kind, ok := KindByName(kindName)
 	if !ok {
-		return Doc{}, fmt.Errorf("%w: %s is not a kind%s", ErrNotDocumented, quote(kindName), kindHint(kindName))
+		return Doc{}, fmt.Errorf("%w: %s is not a kind%s", ErrNotDocumented, rules.Quote(kindName), kindHint(kindName))
 	}
 	message, err := documentedMessage(protoreflect.FullName("reseal.v1." + kind))
 	if err != nil {
@@ -95,10 +96,10 @@ func Explain(path string) (Doc, error) {
 }
 
 func kindHint(name string) string {
-	if hint := didYouMean(name, resealv1.Kinds); hint != "" {
+	if hint := rules.DidYouMean(name, resealv1.Kinds); hint != "" {
 		return hint
 	}
-	return "; it is one of " + oneOf(resealv1.Kinds)
+	return "; it is one of " + rules.OneOf(resealv1.Kinds)
 }
 
 // explainField follows the steps down from a kind's message.
@@ -114,13 +115,13 @@ func explainField(kind string, message protoreflect.MessageDescriptor, steps []p
 		fields := message.Fields()
 		if field = fieldFold(fields, step.name); field == nil {
 			names := fieldNames(fields)
-			hint := didYouMean(step.name, names)
+			hint := rules.DidYouMean(step.name, names)
 			if hint == "" {
 				hint = "; it has " + strings.Join(names, ", ")
 			}
-			return Doc{}, fmt.Errorf("%w: %s has no field %s%s", ErrNotDocumented, path, quote(step.name), hint)
+			return Doc{}, fmt.Errorf("%w: %s has no field %s%s", ErrNotDocumented, path, rules.Quote(step.name), hint)
 		}
-		path = fieldPath(path, field.JSONName())
+		path = rules.FieldPath(path, field.JSONName())
 		message = objectOf(field)
 	}
 	if field == nil {
@@ -132,7 +133,7 @@ func explainField(kind string, message protoreflect.MessageDescriptor, steps []p
 func fieldDoc(path string, field protoreflect.FieldDescriptor) Doc {
 	doc := Doc{
 		Path: path, Type: docType(field), Comment: comment(field),
-		Secret: isSecret(field), Assigned: isAssigned(field),
+		Secret: rules.IsSecret(field), Assigned: isAssigned(field),
 	}
 	if message := objectOf(field); message != nil {
 		doc.Fields = docFields(message)

@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/proto/rules"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -106,7 +107,7 @@ func (f Format) message(m protoreflect.Message) *yaml.Node {
 			continue
 		}
 		value := m.Get(field)
-		if f.OmitRedacted && isSecret(field) && value.String() == resealv1.SecretMarker {
+		if f.OmitRedacted && rules.IsSecret(field) && value.String() == resealv1.SecretMarker {
 			continue
 		}
 		node.Content = append(node.Content, textNode(field.JSONName()), f.field(field, value))
@@ -142,7 +143,7 @@ func (f Format) value(field protoreflect.FieldDescriptor, value protoreflect.Val
 	case protoreflect.MessageKind:
 		switch m := value.Message().Interface().(type) {
 		case *durationpb.Duration:
-			return textNode(durationText(m.AsDuration()))
+			return textNode(rules.DurationText(m.AsDuration()))
 		case *timestamppb.Timestamp:
 			return textNode(m.AsTime().Format(time.RFC3339))
 		}

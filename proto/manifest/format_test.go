@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/proto/rules"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -224,7 +225,7 @@ func drawValue(t *rapid.T, field protoreflect.FieldDescriptor, newValue func() p
 	case protoreflect.EnumKind:
 		return protoreflect.ValueOfEnum(protoreflect.EnumNumber(rapid.IntRange(1, field.Enum().Values().Len()-1).Draw(t, "enum")))
 	}
-	if isDuration(field) {
+	if rules.IsDuration(field) {
 		nanoseconds := rapid.Int64Range(0, 1<<62).Draw(t, "duration")
 		scale := rapid.SampledFrom([]int64{1, int64(time.Millisecond), int64(time.Second), int64(time.Minute), int64(time.Hour)}).Draw(t, "scale")
 		return protoreflect.ValueOfMessage(durationpb.New(time.Duration(nanoseconds / scale * scale)).ProtoReflect())
@@ -299,7 +300,7 @@ func TestDurationText(t *testing.T) {
 		"1m30s": 90 * time.Second, "1h": time.Hour, "1h0m30s": time.Hour + 30*time.Second, "10h10m": 10*time.Hour + 10*time.Minute,
 		"168h": 7 * 24 * time.Hour, "100h": 100 * time.Hour, "1.5s": 1500 * time.Millisecond,
 	} {
-		if got := durationText(d); got != want {
+		if got := rules.DurationText(d); got != want {
 			t.Errorf("%v is %s, want %s", d, got, want)
 		}
 		if back, err := time.ParseDuration(want); err != nil || back != d {

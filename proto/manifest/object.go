@@ -2,6 +2,7 @@ package manifest
 
 import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/proto/rules"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -63,7 +64,7 @@ func (o Object) find(path string) (place *yaml.Node, exact bool) {
 func entry(mapping *yaml.Node, name string) (key, value *yaml.Node) {
 	for i := 0; i+1 < len(mapping.Content); i += 2 {
 		key := mapping.Content[i]
-		if key.Kind == yaml.ScalarNode && (key.Value == name || shorten(key.Value) == name) {
+		if key.Kind == yaml.ScalarNode && (key.Value == name || rules.Shorten(key.Value) == name) {
 			return key, mapping.Content[i+1]
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/proto/rules"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -138,7 +139,7 @@ func (p *parser) syntaxError(err error) Error {
 		message = message[len(found[0]):]
 		line, _ = strconv.Atoi(found[1])
 	}
-	return Error{File: p.source.file, Line: p.source.base + line, Message: "not valid YAML: " + shorten(message)}
+	return Error{File: p.source.file, Line: p.source.base + line, Message: "not valid YAML: " + rules.Shorten(message)}
 }
 
 // document reads a resource or a list of them.
@@ -269,9 +270,9 @@ func label(root *yaml.Node) string {
 		name = scalarAt(metadata, "name")
 	}
 	if kind == "" || name == "" {
-		return shorten(kind)
+		return rules.Shorten(kind)
 	}
-	return (&resealv1.ResourceRef{Kind: shorten(kind), Name: shorten(name)}).Key()
+	return (&resealv1.ResourceRef{Kind: rules.Shorten(kind), Name: rules.Shorten(name)}).Key()
 }
 
 func scalarAt(mapping *yaml.Node, name string) string {

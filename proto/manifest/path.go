@@ -5,24 +5,6 @@ import (
 	"strings"
 )
 
-// Field paths are written as in violations: names joined by dots, list items as
-// [0], map entries as ["key"].
-
-func fieldPath(parent, name string) string {
-	if parent == "" {
-		return name
-	}
-	return parent + "." + name
-}
-
-func itemPath(parent string, index int) string {
-	return parent + "[" + strconv.Itoa(index) + "]"
-}
-
-func entryPath(parent, key string) string {
-	return parent + "[" + strconv.Quote(shorten(key)) + "]"
-}
-
 // pathStep is one step down a document: a name, a map key or an index.
 type pathStep struct {
 	name  string

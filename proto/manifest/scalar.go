@@ -8,6 +8,7 @@ import (
 	"time"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/proto/rules"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -28,13 +29,13 @@ func scalar(n *yaml.Node, field protoreflect.FieldDescriptor) (protoreflect.Valu
 	case protoreflect.BoolKind:
 		value, err := strconv.ParseBool(strings.ToLower(n.Value))
 		if n.Tag != "!!bool" || err != nil {
-			return none, fmt.Errorf("%s is neither true nor false", quote(n.Value))
+			return none, fmt.Errorf("%s is neither true nor false", rules.Quote(n.Value))
 		}
 		return protoreflect.ValueOfBool(value), nil
 	case protoreflect.Uint32Kind:
 		value, err := strconv.ParseUint(n.Value, 10, 32)
 		if n.Tag != "!!int" || err != nil || n.Value != strconv.FormatUint(value, 10) {
-			return none, fmt.Errorf("%s is not a whole number from 0 to 4294967295", quote(n.Value))
+			return none, fmt.Errorf("%s is not a whole number from 0 to 4294967295", rules.Quote(n.Value))
 		}
 		return protoreflect.ValueOfUint32(uint32(value)), nil
 	case protoreflect.EnumKind:
@@ -54,10 +55,10 @@ func textValue(n *yaml.Node, field protoreflect.FieldDescriptor) (protoreflect.V
 	if isText(n) {
 		return protoreflect.ValueOfString(n.Value), nil
 	}
-	if isSecret(field) {
+	if rules.IsSecret(field) {
 		return protoreflect.Value{}, errors.New("must be text; put it in quotes")
 	}
-	return protoreflect.Value{}, fmt.Errorf("must be text; put %s in quotes", shorten(n.Value))
+	return protoreflect.Value{}, fmt.Errorf("must be text; put %s in quotes", rules.Shorten(n.Value))
 }
 
 // duration reads what time.ParseDuration reads, 0 or more.
@@ -65,11 +66,11 @@ func duration(n *yaml.Node) (time.Duration, error) {
 	value, err := time.ParseDuration(n.Value)
 	switch {
 	case err != nil && n.Tag == "!!int":
-		return 0, fmt.Errorf("%s has no unit; write %ss for seconds", shorten(n.Value), shorten(n.Value))
+		return 0, fmt.Errorf("%s has no unit; write %ss for seconds", rules.Shorten(n.Value), rules.Shorten(n.Value))
 	case err != nil:
-		return 0, fmt.Errorf("%s is not a duration; write for example 250ms, 1m30s or 12h", quote(n.Value))
+		return 0, fmt.Errorf("%s is not a duration; write for example 250ms, 1m30s or 12h", rules.Quote(n.Value))
 	case value < 0:
-		return 0, fmt.Errorf("%s is negative", quote(n.Value))
+		return 0, fmt.Errorf("%s is negative", rules.Quote(n.Value))
 	}
 	return value, nil
 }
@@ -84,22 +85,12 @@ func enumValue(n *yaml.Node, enum protoreflect.EnumDescriptor) (protoreflect.Val
 			return protoreflect.ValueOfEnum(value.Number()), nil
 		}
 	}
-	labels := enumLabels(enum)
-	hint := didYouMean(n.Value, labels)
+	labels := rules.EnumLabels(enum)
+	hint := rules.DidYouMean(n.Value, labels)
 	if hint == "" {
-		hint = "; it is one of " + oneOf(labels)
+		hint = "; it is one of " + rules.OneOf(labels)
 	}
-	return protoreflect.Value{}, fmt.Errorf("%s is not known%s", quote(n.Value), hint)
-}
-
-func enumLabels(enum protoreflect.EnumDescriptor) []string {
-	var labels []string
-	for i := range enum.Values().Len() {
-		if value := enum.Values().Get(i); value.Number() != 0 {
-			labels = append(labels, resealv1.ValueLabel(value))
-		}
-	}
-	return labels
+	return protoreflect.Value{}, fmt.Errorf("%s is not known%s", rules.Quote(n.Value), hint)
 }
 
 func foldLabel(label string) string {
@@ -114,22 +105,10 @@ func typeWords(field protoreflect.FieldDescriptor) string {
 	case protoreflect.Uint32Kind:
 		return "a whole number"
 	case protoreflect.EnumKind:
-		return oneOf(enumLabels(field.Enum()))
+		return rules.OneOf(rules.EnumLabels(field.Enum()))
 	case protoreflect.MessageKind:
 		return "a duration such as 10s"
 	default:
 		return "text"
 	}
-}
-
-// durationText is the shortest form that reads back equal: "1h", not "1h0m0s".
-func durationText(d time.Duration) string {
-	text := d.String()
-	if strings.HasSuffix(text, "m0s") {
-		text = strings.TrimSuffix(text, "0s")
-	}
-	if strings.HasSuffix(text, "h0m") {
-		text = strings.TrimSuffix(text, "0m")
-	}
-	return text
 }

@@ -1,4 +1,4 @@
-package manifest
+package rules
 
 import (
 	"fmt"
@@ -53,7 +53,7 @@ func (c *checker) route(r *resealv1.Route) {
 func (c *checker) paths(paths []*resealv1.PathMatch) {
 	seen := make(map[string]bool, len(paths))
 	for i, match := range paths {
-		path := itemPath("spec.paths", i)
+		path := ItemPath("spec.paths", i)
 		var field, value string
 		switch match := match.GetMatch().(type) {
 		case *resealv1.PathMatch_Prefix:
@@ -65,11 +65,11 @@ func (c *checker) paths(paths []*resealv1.PathMatch) {
 			continue
 		}
 		if seen[field+value] {
-			c.failf(path, "%s %s is there twice", field, quote(value))
+			c.failf(path, "%s %s is there twice", field, Quote(value))
 			continue
 		}
 		seen[field+value] = true
-		c.err(fieldPath(path, field), checkPath(value))
+		c.err(FieldPath(path, field), checkPath(value))
 	}
 }
 
@@ -81,11 +81,11 @@ func (c *checker) weightedPools(pools []*resealv1.WeightedPool) {
 	seen := make(map[string]bool, len(pools))
 	someWeight := false
 	for i, pool := range pools {
-		path := itemPath("spec.pools", i)
+		path := ItemPath("spec.pools", i)
 		c.err(path+".name", checkName(pool.GetName()))
 		c.atMost(path+".weight", pool.GetWeight(), maxRouteWeight)
 		if seen[pool.GetName()] && pool.GetName() != "" {
-			c.failf(path+".name", "%s is there twice; give it more weight instead", quote(pool.GetName()))
+			c.failf(path+".name", "%s is there twice; give it more weight instead", Quote(pool.GetName()))
 		}
 		seen[pool.GetName()] = true
 		someWeight = someWeight || pool.Weight == nil || pool.GetWeight() > 0
@@ -96,9 +96,9 @@ func (c *checker) weightedPools(pools []*resealv1.WeightedPool) {
 }
 
 func (c *checker) headerEdits(path string, edits *resealv1.HeaderEdits) {
-	c.headerMap(fieldPath(path, "set"), edits.GetSet())
-	c.headerMap(fieldPath(path, "add"), edits.GetAdd())
-	c.each(fieldPath(path, "remove"), edits.GetRemove(), checkEditedHeader)
+	c.headerMap(FieldPath(path, "set"), edits.GetSet())
+	c.headerMap(FieldPath(path, "add"), edits.GetAdd())
+	c.each(FieldPath(path, "remove"), edits.GetRemove(), checkEditedHeader)
 }
 
 func (c *checker) headerMap(path string, headers map[string]string) {
@@ -106,12 +106,12 @@ func (c *checker) headerMap(path string, headers map[string]string) {
 	for _, name := range sortedKeys(headers) {
 		canonical := textproto.CanonicalMIMEHeaderKey(name)
 		if earlier, ok := first[canonical]; ok {
-			c.failf(entryPath(path, name), "is the same header as %s", quote(earlier))
+			c.failf(EntryPath(path, name), "is the same header as %s", Quote(earlier))
 			continue
 		}
 		first[canonical] = name
-		c.err(entryPath(path, name), checkEditedHeader(name))
-		c.err(entryPath(path, name), checkHeaderValue(headers[name]))
+		c.err(EntryPath(path, name), checkEditedHeader(name))
+		c.err(EntryPath(path, name), checkHeaderValue(headers[name]))
 	}
 }
 
@@ -127,7 +127,7 @@ func checkEditedHeader(name string) error {
 		"Te", "Trailer", "Transfer-Encoding", "Upgrade",
 	}
 	if slices.Contains(kept, textproto.CanonicalMIMEHeaderKey(name)) {
-		return fmt.Errorf("the edge sets %s itself; it can't be edited", quote(name))
+		return fmt.Errorf("the edge sets %s itself; it can't be edited", Quote(name))
 	}
 	return nil
 }

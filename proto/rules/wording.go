@@ -1,24 +1,29 @@
-package manifest
+package rules
 
 import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // maxShown bounds how much of a value an error repeats.
 const maxShown = 64
 
-// quote shows a value in an error. A value of several lines is never shown: it
+// Quote shows a value in an error. A value of several lines is never shown: it
 // may be key material in the wrong place.
-func quote(value string) string {
+func Quote(value string) string {
 	if strings.ContainsAny(value, "\r\n") {
 		return "the value"
 	}
-	return fmt.Sprintf("%q", shorten(value))
+	return fmt.Sprintf("%q", Shorten(value))
 }
 
-func shorten(value string) string {
+// Shorten cuts a value for an error.
+func Shorten(value string) string {
 	runes := 0
 	for i := range value {
 		if runes == maxShown {
@@ -29,9 +34,9 @@ func shorten(value string) string {
 	return value
 }
 
-// didYouMean is a hint that starts with "; ", or "" when no name is like the
+// DidYouMean is a hint that starts with "; ", or "" when no name is like the
 // given one.
-func didYouMean(given string, names []string) string {
+func DidYouMean(given string, names []string) string {
 	if best := nearest(given, names); best != "" {
 		return fmt.Sprintf("; did you mean %q?", best)
 	}
@@ -76,12 +81,35 @@ func editDistance(a, b string) int {
 	return row[len(b)]
 }
 
-// oneOf lists names for an error: "a, b or c".
-func oneOf(names []string) string {
+// OneOf lists names for an error: "a, b or c".
+func OneOf(names []string) string {
 	names = slices.Clone(names)
 	if len(names) < 2 {
 		return strings.Join(names, "")
 	}
 	last := len(names) - 1
 	return strings.Join(names[:last], ", ") + " or " + names[last]
+}
+
+// EnumLabels are the values of an enum as they are written in manifests.
+func EnumLabels(enum protoreflect.EnumDescriptor) []string {
+	var labels []string
+	for i := range enum.Values().Len() {
+		if value := enum.Values().Get(i); value.Number() != 0 {
+			labels = append(labels, resealv1.ValueLabel(value))
+		}
+	}
+	return labels
+}
+
+// DurationText is the shortest form that reads back equal: "1h", not "1h0m0s".
+func DurationText(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
 }

@@ -1,4 +1,4 @@
-package manifest
+package rules
 
 import (
 	"fmt"
@@ -44,7 +44,7 @@ func (c *checker) endpoints(endpoints []*resealv1.Endpoint) {
 	}
 	first := make(map[string]int, len(endpoints))
 	for i, endpoint := range endpoints {
-		path := itemPath("spec.endpoints", i)
+		path := ItemPath("spec.endpoints", i)
 		c.atMost(path+".weight", endpoint.GetWeight(), maxEndpointWeight)
 		if err := checkHostPort(endpoint.GetAddress(), false); err != nil {
 			c.err(path+".address", err)
@@ -52,7 +52,7 @@ func (c *checker) endpoints(endpoints []*resealv1.Endpoint) {
 		}
 		key := strings.ToLower(endpoint.GetAddress())
 		if earlier, ok := first[key]; ok {
-			c.failf(path+".address", "%s is there twice, first as endpoint %d; give one endpoint more weight instead", quote(endpoint.GetAddress()), earlier)
+			c.failf(path+".address", "%s is there twice, first as endpoint %d; give one endpoint more weight instead", Quote(endpoint.GetAddress()), earlier)
 			continue
 		}
 		first[key] = i
@@ -92,16 +92,16 @@ func (c *checker) loadBalancing(p *resealv1.BackendPool) {
 	switch {
 	case hashOn == "" || hashOn == "source_ip":
 	case p.Protocol == resealv1.BackendPool_PROTOCOL_TCP:
-		c.failf("spec.loadBalancing.hashOn", "%s needs HTTP; a pool with protocol tcp only has source_ip", quote(hashOn))
+		c.failf("spec.loadBalancing.hashOn", "%s needs HTTP; a pool with protocol tcp only has source_ip", Quote(hashOn))
 	case hashOn == "host" || hashOn == "path":
 	case named && (source == "header" || source == "cookie"):
 		// A cookie's name is a token as well (RFC 6265 section 4.1.1).
 		if checkHeaderName(name) != nil {
-			c.failf("spec.loadBalancing.hashOn", "%s is not the name of a %s", quote(name), source)
+			c.failf("spec.loadBalancing.hashOn", "%s is not the name of a %s", Quote(name), source)
 		}
 	default:
 		known := []string{"source_ip", "host", "path", "header:NAME", "cookie:NAME"}
-		c.failf("spec.loadBalancing.hashOn", "%s is not known; it is one of %s", quote(hashOn), oneOf(known))
+		c.failf("spec.loadBalancing.hashOn", "%s is not known; it is one of %s", Quote(hashOn), OneOf(known))
 	}
 }
 
@@ -109,11 +109,11 @@ func (c *checker) healthCheck(p *resealv1.BackendPool) {
 	check := p.HealthCheck
 	c.optional("spec.healthCheck.path", check.Path, checkPath)
 	if check.Method != "" && check.Method != "GET" && check.Method != "HEAD" {
-		c.failf("spec.healthCheck.method", "%s is neither GET nor HEAD", quote(check.Method))
+		c.failf("spec.healthCheck.method", "%s is neither GET nor HEAD", Quote(check.Method))
 	}
 	seen := make(map[uint32]bool, len(check.ExpectedStatuses))
 	for i, status := range check.ExpectedStatuses {
-		path := itemPath("spec.healthCheck.expectedStatuses", i)
+		path := ItemPath("spec.healthCheck.expectedStatuses", i)
 		switch {
 		case status < 200 || status > 599:
 			c.failf(path, "%d is not the status of an answer; it must be 200 to 599", status)
@@ -136,7 +136,7 @@ func (c *checker) retries(p *resealv1.BackendPool) {
 	}
 	on := p.GetRetries().GetOn()
 	for i, condition := range on {
-		path := itemPath("spec.retries.on", i)
+		path := ItemPath("spec.retries.on", i)
 		switch {
 		case slices.Contains(on[:i], condition):
 			c.failf(path, "%s is there twice", resealv1.Label(condition))

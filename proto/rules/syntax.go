@@ -1,4 +1,4 @@
-package manifest
+package rules
 
 import (
 	"errors"
@@ -24,7 +24,7 @@ func checkName(name string) error {
 	case len(name) > 253:
 		return fmt.Errorf("is %d bytes long; a name has at most 253", len(name))
 	case !isDotted(name, isLower, "-"):
-		return fmt.Errorf("%s is not a name; use lower-case letters, digits, - and ., starting and ending with a letter or digit", quote(name))
+		return fmt.Errorf("%s is not a name; use lower-case letters, digits, - and ., starting and ending with a letter or digit", Quote(name))
 	}
 	return nil
 }
@@ -68,19 +68,19 @@ func checkLabelKey(key string) error {
 	name := key
 	if prefix, rest, ok := strings.Cut(key, "/"); ok {
 		if checkName(prefix) != nil {
-			return fmt.Errorf("the key's prefix %s is not a DNS name", quote(prefix))
+			return fmt.Errorf("the key's prefix %s is not a DNS name", Quote(prefix))
 		}
 		name = rest
 	}
 	if len(name) > 63 || !isWord(name, isAlphanumeric, "-_.") {
-		return fmt.Errorf("%s is not a key; use at most 63 letters, digits, -, _ and ., starting and ending with a letter or digit", quote(key))
+		return fmt.Errorf("%s is not a key; use at most 63 letters, digits, -, _ and ., starting and ending with a letter or digit", Quote(key))
 	}
 	return nil
 }
 
 func checkLabelValue(value string) error {
 	if value != "" && (len(value) > 63 || !isWord(value, isAlphanumeric, "-_.")) {
-		return fmt.Errorf("%s is not a label value; use at most 63 letters, digits, -, _ and ., starting and ending with a letter or digit", quote(value))
+		return fmt.Errorf("%s is not a label value; use at most 63 letters, digits, -, _ and ., starting and ending with a letter or digit", Quote(value))
 	}
 	return nil
 }
@@ -98,9 +98,9 @@ func checkHostName(host string) error {
 	case host == "":
 		return errors.New("is empty; it must be a host name")
 	case len(host) > 253 || !isDotted(host, isHostByte, "-"):
-		return fmt.Errorf("%s is not a host name", quote(host))
+		return fmt.Errorf("%s is not a host name", Quote(host))
 	case strings.Trim(host[strings.LastIndexByte(host, '.')+1:], "0123456789") == "":
-		return fmt.Errorf("%s is neither an IP address nor a host name", quote(host))
+		return fmt.Errorf("%s is neither an IP address nor a host name", Quote(host))
 	}
 	return nil
 }
@@ -115,7 +115,7 @@ func checkServerName(host string) error {
 
 func checkLowerCase(host string) error {
 	if lower := strings.ToLower(host); lower != host {
-		return fmt.Errorf("%s must be lower case: %q", quote(host), lower)
+		return fmt.Errorf("%s must be lower case: %q", Quote(host), lower)
 	}
 	return nil
 }
@@ -127,20 +127,20 @@ func checkHostPort(address string, mayOmitHost bool) error {
 		return errors.New("is missing; it must be host:port")
 	}
 	if strings.Contains(address, "://") {
-		return fmt.Errorf("%s is a URL; write host:port", quote(address))
+		return fmt.Errorf("%s is a URL; write host:port", Quote(address))
 	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return hostPortError(address)
 	}
 	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
-		return fmt.Errorf("%s: the port must be a number from 1 to 65535", quote(address))
+		return fmt.Errorf("%s: the port must be a number from 1 to 65535", Quote(address))
 	}
 	if host == "" {
 		if mayOmitHost {
 			return nil
 		}
-		return fmt.Errorf("%s has no host", quote(address))
+		return fmt.Errorf("%s has no host", Quote(address))
 	}
 	return checkHost(host)
 }
@@ -150,11 +150,11 @@ func hostPortError(address string) error {
 	bare := strings.Trim(address, "[]")
 	switch ip, err := netip.ParseAddr(bare); {
 	case err == nil && ip.Is6():
-		return fmt.Errorf("%s has no port; write [%s]:443", quote(address), bare)
+		return fmt.Errorf("%s has no port; write [%s]:443", Quote(address), bare)
 	case !strings.Contains(address, ":"):
-		return fmt.Errorf("%s has no port", quote(address))
+		return fmt.Errorf("%s has no port", Quote(address))
 	}
-	return fmt.Errorf("%s is not host:port; an IPv6 address stands in brackets, as in [2001:db8::1]:443", quote(address))
+	return fmt.Errorf("%s is not host:port; an IPv6 address stands in brackets, as in [2001:db8::1]:443", Quote(address))
 }
 
 // checkHostPattern checks a host name, an IP address, or "*." with a suffix.
@@ -163,7 +163,7 @@ func checkHostPattern(pattern string) error {
 		return errors.New(`"*" is not needed; leave hosts out to match any host`)
 	}
 	if _, _, err := net.SplitHostPort(pattern); err == nil {
-		return fmt.Errorf("%s has a port; write the host alone", quote(pattern))
+		return fmt.Errorf("%s has a port; write the host alone", Quote(pattern))
 	}
 	suffix, isWildcard := strings.CutPrefix(pattern, "*.")
 	check := checkHost
@@ -171,7 +171,7 @@ func checkHostPattern(pattern string) error {
 		check = checkHostName
 	}
 	if check(suffix) != nil {
-		return fmt.Errorf(`%s is neither a host name nor "*." with a suffix`, quote(pattern))
+		return fmt.Errorf(`%s is neither a host name nor "*." with a suffix`, Quote(pattern))
 	}
 	return checkLowerCase(pattern)
 }
@@ -186,19 +186,19 @@ func checkAltName(name string) error {
 		(uri.Host != "" || strings.Trim(uri.Opaque, "0123456789") != "") {
 		return nil
 	}
-	return fmt.Errorf("%s is neither a DNS name, an IP address nor a URI", quote(name))
+	return fmt.Errorf("%s is neither a DNS name, an IP address nor a URI", Quote(name))
 }
 
 func checkCIDR(text string) error {
 	prefix, err := netip.ParsePrefix(text)
 	if err != nil {
 		if ip, err := netip.ParseAddr(text); err == nil {
-			return fmt.Errorf("%s has no prefix length; write %s/%d", quote(text), text, ip.BitLen())
+			return fmt.Errorf("%s has no prefix length; write %s/%d", Quote(text), text, ip.BitLen())
 		}
-		return fmt.Errorf("%s is not a CIDR such as 10.0.0.0/8", quote(text))
+		return fmt.Errorf("%s is not a CIDR such as 10.0.0.0/8", Quote(text))
 	}
 	if masked := prefix.Masked(); masked != prefix {
-		return fmt.Errorf("%s has bits set behind its prefix; write %s", quote(text), masked)
+		return fmt.Errorf("%s has bits set behind its prefix; write %s", Quote(text), masked)
 	}
 	return nil
 }
@@ -207,7 +207,7 @@ func checkCIDR(text string) error {
 // here.
 func checkFile(path string) error {
 	if !filepath.IsAbs(path) || strings.ContainsAny(path, "\x00\r\n") {
-		return fmt.Errorf("%s is not an absolute path", quote(path))
+		return fmt.Errorf("%s is not an absolute path", Quote(path))
 	}
 	return nil
 }
@@ -216,24 +216,24 @@ func checkFile(path string) error {
 func checkPath(path string) error {
 	switch {
 	case !strings.HasPrefix(path, "/"):
-		return fmt.Errorf("%s does not start with /", quote(path))
+		return fmt.Errorf("%s does not start with /", Quote(path))
 	case strings.ContainsAny(path, "?#"):
-		return fmt.Errorf("%s holds a query or fragment; write the path alone", quote(path))
+		return fmt.Errorf("%s holds a query or fragment; write the path alone", Quote(path))
 	}
 	for i := range len(path) {
 		if path[i] <= ' ' || path[i] >= 0x7f {
-			return fmt.Errorf("%s holds a character that must be percent-encoded", quote(path))
+			return fmt.Errorf("%s holds a character that must be percent-encoded", Quote(path))
 		}
 	}
 	if _, err := url.ParseRequestURI(path); err != nil {
-		return fmt.Errorf("%s is not a path", quote(path))
+		return fmt.Errorf("%s is not a path", Quote(path))
 	}
 	return nil
 }
 
 func checkHeaderName(name string) error {
 	if !httpguts.ValidHeaderFieldName(name) {
-		return fmt.Errorf("%s is not a header name (RFC 9110 section 5.1)", quote(name))
+		return fmt.Errorf("%s is not a header name (RFC 9110 section 5.1)", Quote(name))
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package manifest
+package rules
 
 import (
 	"crypto"
@@ -29,7 +29,7 @@ func (c *checker) tlsPolicy(p *resealv1.TLSPolicy) {
 	c.each("spec.curves", p.Curves, checkCurve)
 	c.each("spec.alpn", p.Alpn, checkALPN)
 	if lifetime := p.GetResumption().GetTicketLifetime().AsDuration(); lifetime > maxTicketLifetime {
-		c.failf("spec.resumption.ticketLifetime", "%s is above the most, 168h (RFC 8446 section 4.6.1)", durationText(lifetime))
+		c.failf("spec.resumption.ticketLifetime", "%s is above the most, 168h (RFC 8446 section 4.6.1)", DurationText(lifetime))
 	}
 	c.optional("spec.resumption.keyring", p.GetResumption().GetKeyring(), checkName)
 	c.clientAuth(p.GetClientAuth())
@@ -53,7 +53,7 @@ func checkCipherSuite(name string) error {
 			return fmt.Errorf("%s is insecure; choose another", name)
 		}
 	}
-	return fmt.Errorf("%s is not a cipher suite that Go knows%s", quote(name), didYouMean(name, names))
+	return fmt.Errorf("%s is not a cipher suite that Go knows%s", Quote(name), DidYouMean(name, names))
 }
 
 func checkCurve(name string) error {
@@ -61,11 +61,11 @@ func checkCurve(name string) error {
 	if slices.Contains(names, name) {
 		return nil
 	}
-	hint := didYouMean(name, names)
+	hint := DidYouMean(name, names)
 	if hint == "" {
-		hint = "; it is one of " + oneOf(names)
+		hint = "; it is one of " + OneOf(names)
 	}
-	return fmt.Errorf("%s is not known%s", quote(name), hint)
+	return fmt.Errorf("%s is not known%s", Quote(name), hint)
 }
 
 // checkALPN checks a protocol name (RFC 7301 section 3.1).
@@ -160,17 +160,19 @@ func parseCertificates(text string) ([]*x509.Certificate, error) {
 	return certificates, nil
 }
 
-// pemBlocks reads a PEM text of which each block has the given type.
+// pemBlocks reads a PEM text of which each block has the given type. A byte order
+// mark, which editors on Windows write, is skipped: before the first block it would
+// hide it.
 func pemBlocks(text, blockType string) ([]*pem.Block, error) {
 	var blocks []*pem.Block
-	rest := []byte(text)
+	rest := []byte(strings.TrimPrefix(text, "\ufeff"))
 	for {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
 			break
 		}
 		if block.Type != blockType {
-			return nil, fmt.Errorf("holds a PEM block %s where only %s belongs", quote(block.Type), blockType)
+			return nil, fmt.Errorf("holds a PEM block %s where only %s belongs", Quote(block.Type), blockType)
 		}
 		blocks = append(blocks, block)
 	}
@@ -186,6 +188,7 @@ func pemBlocks(text, blockType string) ([]*pem.Block, error) {
 // checkPrivateKey checks that a key can be read and belongs to the leaf. Its
 // errors are fixed texts: what a parser says of a key could hold parts of it.
 func checkPrivateKey(text string, leaf *x509.Certificate) error {
+	text = strings.TrimPrefix(text, "\ufeff")
 	block, _ := pem.Decode([]byte(text))
 	// A file of openssl may have its parameters in front of the key.
 	for rest := []byte(text); block != nil && block.Type == "EC PARAMETERS"; {
