@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"golang.org/x/net/http/httpguts"
+
+	rule "github.com/reseal/reseal/edge/exchange"
 )
 
 // smallBody is the size up to which a request body of known length is read
@@ -202,7 +204,7 @@ func appendFraming(buf []byte, req *http.Request, body *requestBody) []byte {
 	if body.trailer {
 		var names []string
 		for name := range req.Trailer {
-			if validTrailer(name) {
+			if rule.TrailerAllowed(name) {
 				names = append(names, name)
 			}
 		}
@@ -221,12 +223,6 @@ func appendLength(buf []byte, n int64) []byte {
 // chunked reports whether the stream goes in chunks: when its length is not
 // known, or trailers follow.
 func (b *requestBody) chunked() bool { return b.length < 0 || b.trailer }
-
-// validTrailer refuses fields that frame or route a message (RFC 9110 section
-// 6.5.1).
-func validTrailer(name string) bool {
-	return httpguts.ValidTrailerHeader(http.CanonicalHeaderKey(name))
-}
 
 // headBuffers hold a head, with a small body behind it.
 var headBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
@@ -312,7 +308,7 @@ func writeLastChunk(w io.Writer, trailer http.Header) error {
 		return readError{err}
 	}
 	for name, values := range trailer {
-		if !validTrailer(name) {
+		if !rule.TrailerAllowed(name) {
 			continue
 		}
 		for _, value := range values {

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // statusClientClosed is logged for requests that the client gave up. It is never
@@ -90,6 +92,7 @@ func (q *request) answer(response *http.Response) {
 	header := q.w.Header()
 	copyHeader(header, response.Header)
 	removeHopByHop(header)
+	exchange.FilterTrailer(response.Trailer)
 	announced := trailerNames(response.Trailer)
 	if len(announced) > 0 {
 		header.Set("Trailer", strings.Join(announced, ", "))
@@ -115,6 +118,7 @@ func (q *request) answer(response *http.Response) {
 // sendTrailers sets trailers, of which the header has announced some.
 func (q *request) sendTrailers(trailer http.Header, announced []string) {
 	_ = q.control.Flush() // without it a short HTTP/1.1 response would have no chunks
+	exchange.FilterTrailer(trailer)
 	known := map[string]bool{}
 	for _, name := range announced {
 		known[name] = true

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 const (
@@ -24,8 +26,9 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // requestBody is a client's body. The upstream may read it until the handler
 // returns, and not a moment longer.
 type requestBody struct {
-	src   io.ReadCloser
-	bytes atomic.Int64
+	src     io.ReadCloser
+	request *http.Request // whose Trailer is complete when src has ended
+	bytes   atomic.Int64
 
 	mu       sync.Mutex
 	idle     sync.Cond // no Read is under way
@@ -35,8 +38,8 @@ type requestBody struct {
 	err      error // of the last Read
 }
 
-func newRequestBody(src io.ReadCloser) *requestBody {
-	b := &requestBody{src: src}
+func newRequestBody(request *http.Request) *requestBody {
+	b := &requestBody{src: request.Body, request: request}
 	b.idle.L = &b.mu
 	return b
 }
@@ -52,6 +55,9 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	b.mu.Unlock()
 	n, err := b.src.Read(p)
 	b.bytes.Add(int64(n))
+	if errors.Is(err, io.EOF) {
+		exchange.FilterTrailer(b.request.Trailer) // what came, announced or not
+	}
 	b.mu.Lock()
 	b.reading = false
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // handler serves the requests of a generation.
@@ -127,9 +129,9 @@ func (q *request) admit() bool {
 		q.refuse(http.StatusMethodNotAllowed, "method_not_allowed")
 	case headerBytes(q.r) > q.handler.generation.settings.maxHeaderBytes:
 		q.refuse(http.StatusRequestHeaderFieldsTooLarge, "header_too_large")
-	case !ok:
+	case !ok || !q.oneHost():
 		q.refuse(http.StatusBadRequest, "bad_host")
-	case q.r.URL.Opaque != "":
+	case q.r.URL.Opaque != "" || q.r.URL.User != nil: // RFC 9110 section 4.2.4
 		q.refuse(http.StatusBadRequest, "bad_target")
 	case q.client.sni != "" && q.host != q.client.sni && !q.state.AllowsHost(q.host):
 		// The client reuses a connection for a host that this listener does not
@@ -139,6 +141,20 @@ func (q *request) admit() bool {
 		return true
 	}
 	return false
+}
+
+// oneHost reports whether an HTTP/2 request names one host: net/http routes by
+// :authority and leaves a host field as it came, which must say the same (RFC
+// 9113 section 8.3.1). HTTP/1.1 can't get here with two: net/http refuses two
+// Host fields, and the authority of an absolute-form target replaces the field
+// (RFC 9112 section 3.2.2).
+func (q *request) oneHost() bool {
+	for _, host := range q.r.Header["Host"] {
+		if !sameAuthority(host, q.r.Host) {
+			return false
+		}
+	}
+	return true
 }
 
 // outgoing is the request as it goes to the backend.
@@ -158,14 +174,15 @@ func (q *request) outgoing() *http.Request {
 	if out.URL.Path == "" {
 		out.URL.Path = "/"
 	}
-	if host := header.Get("Host"); host != "" { // only an edit puts it there
+	if host := header.Get("Host"); host != "" { // an edit's: requestHeader leaves the client's out
 		out.Host = host
 		header.Del("Host")
 	}
 	out.RequestURI, out.TLS, out.Close, out.TransferEncoding = "", nil, false, nil
 	out.Body = nil
 	if q.r.ContentLength != 0 {
-		q.body = newRequestBody(q.r.Body)
+		exchange.FilterTrailer(q.r.Trailer) // what is announced
+		q.body = newRequestBody(q.r)
 		out.Body = q.body
 	}
 	return out

@@ -66,6 +66,7 @@ func printable(s string) bool {
 func requestHeader(req *http.Request, upgrade string) http.Header {
 	header := req.Header.Clone()
 	trailers := httpguts.HeaderValuesContainsToken(header["Te"], "trailers")
+	delete(header, "Host") // the host that was checked goes on, and no other
 	removeHopByHop(header)
 	if trailers {
 		header.Set("Te", "trailers") // gRPC asks for it

@@ -38,6 +38,22 @@ func hostName(hostport string) (string, bool) {
 	return host, validPort(port)
 }
 
+// sameAuthority reports whether two values of host[:port] name the same host and
+// port. 443 is the port that https has without one.
+func sameAuthority(a, b string) bool {
+	hostA, okA := hostName(a)
+	hostB, okB := hostName(b)
+	return okA && okB && hostA == hostB && httpsPort(a) == httpsPort(b)
+}
+
+func httpsPort(hostport string) string {
+	colon := strings.LastIndexByte(hostport, ':')
+	if colon < strings.LastIndexByte(hostport, ']') || colon < 0 || hostport[colon:] == ":" {
+		return "443"
+	}
+	return hostport[colon+1:]
+}
+
 // validPort takes "", ":" and ":" with digits (RFC 3986 section 3.2.3).
 func validPort(port string) bool {
 	if port == "" {

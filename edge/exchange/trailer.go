@@ -1,0 +1,52 @@
+// Package exchange holds the rules of HTTP that both legs go by, so that what
+// one of them checks is what the other sends.
+package exchange
+
+import (
+	"net/http"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+// TrailerAllowed reports whether a field may stand in a trailer section, in
+// either direction. Fields that frame or route a message, that authenticate,
+// that modify a request, or that control what becomes of a response are only
+// meant for the header (RFC 9110 section 6.5.1): who reads them from a trailer
+// gets around whoever checked the header. The same holds for the fields by which
+// proxies tell about the client. name may have any case.
+func TrailerAllowed(name string) bool {
+	name = http.CanonicalHeaderKey(name)
+	if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidTrailerHeader(name) || headerOnly[name] {
+		return false
+	}
+	return !NamesClient(name)
+}
+
+// headerOnly are those that httpguts.ValidTrailerHeader doesn't know.
+var headerOnly = map[string]bool{
+	"Accept": true, "Accept-Encoding": true, "Age": true, "Cookie": true, "Date": true, "Expires": true,
+	"Http2-Settings": true, "Location": true, "Proxy-Authenticate": true, "Proxy-Authorization": true,
+	"Proxy-Connection": true, "Retry-After": true, "Set-Cookie": true, "Upgrade": true, "Vary": true, "Via": true, "Warning": true,
+}
+
+// NamesClient reports whether backends may take a field for a statement of a
+// proxy about the client. CGI and its kin can't tell - from _, so neither does
+// NamesClient. name may have any case.
+func NamesClient(name string) bool {
+	name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
+	switch name {
+	case "forwarded", "x-real-ip", "client-cert", "client-cert-chain":
+		return true
+	}
+	return strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, "x-ssl-client-")
+}
+
+// FilterTrailer deletes the fields that may not stand in a trailer.
+func FilterTrailer(trailer http.Header) {
+	for name := range trailer {
+		if !TrailerAllowed(name) {
+			delete(trailer, name)
+		}
+	}
+}
