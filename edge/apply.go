@@ -131,6 +131,8 @@ func (e *Edge) tend(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+		case <-e.reload:
+			lastFiles = time.Time{}
 		}
 		e.apply.mu.Lock()
 		e.endLeavingPools()

@@ -77,6 +77,9 @@ type Config struct {
 	Logger *slog.Logger
 	// AccessLog gets one record per request. Nil: none.
 	AccessLog *slog.Logger
+	// AccessLogDropped counts the records that AccessLog lost, for the metric. Nil:
+	// none are lost.
+	AccessLogDropped func() uint64
 }
 
 // Edge is one proxy node.
@@ -96,6 +99,7 @@ type Edge struct {
 	keysBy   time.Time          // how long the first apply waits for keys; likewise
 	share    *share.Share       // likewise
 	enrolled chan struct{}
+	reload   chan struct{} // holds a token after Reload
 
 	apply applyState
 }
@@ -124,6 +128,7 @@ func New(cfg Config) *Edge {
 		registry:  registry,
 		tally:     counters,
 		enrolled:  make(chan struct{}),
+		reload:    make(chan struct{}, 1),
 		sessions:  session.New(session.Config{Logger: cfg.Logger.With("part", "session")}),
 	}
 	e.backend = backend.New(backend.Config{
@@ -141,7 +146,17 @@ func New(cfg Config) *Edge {
 		AccessLog: cfg.AccessLog,
 	})
 	registerFeedMetrics(registry, e)
+	registerLogMetrics(registry, cfg.AccessLogDropped)
 	return e
+}
+
+// Reload has the edge look at the files of its configuration now. It does not
+// wait for that.
+func (e *Edge) Reload() {
+	select {
+	case e.reload <- struct{}{}:
+	default:
+	}
 }
 
 func randomID() string {

@@ -60,3 +60,13 @@ func registerFeedMetrics(registry *prometheus.Registry, e *Edge) {
 		}, func() float64 { return float64(e.servingRevision()) }),
 	)
 }
+
+func registerLogMetrics(registry *prometheus.Registry, dropped func() uint64) {
+	if dropped == nil {
+		return
+	}
+	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "reseal_access_log_dropped_total",
+		Help: "Records of the access log that were lost because its file could not be written.",
+	}, func() float64 { return float64(dropped()) }))
+}

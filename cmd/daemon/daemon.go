@@ -182,9 +182,30 @@ func Run(ctx context.Context, logger *slog.Logger, functions ...func(context.Con
 }
 
 // SignalContext ends with SIGINT or SIGTERM. A second signal ends the process
-// at once.
+// at once. SIGPIPE is ignored: a reader of our output that leaves is an error of
+// that output, not the end of the daemon.
 func SignalContext() (context.Context, context.CancelFunc) {
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
 	return ctx, stop
+}
+
+// OnReload returns a function for Run that calls reload at each SIGHUP and
+// SIGUSR1. From the call of OnReload on, neither signal ends the process.
+func OnReload(logger *slog.Logger, reload func()) func(context.Context) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR1)
+	return func(ctx context.Context) error {
+		// The signals stay ours: one that comes during the drain must not end it.
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case received := <-signals:
+				logger.Info("reload", "signal", received.String())
+				reload()
+			}
+		}
+	}
 }

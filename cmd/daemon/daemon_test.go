@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -125,5 +127,35 @@ func TestRunExitCodes(t *testing.T) {
 	cancel()
 	if code := Run(ctx, logger, ok, func(ctx context.Context) error { return ctx.Err() }); code != ExitOK {
 		t.Errorf("a signal ends with %d", code)
+	}
+}
+
+// TestReloadSignals: SIGHUP and SIGUSR1 call reload, and never end the process.
+func TestReloadSignals(t *testing.T) {
+	calls := make(chan struct{}, 1)
+	reload := OnReload(slog.New(slog.DiscardHandler), func() { calls <- struct{}{} })
+	// Before Run: it must not end us, and is not lost.
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan int)
+	go func() { done <- Run(ctx, slog.New(slog.DiscardHandler), reload) }()
+	for _, signal := range []syscall.Signal{0, syscall.SIGUSR1, syscall.SIGHUP} {
+		if err := syscall.Kill(os.Getpid(), signal); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-calls:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("no reload after %v", signal)
+		}
+	}
+	cancel()
+	if code := <-done; code != ExitOK {
+		t.Errorf("exit code %d", code)
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil { // during the drain
+		t.Fatal(err)
 	}
 }

@@ -15,7 +15,11 @@ var version = "devel" // set by the linker
 const summary = `reseal-controlplane stores resources in etcd and pushes them to the edges of a fleet.
 
 The first start makes a certificate authority and writes DATA-DIR/admin.yaml, a
-context for resealctl with administrator rights.`
+context for resealctl with administrator rights.
+
+Signals: SIGTERM and SIGINT end it, a second one at once. SIGHUP and SIGUSR1 do
+nothing but a line in the log: it has nothing to read again, as all configuration
+comes through its API. Flags are read at the start only.`
 
 func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
 
@@ -58,5 +62,6 @@ func run(args []string, stderr io.Writer) int {
 		_, code := flags.Usagef("%v", err)
 		return code
 	}
-	return daemon.Run(ctx, logger, plane.Run, func(ctx context.Context) error { return page.Serve(ctx, listener) })
+	reload := daemon.OnReload(logger, func() {}) // there is nothing to read again
+	return daemon.Run(ctx, logger, reload, plane.Run, func(ctx context.Context) error { return page.Serve(ctx, listener) })
 }

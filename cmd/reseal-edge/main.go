@@ -22,7 +22,12 @@ const summary = `reseal-edge terminates client TLS and re-encrypts to TLS backen
 plane says.
 
 The first start needs a join token (resealctl token create --id ID). Later starts
-use the certificate in the state directory.`
+use the certificate in the state directory.
+
+Signals: SIGTERM and SIGINT drain (timeouts.drain of each listener) and end it, a
+second one ends it at once. SIGHUP and SIGUSR1 open the access log anew, for
+logrotate, and read the files that the configuration names (certificates, keys,
+roots) without waiting for the next look at them. Flags are read at the start only.`
 
 // parseLabels reads "k=v,…". Empty is no labels.
 func parseLabels(text string) (map[string]string, error) {
@@ -60,7 +65,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.DurationVar(&cfg.FeedWait, "feed-wait", edge.DefaultFeedWait, "how long a start waits for the feed before it serves the last good configuration")
 	keepSessions := flags.Bool("keep-sessions", true, "keep backend sessions in the state directory, so that a restart costs no full handshake")
 	flags.BoolVar(&cfg.KeepKeys, "keep-keys", true, "keep the fleet's ticket keys in the state directory, sealed, to resume sessions after a start without control plane")
-	accessLog := flags.String("access-log", "-", "JSON access log, `FILE`; -: standard output; empty: off")
+	accessLog := flags.String("access-log", "-", "JSON access log, `FILE`, opened anew on SIGHUP; -: standard output; empty: off")
 	if done, code := flags.Parse(args, version); done {
 		return code
 	}
@@ -80,13 +85,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	cfg.Logger, cfg.Version = logger, version
 	cfg.ForgetSessions = !*keepSessions
-	access, closeAccess, err := openAccessLog(*accessLog, stdout)
+	access, err := openAccessLog(*accessLog, stdout, logger)
 	if err != nil {
 		_, code := flags.Usagef("--access-log: %v", err)
 		return code
 	}
-	defer closeAccess()
-	cfg.AccessLog = access
+	defer access.Close()
+	cfg.AccessLog, cfg.AccessLogDropped = access.records(), access.Dropped
 
 	ctx, stop := daemon.SignalContext()
 	defer stop()
@@ -100,5 +105,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		_, code := flags.Usagef("%v", err)
 		return code
 	}
-	return daemon.Run(ctx, logger, node.Run, func(ctx context.Context) error { return page.Serve(ctx, listener) })
+	reload := daemon.OnReload(logger, func() {
+		access.Reopen()
+		node.Reload()
+	})
+	return daemon.Run(ctx, logger, reload, node.Run, func(ctx context.Context) error { return page.Serve(ctx, listener) })
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"io"
 	"maps"
 	"strings"
@@ -44,20 +43,5 @@ func TestUsage(t *testing.T) {
 		if code := run(test.args, io.Discard, &out); code != 2 || !strings.Contains(out.String(), test.says) {
 			t.Errorf("%v: code %d, %s", test.args, code, out.String())
 		}
-	}
-}
-
-func TestAccessLogIsWrittenAtTheEnd(t *testing.T) {
-	var out bytes.Buffer
-	logger, closeLog, err := openAccessLog("-", &out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 2000 {
-		logger.Info("request", "path", "/x")
-	}
-	closeLog()
-	if n := strings.Count(out.String(), "\n"); n != 2000 {
-		t.Errorf("%d records, want 2000", n)
 	}
 }
