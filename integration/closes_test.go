@@ -37,7 +37,7 @@ func TestCloseKinds(t *testing.T) {
 // closeNotifyBoth: Jetty answers our close_notify, and HAProxy sends its own with
 // the last answer.
 func closeNotifyBoth(s *scene) {
-	s.start(peers.Jetty, peers.Options{})
+	s.start(peers.JettyArranged, peers.Options{})
 	s.apply("  connections: {maxRequests: 1}\n")
 	s.get()
 	s.closed(counted{"close_notify_both": 1})
@@ -84,7 +84,7 @@ func resetByPeer(s *scene) {
 // resetByUs: a backend that sends on after close_notify is cut off after
 // closeTimeout.
 func resetByUs(s *scene) {
-	s.start(peers.Jetty, peers.Options{})
+	s.start(peers.JettyArranged, peers.Options{})
 	s.apply(impatient)
 	ctx, cancel := context.WithCancel(s.t.Context())
 	defer cancel()

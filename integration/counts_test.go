@@ -33,12 +33,12 @@ func TestBackends(t *testing.T) {
 		start func(context.Context, peers.Options) (*peers.Backend, error)
 		peers.Options
 	}{
-		{"jetty-ids", peers.Jetty, peers.Options{Mode: peers.TLS12SessionIDs}},
-		{"jetty-ids-close", peers.Jetty, peers.Options{Mode: peers.TLS12SessionIDs, CloseEach: true}},
-		{"jetty-tickets", peers.Jetty, peers.Options{Mode: peers.TLS12Tickets}},
-		{"jetty-tickets-close", peers.Jetty, peers.Options{Mode: peers.TLS12Tickets, CloseEach: true}},
-		{"jetty-tls13", peers.Jetty, peers.Options{Mode: peers.TLS13}},
-		{"jetty-tls13-close", peers.Jetty, peers.Options{Mode: peers.TLS13, CloseEach: true}},
+		{"jetty-ids", peers.JettyArranged, peers.Options{Mode: peers.TLS12SessionIDs}},
+		{"jetty-ids-close", peers.JettyArranged, peers.Options{Mode: peers.TLS12SessionIDs, CloseEach: true}},
+		{"jetty-tickets", peers.JettyArranged, peers.Options{Mode: peers.TLS12Tickets}},
+		{"jetty-tickets-close", peers.JettyArranged, peers.Options{Mode: peers.TLS12Tickets, CloseEach: true}},
+		{"jetty-tls13", peers.JettyArranged, peers.Options{Mode: peers.TLS13}},
+		{"jetty-tls13-close", peers.JettyArranged, peers.Options{Mode: peers.TLS13, CloseEach: true}},
 		{"nginx-ids-close", peers.Nginx, peers.Options{Mode: peers.TLS12SessionIDs, CloseEach: true}},
 		{"nginx-tickets-close", peers.Nginx, peers.Options{Mode: peers.TLS12Tickets, CloseEach: true}},
 		{"nginx-tls13-close", peers.Nginx, peers.Options{Mode: peers.TLS13, CloseEach: true}},

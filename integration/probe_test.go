@@ -62,36 +62,36 @@ func TestProbe(t *testing.T) {
 		advice           []string // that must be named
 	}{
 		{
-			"jetty ids", peers.Jetty, peers.Options{Mode: peers.TLS12SessionIDs}, "session_id", 0, 0, "no", livesOn, "yes",
+			"jetty ids", peers.JettyArranged, peers.Options{Mode: peers.TLS12SessionIDs}, "session_id", 0, 0, "no", livesOn, "yes",
 			[]string{"by session ID", "sessions.mode: auto", "sessions.sharing: fleet", "connections.reuse: always"},
 		},
 		{
-			"jetty ids strict", peers.Jetty, peers.Options{Mode: peers.TLS12SessionIDs, Strict: true}, "session_id", 0, 0, "no", strict, "yes",
+			"jetty ids strict", peers.JettyArranged, peers.Options{Mode: peers.TLS12SessionIDs, Strict: true}, "session_id", 0, 0, "no", strict, "yes",
 			[]string{"forgets a session after FIN without close_notify, RST or an abort", "connections.closeTimeout"},
 		},
 		{
-			"jetty ids strict long", peers.Jetty, peers.Options{Mode: peers.TLS12SessionIDs, Strict: true}, "session_id", 0, 0, "no", strict, "",
+			"jetty ids strict long", peers.JettyArranged, peers.Options{Mode: peers.TLS12SessionIDs, Strict: true}, "session_id", 0, 0, "no", strict, "",
 			[]string{"abort during an answer"},
 		},
 		{
-			"jetty ids closing", peers.Jetty, peers.Options{Mode: peers.TLS12SessionIDs, CloseEach: true}, "session_id", 0, 0, "no",
+			"jetty ids closing", peers.JettyArranged, peers.Options{Mode: peers.TLS12SessionIDs, CloseEach: true}, "session_id", 0, 0, "no",
 			[]string{closing}, "no", []string{"closes the connection after each answer"},
 		},
 		{
 			// It renews the ticket with each resumption, so none is offered twice.
-			"jetty tickets", peers.Jetty, peers.Options{Mode: peers.TLS12Tickets}, "ticket", 1, 1, "", livesOn, "yes",
+			"jetty tickets", peers.JettyArranged, peers.Options{Mode: peers.TLS12Tickets}, "ticket", 1, 1, "", livesOn, "yes",
 			[]string{"by ticket", "sessions.mode: auto"},
 		},
 		{
-			"jetty tls13", peers.Jetty, peers.Options{Mode: peers.TLS13}, "psk", 1, 1, "no", livesOn, "yes",
+			"jetty tls13", peers.JettyArranged, peers.Options{Mode: peers.TLS13}, "psk", 1, 1, "no", livesOn, "yes",
 			[]string{"TLS 1.3", "sessions.mode: auto"},
 		},
 		{
-			"jetty tls13 closing", peers.Jetty, peers.Options{Mode: peers.TLS13, CloseEach: true}, "psk", 1, 1, "no",
+			"jetty tls13 closing", peers.JettyArranged, peers.Options{Mode: peers.TLS13, CloseEach: true}, "psk", 1, 1, "no",
 			[]string{closing}, "no", []string{"closes the connection after each answer"},
 		},
 		{
-			"jetty tls13 stateful", peers.Jetty, peers.Options{Mode: peers.TLS13, Stateful: true}, "psk", 1, 1, "yes", nil, "yes",
+			"jetty tls13 stateful", peers.JettyArranged, peers.Options{Mode: peers.TLS13, Stateful: true}, "psk", 1, 1, "yes", nil, "yes",
 			[]string{"takes each ticket once", "1 with a full and 1 with a resumed handshake"},
 		},
 		{"openssl tls13", peers.OpenSSL, peers.Options{Mode: peers.TLS13}, "psk", 2, 1, "no", livesOn, "no", []string{"TLS 1.3"}},

@@ -147,7 +147,7 @@ spec: {curves: [P256]}
 // edge's close_notify has to wait behind what the backend does not read, until
 // closeTimeout. When the backend goes on it finds no close_notify.
 func declinedAfterUncleanClose(s *scene) {
-	s.start(peers.Jetty, peers.Options{Mode: peers.TLS12SessionIDs, Strict: true})
+	s.start(peers.JettyArranged, peers.Options{Mode: peers.TLS12SessionIDs, Strict: true})
 	s.apply(impatient)
 	s.get()
 	s.upload()
@@ -166,7 +166,7 @@ func declinedAfterUncleanClose(s *scene) {
 
 // killedEdge: nobody sends close_notify for an edge that was killed.
 func killedEdge(s *scene) {
-	s.start(peers.Jetty, peers.Options{Mode: peers.TLS12SessionIDs, Strict: true})
+	s.start(peers.JettyArranged, peers.Options{Mode: peers.TLS12SessionIDs, Strict: true})
 	s.apply("")
 	s.get()
 	s.kept()
@@ -201,7 +201,7 @@ func (s *scene) kept() {
 // singleUse: JSSE without stateless tickets takes each ticket once and gives one
 // with each handshake, so that nothing is ever spent.
 func singleUse(s *scene) {
-	s.start(peers.Jetty, peers.Options{Mode: peers.TLS13, Stateful: true, CloseEach: true})
+	s.start(peers.JettyArranged, peers.Options{Mode: peers.TLS13, Stateful: true, CloseEach: true})
 	s.apply("")
 	for range 6 {
 		s.get()

@@ -222,7 +222,7 @@ func (t *trial) errors() string {
 func (t *trial) startBackend(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	backend, err := peers.Jetty(ctx, t.options)
+	backend, err := peers.JettyArranged(ctx, t.options)
 	if err == nil {
 		t.backend = backend
 	}

@@ -2,36 +2,77 @@ package peers
 
 import (
 	"context"
-	"crypto/sha256"
 	_ "embed" // the source of the Jetty server
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
-
-	"github.com/reseal/reseal/integration/process"
 )
 
-//go:embed jetty/Backend.java
-var jettySource []byte
+var (
+	//go:embed jetty/Backend.java
+	jettyBackend []byte
+	//go:embed jetty/Handshake.java
+	jettyHandshake []byte
+)
 
-// jettyJars are in Debian's libjetty9-java and libservlet-api-java.
-var jettyJars = []string{
-	"jetty9-server", "jetty9-io", "jetty9-util", "jetty9-http", "jetty9-alpn-server", "jetty9-alpn-java-server",
-	"jetty9-http2-server", "jetty9-http2-common", "jetty9-http2-hpack", "servlet-api",
+// jettyProgram needs Debian's libjetty9-java and libservlet-api-java.
+var jettyProgram = javaProgram{
+	name: "jetty", main: "Backend",
+	sources: map[string][]byte{"Backend.java": jettyBackend, "Handshake.java": jettyHandshake, "Pem.java": javaPem},
+	jars: []string{
+		"jetty9-server", "jetty9-io", "jetty9-util", "jetty9-http", "jetty9-alpn-server", "jetty9-alpn-java-server",
+		"jetty9-http2-server", "jetty9-http2-common", "jetty9-http2-hpack", "servlet-api",
+	},
+	install: "apt-get install libjetty9-java openjdk-17-jdk-headless, or run integration/setup.sh",
 }
 
-const jettyInstall = "apt-get install libjetty9-java openjdk-17-jdk-headless, or run integration/setup.sh"
-
-// Jetty starts Jetty 9 on the installed Java. A handshake counts as full when
-// JSSE asked for the certificate during it.
+// Jetty starts Jetty 9 as people run it, with an SslContextFactory of its own
+// and, in mode TLS12Tickets and TLS13, nothing of Java's switched. Its
+// certificate has two names, so it chooses certificates by SNI and remembers the
+// choice in the session. JSSE then makes no stateless sessions: in TLS 1.2 it
+// answers a session_ticket extension with an empty ticket and resumes by session
+// ID only clients that don't send one; in TLS 1.3 it gives a ticket per handshake
+// that is good once.
 func Jetty(ctx context.Context, o Options) (*Backend, error) {
+	return startJetty(ctx, o, "own", javaTickets(o)...)
+}
+
+// JettyOneName is Jetty with one name in its certificate, which needs no choice:
+// JSSE makes stateless tickets.
+func JettyOneName(ctx context.Context, o Options) (*Backend, error) {
+	o.OneName = true
+	return Jetty(ctx, o)
+}
+
+// JettyWildcard is Jetty with one name and a wildcard in its certificate. It
+// chooses as with two names.
+func JettyWildcard(ctx context.Context, o Options) (*Backend, error) {
+	o.OneName = true
+	o.Names = append([]string{"*." + ServerName}, o.Names...)
+	return Jetty(ctx, o)
+}
+
+// JettyArranged is Jetty with JSSE's key manager in the place of its own, so that
+// it does not choose certificates by SNI and sessions are stateless in spite of
+// several names.
+func JettyArranged(ctx context.Context, o Options) (*Backend, error) {
+	return startJetty(ctx, o, "plain", javaTickets(o)...)
+}
+
+// javaTickets are the arguments of Java for a mode of resumption. By default JSSE
+// makes tickets.
+func javaTickets(o Options) []string {
+	if o.Mode == TLS12SessionIDs || o.Stateful {
+		return []string{"-Djdk.tls.server.enableSessionTicketExtension=false"}
+	}
+	return nil
+}
+
+func startJetty(ctx context.Context, o Options, keys string, java ...string) (*Backend, error) {
 	if o.NoSessions {
 		return nil, fmt.Errorf("jetty: without sessions: %w", ErrMode)
 	}
@@ -49,31 +90,19 @@ func Jetty(ctx context.Context, o Options) (*Backend, error) {
 			return nil, fmt.Errorf("jetty: %w", err)
 		}
 	}
-	classPath, err := jettyClasses(ctx, o.Dir)
+	var ready atomic.Pointer[[2]string]
+	running, err := jettyProgram.start(ctx, o, java, func(line string) bool {
+		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "READY" {
+			ready.Store(&[2]string{fields[1], fields[2]})
+		}
+		return true
+	},
+		certificate, key, pick(o.AnyVersion && o.Mode == TLS13, "any", protocolName(o.Mode)), keys,
+		pick(o.CloseEach, "close", "keep"), pick(o.HTTP2, "h2", "h1"), pick(o.Strict, "strict", "lenient"), port)
 	if err != nil {
 		return nil, fmt.Errorf("jetty: %w", err)
 	}
-	var ready atomic.Pointer[[2]string]
-	java, err := process.Start(process.Config{
-		Name: "jetty", Path: "java", Install: jettyInstall,
-		Args: []string{
-			"-Xmx512m", "-XX:+UseSerialGC", pick(o.Bulk, "-XX:+TieredCompilation", "-XX:TieredStopAtLevel=1"), "-XX:-UsePerfData",
-			"-Djava.io.tmpdir=" + o.Dir,
-			fmt.Sprintf("-Djdk.tls.server.enableSessionTicketExtension=%t", o.Mode != TLS12SessionIDs && !o.Stateful),
-			"-cp", classPath, "Backend", certificate, key, protocolName(o.Mode),
-			pick(o.CloseEach, "close", "keep"), pick(o.HTTP2, "h2", "h1"), pick(o.Strict, "strict", "lenient"), port,
-		},
-		OnLine: func(line string) bool {
-			if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "READY" {
-				ready.Store(&[2]string{fields[1], fields[2]})
-			}
-			return true
-		},
-	})
-	if err != nil {
-		return nil, err
-	}
-	if err := started(java, java.WaitReady(ctx, func(context.Context) error {
+	if err := started(running, running.WaitReady(ctx, func(context.Context) error {
 		if ready.Load() == nil {
 			return errors.New("no READY line yet")
 		}
@@ -90,83 +119,19 @@ func Jetty(ctx context.Context, o Options) (*Backend, error) {
 	paths := all()
 	paths[Endless] = true
 	return &Backend{
-		Name: name, Address: "127.0.0.1:" + ports[0], Mode: o.Mode, paths: paths, output: java.Output, running: java,
+		Name: name, Address: "127.0.0.1:" + ports[0], Mode: o.Mode, paths: paths, output: running.Output, running: running,
 		counts: func(ctx context.Context) (Counts, error) {
-			var answer struct {
-				Counts
-				Resumed int64 `json:"resumed"`
-			}
-			if err := admin.get(ctx, &answer); err != nil {
+			var counts Counts
+			if err := admin.get(ctx, &counts); err != nil {
 				return Counts{}, fmt.Errorf("jetty: counts: %w", err)
 			}
-			answer.setResumed(o.Mode, answer.Resumed)
-			return answer.Counts, nil
+			return counts, nil
 		},
 		stop: func() error {
 			admin.client.CloseIdleConnections()
-			return java.Stop()
+			return running.Stop()
 		},
 	}, nil
-}
-
-// jettyClasses compiles the server once per version of its source and returns
-// the class path.
-func jettyClasses(ctx context.Context, fallback string) (string, error) {
-	javac, err := process.Find("javac", jettyInstall)
-	if err != nil {
-		return "", err
-	}
-	var jars []string
-	for _, name := range jettyJars {
-		jar := "/usr/share/java/" + name + ".jar"
-		if _, err := os.Stat(jar); err != nil {
-			return "", fmt.Errorf("%s: %w: %s", jar, process.ErrMissing, jettyInstall)
-		}
-		jars = append(jars, jar)
-	}
-	path := strings.Join(jars, ":")
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = fallback
-	}
-	hash := sha256.Sum256(append(jettySource, path...))
-	classes := filepath.Join(cache, "reseal-integration", fmt.Sprintf("jetty-%x", hash[:8]))
-	if _, err := os.Stat(classes); err == nil {
-		return classes + ":" + path, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(classes), 0o755); err != nil {
-		return "", err
-	}
-	work, err := os.MkdirTemp(filepath.Dir(classes), "javac-")
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = os.RemoveAll(work) }()
-	source, err := writeFile(work, "Backend.java", jettySource)
-	if err != nil {
-		return "", err
-	}
-	output := filepath.Join(work, "classes")
-	command := exec.CommandContext(ctx, javac, "-cp", path, "-d", output, source)
-	if text, err := command.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("javac: %w\n%s", err, text)
-	}
-	// Another test may have been faster; its result is as good.
-	if err := os.Rename(output, classes); err != nil {
-		if _, missing := os.Stat(classes); missing != nil {
-			return "", err
-		}
-	}
-	return classes + ":" + path, nil
-}
-
-func protocolName(mode Mode) string { return pick(mode == TLS13, "TLSv1.3", "TLSv1.2") }
-
-func pick(condition bool, yes, no string) string {
-	if condition {
-		return yes
-	}
-	return no
 }
 
 // admin reads JSON from a backend's plain port.

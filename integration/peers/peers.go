@@ -17,7 +17,7 @@ import (
 )
 
 // ServerName is the name in the certificate of every backend, beside localhost
-// and 127.0.0.1.
+// and 127.0.0.1 (but see Options.OneName).
 const ServerName = "backend.test"
 
 // ErrMode means that a backend can't run in the mode asked for.
@@ -82,16 +82,29 @@ type Options struct {
 	// Bulk lets Java compile all the way, which starts slower but encrypts large
 	// amounts several times faster. Other backends ignore it.
 	Bulk bool
+	// AnyVersion lets Jetty in mode TLS13 speak all versions that it has by default,
+	// which are TLS 1.2 and 1.3. Other backends ignore it.
+	AnyVersion bool
+	// JavaHome is the Java that Java servers run on, one of Javas. Default: that of
+	// PATH.
+	JavaHome string
 	// SingleUse makes Go take each TLS 1.3 ticket once and give a new one only with
 	// a full handshake. Other backends ignore it.
 	SingleUse bool
+	// OneName leaves localhost and 127.0.0.1 out of the certificate. Jetty chooses
+	// certificates by SNI, and so loses stateless sessions, with two names or more.
+	OneName bool
 	// Names are further names in the certificate.
 	Names []string
 }
 
 // issue makes the backend's certificate.
 func (o Options) issue() (Pair, error) {
-	return o.Authority.Issue(append([]string{ServerName, "localhost", "127.0.0.1"}, o.Names...)...)
+	names := []string{ServerName}
+	if !o.OneName {
+		names = append(names, "localhost", "127.0.0.1")
+	}
+	return o.Authority.Issue(append(names, o.Names...)...)
 }
 
 // Counts are what a backend saw since its start. A field that the backend can't

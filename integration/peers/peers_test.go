@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ type start struct {
 }
 
 var starts = []start{
-	{"jetty", peers.Jetty}, {"nginx", peers.Nginx}, {"haproxy", peers.HAProxy}, {"openssl", peers.OpenSSL}, {"go", peers.Go},
+	{"jetty", peers.Jetty}, {"jetty-arranged", peers.JettyArranged}, {"nginx", peers.Nginx}, {"haproxy", peers.HAProxy}, {"openssl", peers.OpenSSL}, {"go", peers.Go},
 }
 
 // unsupported are the combinations of TestUnsupportedModes.
@@ -127,8 +128,8 @@ func TestCountsAgainstOpenSSL(t *testing.T) {
 	}
 	for _, s := range starts {
 		for _, mode := range []peers.Mode{peers.TLS12SessionIDs, peers.TLS12Tickets, peers.TLS13} {
-			if unsupported(s, peers.Options{Mode: mode}) {
-				continue
+			if unsupported(s, peers.Options{Mode: mode}) || s.name == "jetty" && mode == peers.TLS12Tickets {
+				continue // of Jetty see TestStockJetty
 			}
 			t.Run(s.name+"/"+mode.String(), func(t *testing.T) {
 				backend, _ := launch(t, s, peers.Options{Mode: mode, CloseEach: true})
@@ -171,7 +172,10 @@ func TestCountsAgainstOpenSSL(t *testing.T) {
 // handshakes were new and reused.
 func sClient(t *testing.T, openssl, address string, arguments ...string) (news, reuses int64) {
 	t.Helper()
-	arguments = append([]string{"s_client", "-connect", address, "-servername", peers.ServerName, "-ign_eof"}, arguments...)
+	if !slices.Contains(arguments, "-noservername") {
+		arguments = append([]string{"-servername", peers.ServerName}, arguments...)
+	}
+	arguments = append([]string{"s_client", "-connect", address, "-ign_eof"}, arguments...)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	command := exec.CommandContext(ctx, openssl, arguments...)
@@ -280,6 +284,52 @@ func TestStrictJetty(t *testing.T) {
 				t.Errorf("after an unclean end: %d new handshakes, want %d", news, want)
 			}
 		})
+	}
+}
+
+// TestStockJetty pins down what JSSE does with sessions when Jetty chooses
+// certificates by SNI, and that it does otherwise when it need not choose. If a
+// newer Java changes this, what the README says of it changes too.
+func TestStockJetty(t *testing.T) {
+	openssl, err := process.Find("openssl", "")
+	if err != nil {
+		t.Skip(err)
+	}
+	type counts = peers.Counts
+	for _, home := range peers.Javas() {
+		for _, test := range []struct {
+			name      string
+			start     start
+			mode      peers.Mode
+			arguments []string
+			want      counts // after one handshake with a new session and two that offer it
+		}{
+			{"two names, ticket extension", start{"jetty", peers.Jetty}, peers.TLS12Tickets, nil, counts{Full: 3}},
+			{"two names, no ticket extension", start{"jetty", peers.Jetty}, peers.TLS12Tickets, []string{"-no_ticket"}, counts{Full: 1, ResumedSessionID: 2}},
+			{"two names, no SNI", start{"jetty", peers.Jetty}, peers.TLS12Tickets, []string{"-noservername"}, counts{Full: 1, ResumedTicket: 2}},
+			{"two names", start{"jetty", peers.Jetty}, peers.TLS13, nil, counts{Full: 2, ResumedPSK: 1}},
+			{"wildcard, ticket extension", start{"jetty", peers.JettyWildcard}, peers.TLS12Tickets, nil, counts{Full: 3}},
+			{"wildcard", start{"jetty", peers.JettyWildcard}, peers.TLS13, nil, counts{Full: 2, ResumedPSK: 1}},
+			{"one name, ticket extension", start{"jetty", peers.JettyOneName}, peers.TLS12Tickets, nil, counts{Full: 1, ResumedTicket: 2}},
+			{"one name", start{"jetty", peers.JettyOneName}, peers.TLS13, nil, counts{Full: 1, ResumedPSK: 2}},
+		} {
+			if home != "" && !strings.HasPrefix(test.name, "two names") {
+				continue // the same of an older Java will do
+			}
+			t.Run(fmt.Sprintf("%s/%v/%s", filepath.Base(home), test.mode, test.name), func(t *testing.T) {
+				backend, _ := launch(t, test.start, peers.Options{Mode: test.mode, JavaHome: home, CloseEach: true})
+				session := filepath.Join(t.TempDir(), "session")
+				sClient(t, openssl, backend.Address, append([]string{"-sess_out", session}, test.arguments...)...)
+				for range 2 {
+					sClient(t, openssl, backend.Address, append([]string{"-sess_in", session}, test.arguments...)...)
+				}
+				got := eventually(t, backend, "3 handshakes", func(c counts) bool { return c.Full+c.Resumed() == 3 })
+				got.Connections, got.Requests = 0, 0
+				if got != test.want {
+					t.Errorf("counts %+v, want %+v", got, test.want)
+				}
+			})
+		}
 	}
 }
 

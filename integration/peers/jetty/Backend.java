@@ -1,32 +1,22 @@
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
-import java.net.Socket;
 import java.nio.ByteBuffer;
 import java.nio.channels.SelectionKey;
 import java.nio.channels.SocketChannel;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.security.KeyFactory;
 import java.security.KeyStore;
-import java.security.Principal;
-import java.security.PrivateKey;
-import java.security.cert.Certificate;
-import java.security.cert.CertificateFactory;
-import java.security.cert.X509Certificate;
-import java.security.spec.PKCS8EncodedKeySpec;
-import java.util.Base64;
 import java.util.Collections;
-import java.util.Set;
-import java.util.WeakHashMap;
+import java.util.EnumMap;
+import java.util.Map;
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicLong;
 import javax.net.ssl.KeyManager;
 import javax.net.ssl.KeyManagerFactory;
 import javax.net.ssl.SSLEngine;
 import javax.net.ssl.SSLEngineResult;
 import javax.net.ssl.SSLException;
-import javax.net.ssl.X509ExtendedKeyManager;
 import javax.servlet.http.HttpServletRequest;
 import javax.servlet.http.HttpServletResponse;
 import org.eclipse.jetty.alpn.server.ALPNServerConnectionFactory;
@@ -53,40 +43,46 @@ import org.eclipse.jetty.util.ssl.SslContextFactory;
 import org.eclipse.jetty.util.thread.QueuedThreadPool;
 
 /**
- * A Jetty server for tests that counts its own handshakes.
+ * A Jetty server for tests that counts its own handshakes, by what it sends and receives: TLS is
+ * Jetty's own affair.
  *
- * <p>Arguments: certificate file, key file (PEM, PKCS #8), TLS protocol, "close" or "keep", "h1" or
- * "h2", "strict" or "lenient": with strict a connection that the client ends without close_notify
- * takes its session along, as in old Java. Then the port, 0 for any. It prints "READY tlsPort
- * adminPort".
+ * <p>Arguments: certificate file, key file (PEM, PKCS #8), TLS protocol or "any", "own" or "plain",
+ * "close" or "keep", "h1" or "h2", "strict" or "lenient", and the port, 0 for any. With plain, Jetty
+ * does not choose certificates by SNI. With strict, a connection that the client ends without
+ * close_notify takes its session along, as in old Java. It prints "READY tlsPort adminPort".
  */
 public final class Backend {
-  private static final AtomicLong full = new AtomicLong();
-  private static final AtomicLong resumed = new AtomicLong();
+  /** Completed handshakes by what they were. */
+  private static final Map<Handshake.Kind, AtomicLong> handshakes =
+      new EnumMap<>(Handshake.Kind.class);
+
+  static {
+    for (Handshake.Kind kind : Handshake.Kind.values()) {
+      handshakes.put(kind, new AtomicLong());
+    }
+  }
+
   private static final AtomicLong failed = new AtomicLong();
   private static final AtomicLong connections = new AtomicLong();
   private static final AtomicLong requests = new AtomicLong();
   private static final AtomicLong unclean = new AtomicLong();
   private static final AtomicLong resets = new AtomicLong();
 
-  /** Engines that were asked for a certificate: only a full handshake needs one. */
-  private static final Set<SSLEngine> certified =
-      Collections.synchronizedSet(Collections.newSetFromMap(new WeakHashMap<>()));
-
   private Backend() {}
 
   public static void main(String[] args) throws Exception {
-    KeyStore keys = keyStore(Path.of(args[0]), Path.of(args[1]));
+    KeyStore keys = Pem.keyStore(Path.of(args[0]), Path.of(args[1]));
     String protocol = args[2];
-    boolean closeEach = args[3].equals("close");
-    boolean http2 = args[4].equals("h2");
-    boolean strict = args[5].equals("strict");
-    int port = Integer.parseInt(args[6]);
+    boolean plain = args[3].equals("plain");
+    boolean closeEach = args[4].equals("close");
+    boolean http2 = args[5].equals("h2");
+    boolean strict = args[6].equals("strict");
+    int port = Integer.parseInt(args[7]);
 
     QueuedThreadPool threads = new QueuedThreadPool(200, 8);
     threads.setDaemon(true);
     Server server = new Server(threads);
-    ServerConnector tls = tlsConnector(server, keys, protocol, http2, strict);
+    ServerConnector tls = tlsConnector(server, keys, protocol, plain, http2, strict);
     tls.setPort(port);
     ServerConnector admin = new ServerConnector(server, 1, 1);
     admin.setHost("127.0.0.1");
@@ -99,29 +95,14 @@ public final class Backend {
   }
 
   private static ServerConnector tlsConnector(
-      Server server, KeyStore keys, String protocol, boolean http2, boolean strict) {
-    SslContextFactory.Server context =
-        new SslContextFactory.Server() {
-          @Override
-          protected KeyManager[] getKeyManagers(KeyStore store) throws Exception {
-            // Not Jetty's own, which picks by SNI and leaves a value in the session: JSSE then
-            // makes no stateless tickets.
-            KeyManagerFactory factory =
-                KeyManagerFactory.getInstance(KeyManagerFactory.getDefaultAlgorithm());
-            factory.init(store, new char[0]);
-            KeyManager[] managers = factory.getKeyManagers();
-            for (int i = 0; i < managers.length; i++) {
-              if (managers[i] instanceof X509ExtendedKeyManager) {
-                managers[i] = new Recorder((X509ExtendedKeyManager) managers[i]);
-              }
-            }
-            return managers;
-          }
-        };
+      Server server, KeyStore keys, String protocol, boolean plain, boolean http2, boolean strict) {
+    SslContextFactory.Server context = plain ? new Plain() : new SslContextFactory.Server();
     context.setKeyStore(keys);
     context.setKeyStorePassword("");
-    context.setIncludeProtocols(protocol);
-    context.setExcludeProtocols();
+    if (!protocol.equals("any")) {
+      context.setIncludeProtocols(protocol);
+      context.setExcludeProtocols();
+    }
     HttpConfiguration config = new HttpConfiguration();
     config.setSendServerVersion(false);
     HttpConnectionFactory http1 = new HttpConnectionFactory(config);
@@ -145,21 +126,18 @@ public final class Backend {
     return connector;
   }
 
-  private static KeyStore keyStore(Path certificate, Path key) throws Exception {
-    Certificate[] chain;
-    try (InputStream in = Files.newInputStream(certificate)) {
-      chain =
-          CertificateFactory.getInstance("X.509").generateCertificates(in).toArray(new Certificate[0]);
+  /**
+   * Without Jetty's key manager, which chooses by SNI as soon as a certificate has two names and
+   * leaves a value in the session: JSSE then makes no stateless tickets.
+   */
+  private static final class Plain extends SslContextFactory.Server {
+    @Override
+    protected KeyManager[] getKeyManagers(KeyStore store) throws Exception {
+      KeyManagerFactory factory =
+          KeyManagerFactory.getInstance(KeyManagerFactory.getDefaultAlgorithm());
+      factory.init(store, new char[0]);
+      return factory.getKeyManagers();
     }
-    String pem =
-        Files.readString(key).replaceAll("-----[A-Z ]+-----", "").replaceAll("\\s", "");
-    PKCS8EncodedKeySpec spec = new PKCS8EncodedKeySpec(Base64.getDecoder().decode(pem));
-    PrivateKey secret =
-        KeyFactory.getInstance(chain[0].getPublicKey().getAlgorithm()).generatePrivate(spec);
-    KeyStore store = KeyStore.getInstance("PKCS12");
-    store.load(null, null);
-    store.setKeyEntry("backend", secret, new char[0], chain);
-    return store;
   }
 
   /** Makes connections that count. */
@@ -175,17 +153,16 @@ public final class Backend {
     protected SslConnection newSslConnection(
         Connector connector, EndPoint endPoint, SSLEngine engine) {
       connections.incrementAndGet();
-      SslConnection connection = new CountingConnection(connector, endPoint, engine, this, strict);
+      CountingConnection connection = new CountingConnection(connector, endPoint, engine, this, strict);
       connection.addHandshakeListener(
           new SslHandshakeListener() {
             @Override
             public void handshakeSucceeded(Event event) {
-              (certified.remove(event.getSSLEngine()) ? full : resumed).incrementAndGet();
+              handshakes.get(connection.handshake.kind()).incrementAndGet();
             }
 
             @Override
             public void handshakeFailed(Event event, Throwable failure) {
-              certified.remove(event.getSSLEngine());
               failed.incrementAndGet();
             }
           });
@@ -193,7 +170,7 @@ public final class Backend {
     }
   }
 
-  /** Sees resets, which Jetty turns into an end of input. */
+  /** Sees resets, which Jetty turns into an end of input; some show only when it writes. */
   private static final class CountingConnector extends ServerConnector {
     CountingConnector(Server server, ConnectionFactory... factories) {
       super(server, 1, 1, factories);
@@ -204,6 +181,8 @@ public final class Backend {
         SocketChannel channel, ManagedSelector selectSet, SelectionKey key) {
       SocketChannelEndPoint endPoint =
           new SocketChannelEndPoint(channel, selectSet, key, getScheduler()) {
+            private final AtomicBoolean counted = new AtomicBoolean();
+
             @Override
             public int fill(ByteBuffer buffer) throws IOException {
               if (isInputShutdown()) {
@@ -219,11 +198,33 @@ public final class Backend {
                 }
                 return filled;
               } catch (IOException e) {
-                resets.incrementAndGet();
+                countReset(e);
                 shutdownInput();
                 return -1;
               } finally {
                 BufferUtil.flipToFlush(buffer, position);
+              }
+            }
+
+            @Override
+            public boolean flush(ByteBuffer... buffers) throws IOException {
+              try {
+                return super.flush(buffers);
+              } catch (IOException e) {
+                countReset(e);
+                throw e;
+              }
+            }
+
+            /** A broken pipe is no reset: the client had ended with FIN before. */
+            private void countReset(Throwable error) {
+              for (Throwable e = error; e != null; e = e.getCause()) {
+                if (String.valueOf(e.getMessage()).startsWith("Connection reset")) {
+                  if (counted.compareAndSet(false, true)) {
+                    resets.incrementAndGet();
+                  }
+                  return;
+                }
               }
             }
           };
@@ -232,9 +233,10 @@ public final class Backend {
     }
   }
 
-  /** Sees how the peer ends the connection. */
+  /** Sees how a handshake goes and how the peer ends the connection. */
   private static final class CountingConnection extends SslConnection {
     private final boolean strict;
+    private final Handshake handshake = new Handshake();
     private boolean notified;
     private boolean ended;
 
@@ -255,9 +257,20 @@ public final class Backend {
     }
 
     @Override
+    protected SSLEngineResult wrap(SSLEngine engine, ByteBuffer[] input, ByteBuffer output)
+        throws SSLException {
+      int from = output.position();
+      SSLEngineResult result = super.wrap(engine, input, output);
+      handshake.sent(output, from, output.position());
+      return result;
+    }
+
+    @Override
     protected SSLEngineResult unwrap(SSLEngine engine, ByteBuffer input, ByteBuffer output)
         throws SSLException {
+      int from = input.position();
       SSLEngineResult result = super.unwrap(engine, input, output);
+      handshake.received(input, from, input.position());
       if (result.getStatus() == SSLEngineResult.Status.CLOSED) {
         notified = true;
       }
@@ -300,51 +313,6 @@ public final class Backend {
         }
         unclean.incrementAndGet();
       }
-    }
-  }
-
-  /** Records which engines take the certificate. */
-  private static final class Recorder extends X509ExtendedKeyManager {
-    private final X509ExtendedKeyManager inner;
-
-    Recorder(X509ExtendedKeyManager inner) {
-      this.inner = inner;
-    }
-
-    @Override
-    public String chooseEngineServerAlias(String type, Principal[] issuers, SSLEngine engine) {
-      certified.add(engine);
-      return inner.chooseEngineServerAlias(type, issuers, engine);
-    }
-
-    @Override
-    public String[] getClientAliases(String type, Principal[] issuers) {
-      return inner.getClientAliases(type, issuers);
-    }
-
-    @Override
-    public String chooseClientAlias(String[] types, Principal[] issuers, Socket socket) {
-      return inner.chooseClientAlias(types, issuers, socket);
-    }
-
-    @Override
-    public String[] getServerAliases(String type, Principal[] issuers) {
-      return inner.getServerAliases(type, issuers);
-    }
-
-    @Override
-    public String chooseServerAlias(String type, Principal[] issuers, Socket socket) {
-      return inner.chooseServerAlias(type, issuers, socket);
-    }
-
-    @Override
-    public X509Certificate[] getCertificateChain(String alias) {
-      return inner.getCertificateChain(alias);
-    }
-
-    @Override
-    public PrivateKey getPrivateKey(String alias) {
-      return inner.getPrivateKey(alias);
     }
   }
 
@@ -508,10 +476,13 @@ public final class Backend {
           .getOutputStream()
           .print(
               String.format(
-                  "{\"full\":%d,\"resumed\":%d,\"failed\":%d,\"connections\":%d,\"requests\":%d,"
+                  "{\"full\":%d,\"resumedSessionId\":%d,\"resumedTicket\":%d,\"resumedPsk\":%d,"
+                      + "\"failed\":%d,\"connections\":%d,\"requests\":%d,"
                       + "\"unclean\":%d,\"resets\":%d}%n",
-                  full.get(),
-                  resumed.get(),
+                  handshakes.get(Handshake.Kind.FULL).get(),
+                  handshakes.get(Handshake.Kind.SESSION_ID).get(),
+                  handshakes.get(Handshake.Kind.TICKET).get(),
+                  handshakes.get(Handshake.Kind.PSK).get(),
                   failed.get(),
                   connections.get(),
                   requests.get(),
