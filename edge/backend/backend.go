@@ -18,7 +18,11 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/protobuf/proto"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -170,11 +174,15 @@ type Backend struct {
 	ctx    context.Context // ends when Run does
 	cancel context.CancelFunc
 	live   *tracker
+	h2     *http2.Transport
 
-	mu      sync.RWMutex
-	pools   map[string]*pool
-	running bool
-	closed  bool
+	// pools is what requests see. It is replaced as a whole, so that no request
+	// ever waits for an update.
+	pools  atomic.Pointer[map[string]*pool]
+	closed atomic.Bool
+
+	updating sync.Mutex // one update, start or shutdown at a time
+	running  bool       // guarded by updating
 
 	connMu sync.Mutex
 	conns  map[*conn]struct{}
@@ -193,7 +201,8 @@ func New(cfg Config) *Backend {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
 	}
-	b := &Backend{cfg: cfg, live: newTracker(), pools: map[string]*pool{}, conns: map[*conn]struct{}{}}
+	b := &Backend{cfg: cfg, live: newTracker(), h2: newTransport(), conns: map[*conn]struct{}{}}
+	b.pools.Store(&map[string]*pool{})
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
 }
@@ -203,26 +212,26 @@ func New(cfg Config) *Backend {
 // when that is done, at most the longest closeTimeout and a second later.
 // Callers drain requests before. It returns nil.
 func (b *Backend) Run(ctx context.Context) error {
-	b.mu.Lock()
+	b.updating.Lock()
 	b.running = true
-	for _, p := range b.pools {
+	for _, p := range *b.pools.Load() {
 		p.start()
 	}
-	b.mu.Unlock()
+	b.updating.Unlock()
 	<-ctx.Done()
 	b.shutdown()
 	return nil
 }
 
 func (b *Backend) shutdown() {
-	b.mu.Lock()
-	b.closed = true
+	b.updating.Lock()
+	b.closed.Store(true)
 	bound := time.Second
-	for _, p := range b.pools {
+	for _, p := range *b.pools.Load() {
 		p.stop()
 		bound = max(bound, p.state.Load().settings.closeTimeout+time.Second)
 	}
-	b.mu.Unlock()
+	b.updating.Unlock()
 	b.cancel()
 	for _, c := range b.open() {
 		c.abort()
@@ -278,39 +287,26 @@ func (b *Backend) spawn(f func()) {
 // Update replaces the pools. A pool of the same name and Identity keeps its
 // endpoints' connections, health and ejections; otherwise, and for pools and
 // endpoints that are gone, requests under way finish and connections are then
-// closed. Sessions of identities that no pool has any more are forgotten.
+// closed. Sessions of identities that no pool has any more are forgotten. A pool
+// that did not change costs nothing, and no request waits for an update.
 func (b *Backend) Update(pools []Pool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
+	b.updating.Lock()
+	defer b.updating.Unlock()
+	if b.closed.Load() {
 		return
 	}
-	before, next := identities(b.pools), make(map[string]*pool, len(pools))
+	old, next := *b.pools.Load(), make(map[string]*pool, len(pools))
+	before := identities(old)
 	for _, spec := range pools {
-		p := b.pools[spec.Name]
-		if p == nil || p.state.Load().identity != spec.Identity || p.state.Load().uid != spec.UID {
-			var places []string
-			if p != nil && p.state.Load().uid == spec.UID {
-				places = p.places()
-				b.cfg.Handshaker.Replace(p.state.Load().identity, spec.Identity, places)
-			}
-			p = newPool(b, spec)
-			p.before = places
-			if b.running {
-				p.start()
-			}
-		} else {
-			p.update(spec)
-		}
-		next[spec.Name] = p
+		next[spec.Name] = b.updated(old[spec.Name], spec)
 	}
-	for name, p := range b.pools {
+	b.pools.Store(&next)
+	for name, p := range old {
 		if next[name] != p {
 			p.stop()
 			p.retire()
 		}
 	}
-	b.pools = next
 	after := identities(next)
 	for identity := range before {
 		if !after[identity] {
@@ -319,21 +315,51 @@ func (b *Backend) Update(pools []Pool) {
 	}
 }
 
+// updated returns p as spec wants it, or a pool that takes its place. b.updating
+// is held.
+func (b *Backend) updated(p *pool, spec Pool) *pool {
+	var places []string
+	if p != nil {
+		state := p.state.Load()
+		switch {
+		case state.spec.same(spec):
+			return p
+		case state.spec.Identity == spec.Identity && state.spec.UID == spec.UID:
+			p.update(spec)
+			return p
+		case state.spec.UID == spec.UID:
+			places = p.places()
+			b.cfg.Handshaker.Replace(state.spec.Identity, spec.Identity, places)
+		}
+	}
+	p = newPool(b, spec)
+	p.before = places
+	if b.running {
+		p.start()
+	}
+	return p
+}
+
+// same reports whether other asks for the same. Equal identities stand for equal
+// TLS configurations.
+func (p Pool) same(other Pool) bool {
+	return p.Identity == other.Identity && p.UID == other.UID &&
+		(p.Spec == other.Spec || proto.Equal(p.Spec, other.Spec))
+}
+
 func identities(pools map[string]*pool) map[string]bool {
 	all := make(map[string]bool, len(pools))
 	for _, p := range pools {
-		all[p.state.Load().identity] = true
+		all[p.state.Load().spec.Identity] = true
 	}
 	return all
 }
 
 func (b *Backend) pool(name string) (*pool, error) {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	if b.closed {
+	if b.closed.Load() {
 		return nil, fail(ReasonOverloaded, errClosed)
 	}
-	p := b.pools[name]
+	p := (*b.pools.Load())[name]
 	if p == nil {
 		return nil, fail(ReasonUnknownPool, nil)
 	}

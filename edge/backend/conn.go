@@ -33,6 +33,7 @@ type conn struct {
 
 	readMu     sync.Mutex   // held by whoever reads from tc
 	writes     atomic.Int32 // Writes under way
+	writing    atomic.Int64 // when the last Write began, in Unix ns; 0: it is through
 	closing    atomic.Bool
 	ended      chan struct{} // closed when closing begins
 	peerEnded  atomic.Bool   // the peer ended the connection before we did
@@ -125,7 +126,15 @@ func (c *conn) Write(p []byte) (int, error) {
 	if c.closing.Load() {
 		return 0, net.ErrClosed
 	}
+	c.writing.Store(time.Now().UnixNano())
+	defer c.writing.Store(0)
 	return c.tc.Write(p)
+}
+
+// stuck reports whether a Write has been held up: the peer does not read.
+func (c *conn) stuck(now time.Time) bool {
+	begun := c.writing.Load()
+	return begun != 0 && now.Sub(time.Unix(0, begun)) > stuckAfter
 }
 
 // abort ends the connection and what runs on it.

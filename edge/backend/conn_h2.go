@@ -4,45 +4,104 @@ import (
 	"context"
 	"net/http"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
 )
 
 // h2Conn is an HTTP/2 connection. x/net/http2 speaks the protocol; reading,
-// writing and closing of the connection stay with conn.
+// writing and closing of the connection stay with conn. How many streams are
+// free is counted here: x/net/http2 is never asked under a lock, since its
+// answer may wait for a Write that a stalled peer holds up.
 type h2Conn struct {
 	*conn
-	cc *http2.ClientConn
-
-	started atomic.Bool   // cc is set
-	known   atomic.Bool   // settled is closed
-	settled chan struct{} // closed when the peer's SETTINGS have been processed
+	cc      *http2.ClientConn
+	frames  *frames       // owned by Read
+	settled chan struct{} // closed when the peer's first SETTINGS have been processed
 
 	// Guarded by endpoint.mu.
 	listed    bool // in its connSet
+	limit     int  // how many streams the peer allows; 0 is not known yet
 	streams   int  // requests granted and not over
 	served    int
 	answered  bool // a request
 	owner     owner
 	idleSince time.Time
 	retired   bool
+	refused   int       // grants that x/net/http2 refused in a row
+	hold      time.Time // no grant before
+}
+
+const (
+	// maxStreams bounds the streams of one connection, so that those whose clients
+	// take nothing never use up its window for the others.
+	maxStreams = (1 << 30) / streamWindow
+	// streamWindow is how much of an answer is buffered while its client takes
+	// nothing.
+	streamWindow = 256 << 10
+	// maxRefused is after how many refused grants in a row a connection is given
+	// up.
+	maxRefused = 8
+	// stuckAfter is how long a Write may take before the connection gets no more
+	// requests until it is through.
+	stuckAfter = 100 * time.Millisecond
+)
+
+// newTransport is what all HTTP/2 connections share.
+func newTransport() *http2.Transport {
+	t, err := http2.ConfigureTransports(&http.Transport{
+		DisableCompression: true,
+		HTTP2:              &http.HTTP2Config{MaxReceiveBufferPerStream: streamWindow},
+	})
+	if err != nil {
+		panic(err) // only when it was configured before
+	}
+	t.MaxHeaderListSize = maxResponseHeader
+	t.ReadIdleTimeout = 20 * time.Second
+	t.PingTimeout = 5 * time.Second
+	t.WriteByteTimeout = time.Minute // see h2Net.SetWriteDeadline
+	return t
 }
 
 // h2Net is the net.Conn that x/net/http2 sees.
 type h2Net struct {
-	TLSConn // addresses, deadlines, ConnectionState
+	TLSConn // addresses, read deadlines, ConnectionState
 	h       *h2Conn
 }
 
 // Read is called when x/net/http2 has processed what it read before.
 func (n h2Net) Read(p []byte) (int, error) {
-	n.h.checkSettings()
-	return n.h.conn.Read(p)
+	n.h.heed()
+	count, err := n.h.conn.Read(p)
+	f := n.h.frames
+	wanted := !f.unwanted
+	f.see(p[:count])
+	if wanted && f.unwanted {
+		n.h.retire()
+	}
+	return count, err
 }
 
-func (n h2Net) Write(p []byte) (int, error) { return n.h.conn.Write(p) }
+func (n h2Net) Write(p []byte) (int, error) {
+	begin := time.Now()
+	count, err := n.h.conn.Write(p)
+	if err == nil && time.Since(begin) > stuckAfter {
+		n.h.e.serveAgain(n.h.key) // some may have waited for this one
+	}
+	return count, err
+}
+
+// SetWriteDeadline is called before each Write, with the time-out of the
+// transport, and after it.
+func (n h2Net) SetWriteDeadline(t time.Time) error {
+	if !t.IsZero() {
+		t = time.Time{}
+		if limit := n.h.e.settings().bodyTimeout; limit > 0 {
+			t = time.Now().Add(limit)
+		}
+	}
+	return n.TLSConn.SetWriteDeadline(t)
+}
 
 // Close is called by x/net/http2 when the connection is broken, or idle after
 // GOAWAY.
@@ -52,28 +111,35 @@ func (n h2Net) Close() error {
 }
 
 // newH2Conn starts HTTP/2 on c.
-func newH2Conn(c *conn, transport *http2.Transport) (*h2Conn, error) {
-	h := &h2Conn{conn: c, idleSince: time.Now(), settled: make(chan struct{})}
-	cc, err := transport.NewClientConn(h2Net{c.tc, h})
+func newH2Conn(c *conn) (*h2Conn, error) {
+	h := &h2Conn{conn: c, idleSince: time.Now(), frames: newFrames(), settled: make(chan struct{})}
+	cc, err := c.e.pool.b.h2.NewClientConn(h2Net{c.tc, h})
 	if err != nil {
 		return nil, fail(ReasonProtocolError, err)
 	}
 	h.cc = cc
-	h.started.Store(true)
-	h.checkSettings()
 	c.hooks.Store(&hooks{leave: h.forget, goodbye: h.goodbye, broken: func() { cc.Close() }})
 	c.count(gaugeIdle)
 	return h, nil
 }
 
-// checkSettings notes when the peer's SETTINGS, which come first (RFC 9113
-// section 3.4), have been processed.
-func (h *h2Conn) checkSettings() {
-	if h.known.Load() || !h.started.Load() || h.cc.State().MaxConcurrentStreams == 0 {
+// heed takes over what the peer's SETTINGS say, which x/net/http2 has processed
+// by now. The first ones come first of all (RFC 9113 section 3.4).
+func (h *h2Conn) heed() {
+	if !h.frames.settings {
 		return
 	}
-	if h.known.CompareAndSwap(false, true) {
+	h.frames.settings = false
+	h.e.mu.Lock()
+	first := h.limit == 0
+	h.limit = int(min(h.frames.streams, maxStreams))
+	known := h.limit > 0
+	h.e.mu.Unlock()
+	switch {
+	case first && known:
 		close(h.settled)
+	case known:
+		h.e.serveAgain(h.key)
 	}
 }
 
@@ -126,7 +192,9 @@ func (h *h2Conn) fits(w *waiter, s *settings) bool {
 
 // reserve takes a stream, if the connection has one free. endpoint.mu is held.
 func (h *h2Conn) reserve(s *settings) bool {
-	if h.closing.Load() || h.retired || h.old(s, time.Now()) || !h.cc.ReserveNewRequest() {
+	now := time.Now()
+	if h.closing.Load() || h.retired || h.streams >= h.limit || now.Before(h.hold) ||
+		h.stuck(now) || h.old(s, now) {
 		return false
 	}
 	h.streams++
@@ -141,7 +209,30 @@ func (h *h2Conn) granted(w *waiter) grant {
 	return grant{h2: h, reused: h.served > 1, stale: h.served > 1}
 }
 
-// unreserve gives back a reserved stream that was not used.
+// confirm asks x/net/http2 for the stream that reserve took, under no lock. It
+// refuses while the connection ends, and for a moment after a body's end: then
+// the stream is given back.
+func (h *h2Conn) confirm() bool {
+	granted := h.cc.ReserveNewRequest()
+	h.e.mu.Lock()
+	defer h.e.mu.Unlock()
+	if granted {
+		h.refused = 0
+		return true
+	}
+	wait := 2 * time.Millisecond << h.refused
+	h.refused++
+	h.hold = time.Now().Add(wait)
+	h.served--
+	h.over()
+	if h.refused >= maxRefused {
+		h.retireLocked()
+	}
+	time.AfterFunc(wait, func() { h.e.serveAgain(h.key) })
+	return false
+}
+
+// unreserve gives back a confirmed stream that was not used.
 func (h *h2Conn) unreserve() {
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -149,6 +240,11 @@ func (h *h2Conn) unreserve() {
 	if req, err := http.NewRequestWithContext(canceled, http.MethodGet, "https://unused.invalid/", nil); err == nil {
 		_, _ = h.cc.RoundTrip(req)
 	}
+	h.drop()
+}
+
+// drop gives back a reserved stream that x/net/http2 knows nothing of.
+func (h *h2Conn) drop() {
 	h.e.mu.Lock()
 	h.served--
 	h.e.mu.Unlock()
@@ -160,31 +256,33 @@ func (h *h2Conn) unreserve() {
 func (h *h2Conn) release(answered bool) {
 	h.e.mu.Lock()
 	defer h.e.mu.Unlock()
-	h.streams--
 	h.answered = h.answered || answered
+	h.over()
 	settings := h.e.settings()
-	if h.streams == 0 {
-		h.idleSince = time.Now()
-		h.count(gaugeIdle)
-	}
 	if h.retired || h.old(settings, time.Now()) || h.e.retired {
 		h.retireLocked()
 	}
 	if set := h.e.sets[h.key]; set != nil && len(set.waiters) > 0 {
 		h.e.serve(set, settings)
 		h.e.dialMore(set, settings)
-		if len(set.waiters) > 0 {
-			// x/net/http2 frees a stream a moment after its body has ended.
-			time.AfterFunc(2*time.Millisecond, func() { h.e.serveAgain(set) })
-		}
+	}
+}
+
+// over counts the end of a stream. endpoint.mu is held.
+func (h *h2Conn) over() {
+	if h.streams--; h.streams == 0 {
+		h.idleSince = time.Now()
+		h.count(gaugeIdle)
 	}
 }
 
 // serveAgain gives waiters what has become free since.
-func (e *endpoint) serveAgain(set *connSet) {
+func (e *endpoint) serveAgain(key connKey) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.serve(set, e.settings())
+	if set := e.sets[key]; set != nil {
+		e.serve(set, e.settings())
+	}
 }
 
 // old reports whether the connection may not take more requests.
@@ -195,8 +293,14 @@ func (h *h2Conn) old(s *settings, now time.Time) bool {
 
 func (h *h2Conn) idleNow() bool { return h.streams == 0 }
 
-// retireLocked ends the connection, now or after its last stream. endpoint.mu
-// is held.
+// retire ends the connection, now or after its last stream.
+func (h *h2Conn) retire() {
+	h.e.mu.Lock()
+	defer h.e.mu.Unlock()
+	h.retireLocked()
+}
+
+// retireLocked is retire with endpoint.mu held.
 func (h *h2Conn) retireLocked() {
 	h.retired = true
 	h.unlist()
@@ -205,14 +309,11 @@ func (h *h2Conn) retireLocked() {
 	}
 }
 
-// sweep closes the connection when it is idle for too long, too old, or the
-// peer wants no more requests on it. endpoint.mu is held.
+// sweep closes the connection when it is idle for too long or too old.
+// endpoint.mu is held.
 func (h *h2Conn) sweep(s *settings, now time.Time) {
-	state := h.cc.State()
-	switch {
-	case state.Closed || state.Closing || h.old(s, now):
-		h.retireLocked()
-	case h.streams == 0 && (now.Sub(h.idleSince) >= s.idleTimeout || s.orphaned(h.served, h.owner)):
+	idle := h.streams == 0 && (now.Sub(h.idleSince) >= s.idleTimeout || s.orphaned(h.served, h.owner))
+	if idle || h.old(s, now) {
 		h.retireLocked()
 	}
 }

@@ -47,7 +47,7 @@ func (e *endpoint) dial(set *connSet) {
 // startH2 starts HTTP/2 on c and waits until it can be used.
 func (e *endpoint) startH2(c *conn) (*h2Conn, error) {
 	state := e.pool.state.Load()
-	h, err := newH2Conn(c, state.h2)
+	h, err := newH2Conn(c)
 	if err != nil {
 		return nil, err
 	}

@@ -75,6 +75,16 @@ func (e *endpoint) set(key connKey) *connSet {
 // acquire returns a connection for a call: an idle one if one may be used, else
 // the first that becomes free or is dialled. The dial goes on when ctx ends.
 func (e *endpoint) acquire(ctx context.Context, key connKey, w *waiter) (grant, error) {
+	for {
+		g, err := e.acquireOnce(ctx, key, w)
+		if err != nil || g.h2 == nil || g.h2.confirm() {
+			return g, err
+		}
+	}
+}
+
+// acquireOnce is acquire without the word of x/net/http2 for a stream.
+func (e *endpoint) acquireOnce(ctx context.Context, key connKey, w *waiter) (grant, error) {
 	settings := e.settings()
 	e.mu.Lock()
 	set := e.set(key)
@@ -89,8 +99,13 @@ func (e *endpoint) acquire(ctx context.Context, key connKey, w *waiter) (grant, 
 		e.mu.Unlock()
 		return grant{}, fail(ReasonOverloaded, errQueueFull)
 	}
-	w.since, w.got = time.Now(), make(chan grant, 1)
-	set.waiters = append(set.waiters, w)
+	w.got = make(chan grant, 1)
+	if w.since.IsZero() {
+		w.since = time.Now()
+		set.waiters = append(set.waiters, w)
+	} else { // its turn came before
+		set.waiters = slices.Insert(set.waiters, 0, w)
+	}
 	e.waiting++
 	e.dialMore(set, settings)
 	e.mu.Unlock()
@@ -98,7 +113,7 @@ func (e *endpoint) acquire(ctx context.Context, key connKey, w *waiter) (grant, 
 }
 
 func (e *endpoint) await(ctx context.Context, set *connSet, w *waiter, settings *settings) (grant, error) {
-	timer := time.NewTimer(settings.queueTimeout())
+	timer := time.NewTimer(time.Until(w.since.Add(settings.queueTimeout())))
 	defer timer.Stop()
 	var err error
 	select {
@@ -130,7 +145,7 @@ func (e *endpoint) leave(set *connSet, w *waiter) {
 	case g.h1 != nil:
 		e.putUnused(g.h1)
 	case g.h2 != nil:
-		g.h2.unreserve()
+		g.h2.drop()
 	case g.raw != nil:
 		g.raw.close()
 	}

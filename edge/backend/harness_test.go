@@ -337,7 +337,7 @@ func (x *bench) settled() {
 				c.active, c.idle, c.opened, c.closed, c.full, c.resumed)
 		}
 	})
-	for _, p := range x.b.pools {
+	for _, p := range *x.b.pools.Load() {
 		for _, e := range p.endpoints {
 			if n := e.inFlight.Load(); n != 0 {
 				x.t.Errorf("%d requests in flight at %s", n, e.address)
@@ -345,6 +345,9 @@ func (x *bench) settled() {
 		}
 	}
 }
+
+// current is the pool of that name that requests see.
+func (x *bench) current(name string) *pool { return (*x.b.pools.Load())[name] }
 
 // set changes the spec and applies it.
 func (x *bench) set(options ...option) {
@@ -355,7 +358,13 @@ func (x *bench) set(options ...option) {
 }
 
 func (x *bench) apply(identity string) {
-	spec := proto.CloneOf(x.spec).WithDefaults()
+	x.pool = poolOf("p", identity, x.spec)
+	x.b.Update([]Pool{x.pool})
+}
+
+// poolOf compiles spec as edge/plan does.
+func poolOf(name, identity string, spec *resealv1.BackendPool) Pool {
+	spec = proto.CloneOf(spec).WithDefaults()
 	config := &tls.Config{RootCAs: authority().pool, CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256}}
 	switch spec.Protocol {
 	case resealv1.BackendPool_PROTOCOL_AUTO:
@@ -365,8 +374,7 @@ func (x *bench) apply(identity string) {
 	case resealv1.BackendPool_PROTOCOL_HTTP1:
 		config.NextProtos = []string{"http/1.1"}
 	}
-	x.pool = Pool{Name: "p", UID: "uid", Spec: spec, TLS: config, Identity: identity}
-	x.b.Update([]Pool{x.pool})
+	return Pool{Name: name, UID: "uid", Spec: spec, TLS: config, Identity: identity}
 }
 
 func connections(f func(*resealv1.Connections)) option {

@@ -116,7 +116,7 @@ func (e *endpoint) check(ctx context.Context) error {
 		return nil
 	case protocolHTTP2:
 		var h *h2Conn
-		if h, err = newH2Conn(c, state.h2); err != nil {
+		if h, err = newH2Conn(c); err != nil {
 			return err
 		}
 		h.streams = 1

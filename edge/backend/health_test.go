@@ -36,7 +36,7 @@ func TestHealthChecks(t *testing.T) {
 				p.HealthCheck = &resealv1.HealthCheck{Path: "/health", Interval: dur(10 * time.Millisecond), UnhealthyThreshold: 2}
 				p.LoadBalancing = &resealv1.LoadBalancing{Algorithm: resealv1.LoadBalancing_ALGORITHM_ROUND_ROBIN}
 			})
-			first := x.b.pools["p"].endpoints[a.addr]
+			first := x.current("p").endpoints[a.addr]
 			sick.Store(true)
 			eventually(t, "a is unhealthy", first.unhealthy.Load)
 			for range 6 {
@@ -49,7 +49,7 @@ func TestHealthChecks(t *testing.T) {
 			if got := x.get("/"); got != "a" {
 				t.Fatalf("got %q", got)
 			}
-			if x.b.pools["p"].endpoints[a.addr] != first || !first.unhealthy.Load() {
+			if x.current("p").endpoints[a.addr] != first || !first.unhealthy.Load() {
 				t.Error("health was lost in an update")
 			}
 			sick.Store(false)
@@ -85,7 +85,7 @@ func TestOutlierDetection(t *testing.T) {
 	if resp, _ := x.do(newRequest(t, "GET", "/bytes/1", nil), nil); resp.StatusCode != 200 {
 		t.Error("the ejection was lost in an update")
 	}
-	e := x.b.pools["p"].endpoints[bad.addr]
+	e := x.current("p").endpoints[bad.addr]
 	e.ejectedUntil.Store(time.Now().Add(-time.Second).UnixNano())
 	if !e.available(time.Now()) {
 		t.Error("the ejection never ends")
@@ -101,7 +101,7 @@ func TestLastEndpointIsNeverEjected(t *testing.T) {
 	for range 20 {
 		x.try(newRequest(t, "GET", "/", nil), nil)
 		out := 0
-		for _, e := range x.b.pools["p"].endpoints {
+		for _, e := range x.current("p").endpoints {
 			if e.ejected(time.Now()) {
 				out++
 			}
@@ -142,7 +142,7 @@ func TestDNSEndpoints(t *testing.T) {
 	answer, failure = []netip.Addr{netip.MustParseAddr("127.0.0.2")}, nil
 	mu.Unlock()
 	eventually(t, "the new address is used", func() bool {
-		m := x.b.pools["p"].state.Load().members
+		m := x.current("p").state.Load().members
 		return len(m) == 1 && strings.HasPrefix(m[0].address, "127.0.0.2:")
 	})
 	eventually(t, "the old one's connection is closed", func() bool {

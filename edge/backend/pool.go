@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -20,7 +18,7 @@ type pool struct {
 	name     string
 	counters Counters
 	state    atomic.Pointer[poolState]
-	before   []string // places of the pool that it took over from; guarded by Backend.mu
+	before   []string // places of the pool that it took over from; guarded by Backend.updating
 
 	mu        sync.Mutex // guards what follows, and changes of state
 	endpoints map[string]*endpoint
@@ -34,12 +32,11 @@ type pool struct {
 
 // poolState is immutable.
 type poolState struct {
-	uid, identity string
-	tls           *tls.Config
-	settings      *settings
-	members       []*member
-	ring          *ring
-	h2            *http2.Transport
+	spec     Pool // what it was made from
+	tls      *tls.Config
+	settings *settings
+	members  []*member
+	ring     *ring
 }
 
 // member is an endpoint with its weight in one state.
@@ -111,16 +108,7 @@ func (p *pool) swap(spec Pool) {
 	config.SessionTicketsDisabled = config.SessionTicketsDisabled || s.sessionsOff
 	// One record and one write per request: latency ramp-up is for browsers.
 	config.DynamicRecordSizingDisabled = true
-	p.apply(&poolState{
-		uid: spec.UID, identity: spec.Identity, tls: config, settings: s,
-		h2: &http2.Transport{
-			DisableCompression: true,
-			MaxHeaderListSize:  maxResponseHeader,
-			ReadIdleTimeout:    20 * time.Second,
-			PingTimeout:        5 * time.Second,
-			WriteByteTimeout:   s.bodyTimeout,
-		},
-	})
+	p.apply(&poolState{spec: spec, tls: config, settings: s})
 }
 
 // apply makes endpoints for p.addresses and publishes the state. p.mu is held.
@@ -241,9 +229,9 @@ func (s *poolState) serverName(call *Call) (string, error) {
 // sessionIdentity is what a TLS session may be reused within.
 func (s *poolState) sessionIdentity(address string, key connKey) string {
 	if s.settings.poolScope {
-		address = poolPlace(s.uid)
+		address = poolPlace(s.spec.UID)
 	}
-	identity := s.identity + "|" + address + "|" + key.serverName
+	identity := s.spec.Identity + "|" + address + "|" + key.serverName
 	if key.http1 {
 		identity += "|http/1.1"
 	}
@@ -282,12 +270,12 @@ func SessionConfig(pool Pool, identity string) *tls.Config {
 
 // places are the middle parts of the pool's session identities. Before the first
 // look-up of a DNS pool they are those of the pool that it took over from.
-// Backend.mu is held.
+// Backend.updating is held.
 func (p *pool) places() []string {
 	s := p.state.Load()
 	switch {
 	case s.settings.poolScope:
-		return []string{poolPlace(s.uid)}
+		return []string{poolPlace(s.spec.UID)}
 	case len(s.members) == 0:
 		return p.before
 	}

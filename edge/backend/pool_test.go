@@ -143,7 +143,7 @@ func TestSessionScopeAndMode(t *testing.T) {
 		t.Errorf("session identities %q", got)
 	}
 	x.set(func(p *resealv1.BackendPool) { p.Sessions = &resealv1.Sessions{Mode: resealv1.Sessions_MODE_OFF} })
-	if !x.b.pools["p"].state.Load().tls.SessionTicketsDisabled {
+	if !x.current("p").state.Load().tls.SessionTicketsDisabled {
 		t.Error("mode off leaves tickets on")
 	}
 }
@@ -199,7 +199,7 @@ func TestPlacesReplaced(t *testing.T) {
 	change("four")
 	want("three four 192.0.2.1:443 192.0.2.2:443") // no answer so far
 	answer.Store(&[]netip.Addr{netip.MustParseAddr("192.0.2.3")})
-	eventually(t, "the answer is used", func() bool { return len(x.b.pools["p"].state.Load().members) == 1 })
+	eventually(t, "the answer is used", func() bool { return len(x.current("p").state.Load().members) == 1 })
 	change("five")
 	want("four five 192.0.2.3:443")
 

@@ -130,7 +130,7 @@ func TestBackendRestart(t *testing.T) {
 // dials counts the dials under way.
 func (x *bench) dials() int {
 	n := 0
-	for _, e := range x.b.pools["p"].endpoints {
+	for _, e := range x.current("p").endpoints {
 		e.mu.Lock()
 		for _, set := range e.sets {
 			n += set.dials
