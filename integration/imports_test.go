@@ -92,8 +92,9 @@ func mayImport(from, to string) bool {
 			return to != "proto/manifest" || fromTop == "controlplane" && (from == fromTop || path.Base(from) == "admin")
 		}
 		// The root package wires its children; children import neither it nor
-		// each other. edge/exchange is the words that both legs have in common.
-		return toTop == fromTop && (from == fromTop || to == "edge/exchange")
+		// each other. edge/exchange is the words that both legs have in common;
+		// what is below a child is that child's own.
+		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || strings.HasPrefix(to, from+"/"))
 	case "cmd":
 		return toTop == "proto" || toTop == "controlplane" || toTop == "edge" || toTop == "cmd"
 	case "integration":
@@ -115,6 +116,9 @@ func TestMayImport(t *testing.T) {
 		{"edge/frontend", "edge/exchange", true},
 		{"edge/exchange", "edge/frontend", false},
 		{"controlplane/feed", "edge/exchange", false},
+		{"edge/session", "edge/session/abbreviated", true},
+		{"edge/session/abbreviated", "edge/session", false},
+		{"edge/probe", "edge/session/abbreviated", false},
 		{"edge/plan", "proto/reseal/v1", true},
 		{"edge/plan", "proto/manifest", false},
 		{"controlplane/store", "proto/reseal/v1", true},

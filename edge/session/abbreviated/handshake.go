@@ -46,7 +46,7 @@ func (c *Conn) shake() error {
 	session, suite := &c.cfg.Session, suiteByID(c.cfg.Session.CipherSuite)
 	c.state = tls.ConnectionState{
 		Version: tls.VersionTLS12, CipherSuite: suite.id, DidResume: true,
-		NegotiatedProtocol: protocol, NegotiatedProtocolIsMutual: true, ServerName: c.cfg.Hello.serverName,
+		NegotiatedProtocol: protocol, ServerName: c.cfg.Hello.serverName,
 		PeerCertificates: session.PeerCertificates, VerifiedChains: session.VerifiedChains,
 	}
 	clientRandom := clientHello[messageHeader+2 : messageHeader+2+randomSize]

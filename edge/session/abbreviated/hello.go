@@ -168,8 +168,8 @@ func (l *listener) Write(p []byte) (int, error) {
 
 func (l *listener) Read([]byte) (int, error)         { return 0, io.EOF }
 func (l *listener) Close() error                     { return nil }
-func (l *listener) LocalAddr() net.Addr              { return nil }
-func (l *listener) RemoteAddr() net.Addr             { return nil }
+func (l *listener) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (l *listener) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 func (l *listener) SetDeadline(time.Time) error      { return nil }
 func (l *listener) SetReadDeadline(time.Time) error  { return nil }
 func (l *listener) SetWriteDeadline(time.Time) error { return nil }

@@ -20,8 +20,6 @@ const (
 	maxPlaintext = 1 << 14
 	version12    = 0x0303
 	explicitSize = 8
-	// maxRecord is the largest record that can hold no more than maxPlaintext.
-	maxRecord = headerSize + explicitSize + maxPlaintext + tagSize
 )
 
 var (
