@@ -101,9 +101,11 @@ func (l *accessLog) Close() {
 		return
 	}
 	close(l.stop)
+	timer := time.NewTimer(accessClose)
+	defer timer.Stop()
 	select {
 	case <-l.done:
-	case <-time.After(accessClose):
+	case <-timer.C:
 		l.logger.Warn("the access log takes no more records; the last ones are lost", "path", l.path)
 	}
 }

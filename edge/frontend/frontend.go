@@ -11,8 +11,8 @@
 // Reasons in the access log, beside those of the upstream:
 //
 //   - refused here: no_route, misdirected, method_not_allowed, header_too_large,
-//     bad_host, bad_target, plain_http, proxy_protocol (the last two are not
-//     requests and only counted or answered);
+//     bad_host, bad_target; plain_http, proxy_protocol and http2_flood are not
+//     requests and only counted or answered;
 //   - ended by the client: client_abort, client_stalled, both with status 499;
 //   - ended by a bound: timeout_request, timeout_idle, drain_timeout;
 //   - failed behind: protocol_error, reset, upstream_error; internal is a bug.

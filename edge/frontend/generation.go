@@ -50,7 +50,7 @@ func (g *generation) newServer() *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
-	return &http.Server{
+	server := &http.Server{
 		Handler:                      &handler{generation: g},
 		DisableGeneralOptionsHandler: true,
 		ReadHeaderTimeout:            g.settings.header,
@@ -77,6 +77,8 @@ func (g *generation) newServer() *http.Server {
 		},
 		ErrorLog: slog.NewLogLogger(g.slot.frontend.cfg.Logger.Handler(), slog.LevelDebug),
 	}
+	serveHTTP2(server)
+	return server
 }
 
 // clientKey is the context key of a request's *clientConn.
@@ -84,6 +86,9 @@ type clientKey struct{}
 
 // clientOf is the client's connection beneath TLS.
 func clientOf(conn net.Conn) *clientConn {
+	if h2, ok := conn.(*h2Conn); ok {
+		return h2.client
+	}
 	return conn.(*tls.Conn).NetConn().(*clientConn)
 }
 
