@@ -18,13 +18,13 @@ type h1Exchange struct {
 	c *h1Conn
 	a *attempt
 
-	parts  atomic.Int32 // of request and response, still under way
-	keep   atomic.Bool  // the connection may serve another request
-	cause  atomic.Pointer[error]
-	stream io.ReadCloser // the request's body while it is sent
-	sent   chan error    // of capacity 1; how sending the stream ended
-	done   chan struct{} // closed when the stream's goroutine is through
-	begin  chan struct{} // closed when the stream may be sent
+	parts  atomic.Int32          // of request and response, still under way
+	keep   atomic.Bool           // the connection may serve another request
+	cause  atomic.Pointer[error] // why it ended; whoever sets it owns the connection
+	stream io.ReadCloser         // the request's body while it is sent
+	sent   chan error            // of capacity 1; how sending the stream ended
+	done   chan struct{}         // closed when the stream's goroutine is through
+	begin  chan struct{}         // closed when the stream may be sent
 
 	sending atomic.Bool // the stream is not through yet
 	ending  atomic.Bool // its last Write has begun
@@ -314,6 +314,9 @@ func (x *h1Exchange) fail(err error) error {
 	return x.aborted()
 }
 
+// endedWell is the cause of an exchange of which all parts came to their end.
+var endedWell = new(error)
+
 // abort ends the connection, cleanly and in the background, and with it
 // whatever of the exchange is under way. The first cause counts.
 func (x *h1Exchange) abort(cause error) bool {
@@ -352,19 +355,24 @@ func (x *h1Exchange) aborted() error {
 }
 
 // partDone notes the end of the request or of the response. After both the
-// connection is free.
+// connection is free, unless somebody ended the exchange a moment before: then
+// it is theirs.
 func (x *h1Exchange) partDone() {
 	if x.parts.Add(-1) != 0 {
+		return
+	}
+	if !x.cause.CompareAndSwap(nil, endedWell) {
+		x.a.done(x.aborted())
 		return
 	}
 	c := x.c
 	x.unwatch()
 	c.exchange.Store(nil)
-	if x.keep.Load() && x.aborted() == nil && c.reader.Buffered() == 0 && !c.unread {
+	if x.keep.Load() && c.reader.Buffered() == 0 && !c.unread {
 		c.freeReader()
 		c.e.put(c)
 	} else {
 		c.close()
 	}
-	x.a.done(x.aborted())
+	x.a.done(nil)
 }
