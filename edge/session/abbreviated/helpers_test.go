@@ -39,14 +39,6 @@ func establish(t testing.TB, conn net.Conn, cfg *tls.Config) (*tls.Conn, Session
 		t.Fatalf("full handshake: %v", err)
 	}
 	state := full.ConnectionState()
-	fields := bytes.Fields(keys.Bytes())
-	if state.Version != tls.VersionTLS12 || len(fields) != 3 {
-		t.Fatalf("%s, %d words of key log", tls.VersionName(state.Version), len(fields))
-	}
-	secret, err := hex.DecodeString(string(fields[2]))
-	if err != nil {
-		t.Fatal(err)
-	}
 	stream := recorded.came.Bytes()
 	size := messageHeader + int(stream[headerSize+2])<<8 + int(stream[headerSize+3])
 	hello, ok := parseServerHello(stream[headerSize+messageHeader : headerSize+size])
@@ -54,8 +46,22 @@ func establish(t testing.TB, conn net.Conn, cfg *tls.Config) (*tls.Conn, Session
 		t.Fatal("no ServerHello")
 	}
 	return full, Session{
-		ID: bytes.Clone(hello.id), Secret: secret, CipherSuite: state.CipherSuite,
+		ID: bytes.Clone(hello.id), Secret: secretOf(t, keys.Bytes()), CipherSuite: state.CipherSuite,
 		ExtendedMasterSecret: hello.find(extensionExtendedMasterSecret) != nil,
 		PeerCertificates:     state.PeerCertificates, VerifiedChains: state.VerifiedChains,
 	}
+}
+
+// secretOf is the master secret in a key log.
+func secretOf(t testing.TB, log []byte) []byte {
+	t.Helper()
+	fields := bytes.Fields(log)
+	if len(fields) != 3 {
+		t.Fatalf("%d words of key log", len(fields))
+	}
+	secret, err := hex.DecodeString(string(fields[2]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secret
 }
