@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -58,6 +59,9 @@ type Outcome struct {
 	Errors []string
 	// Took is how long all of it took.
 	Took time.Duration
+	// P50 and P99 are how long the requests of the newest Load took that were
+	// answered rightly, retries included.
+	P50, P99 time.Duration
 }
 
 // add sums up outcomes.
@@ -68,6 +72,7 @@ func (o *Outcome) add(other Outcome) {
 	o.Retried += other.Retried
 	o.Errors = append(o.Errors, other.Errors...)
 	o.Took += other.Took
+	o.P50, o.P99 = other.P50, other.P99
 }
 
 const keptErrors = 5
@@ -87,6 +92,7 @@ type running struct {
 
 	mu     sync.Mutex
 	errors []string
+	times  []time.Duration
 }
 
 // Run makes the requests. It returns an error when ctx ends or Halfway fails;
@@ -110,9 +116,11 @@ func (l *Load) Run(ctx context.Context) (Outcome, error) {
 		}
 	}
 	clients.Wait()
+	slices.Sort(r.times)
 	return Outcome{
 		Done: r.done.Load(), Aborted: r.aborted.Load(), Failed: r.failed.Load(), Retried: r.retried.Load(),
 		Errors: r.errors, Took: time.Since(begin),
+		P50: r.quantile(50), P99: r.quantile(99),
 	}, errors.Join(err, ctx.Err())
 }
 
@@ -127,6 +135,12 @@ func (r *running) client(index int) {
 	}
 	r.ready.Done()
 	<-r.start
+	var times []time.Duration
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.times = append(r.times, times...)
+	}()
 	for {
 		i := r.next.Add(1)
 		if i > int64(r.Requests) || r.ctx.Err() != nil {
@@ -136,6 +150,7 @@ func (r *running) client(index int) {
 			close(r.half)
 		}
 		abort := r.AbortEvery > 0 && i%int64(r.AbortEvery) == 0
+		begin := time.Now()
 		switch err := r.request(c, abort); {
 		case err != nil:
 			r.fail(err)
@@ -143,8 +158,18 @@ func (r *running) client(index int) {
 			r.aborted.Add(1)
 		default:
 			r.done.Add(1)
+			times = append(times, time.Since(begin))
 		}
 	}
+}
+
+// quantile is how long that percentage of the requests took at most. The times
+// are sorted.
+func (r *running) quantile(percent int) time.Duration {
+	if len(r.times) == 0 {
+		return 0
+	}
+	return r.times[(len(r.times)*percent+99)/100-1]
 }
 
 // request makes one request, with the retries that the load allows. A kept

@@ -77,7 +77,9 @@ func TestLoad(t *testing.T) {
 			if test.text != "" && (len(got.Errors) == 0 || !strings.Contains(got.Errors[0], test.text)) {
 				t.Errorf("errors %q, want %q in them", got.Errors, test.text)
 			}
-			got.Errors, got.Took = nil, 0
+			if done := got.Done > 0; done != (got.P50 > 0) || got.P50 > got.P99 || got.P99 > got.Took {
+				t.Errorf("p50 %v and p99 %v of %v", got.P50, got.P99, got.Took)
+			}
 			if got.Done != test.want.Done || got.Aborted != test.want.Aborted || got.Failed != test.want.Failed || got.Retried != test.want.Retried {
 				t.Errorf("got %+v, want %+v", got, test.want)
 			}

@@ -113,11 +113,15 @@ func TestTimeWaits(t *testing.T) {
 	}
 	defer func() { _ = listener.Close() }()
 	port := fmt.Sprint(listener.Addr().(*net.TCPAddr).Port)
+	before, err := timeWaits(port) // of others, who had the port before
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := end(listener, false); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := timeWaits(port); err != nil || n != 0 {
-		t.Errorf("%d connections wait on the side that closed last (%v)", n, err)
+	if n, err := timeWaits(port); err != nil || n > before {
+		t.Errorf("%d connections wait on the side that closed last, %d before (%v)", n, before, err)
 	}
 	dialled, err := net.Dial("tcp", listener.Addr().String())
 	if err != nil {
@@ -132,8 +136,9 @@ func TestTimeWaits(t *testing.T) {
 	_ = accepted.Close()
 	_, _ = io.Copy(io.Discard, dialled)
 	_ = dialled.Close()
-	if n, err := timeWaits(port); err != nil || n != 1 {
-		t.Errorf("%d connections wait on the side that closed first, want 1 (%v)", n, err)
+	// Those of others may end meanwhile.
+	if n, err := timeWaits(port); err != nil || n < 1 || n > before+1 {
+		t.Errorf("%d connections wait on the side that closed first, %d before, want 1 more (%v)", n, before, err)
 	}
 }
 

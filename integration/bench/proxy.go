@@ -85,8 +85,10 @@ func (t target) prepare() (p *peer, site, authority string, err error) {
 }
 
 // newHAProxy configures HAProxy as its manual says for re-encryption with reuse
-// of connections.
-func newHAProxy(t target) (Proxy, error) {
+// of connections. At best it sends no session_ticket extension, so that JSSE
+// resumes by session ID, and keeps to TLS 1.2 with backends whose TLS 1.3 tickets
+// are good once: nothing that it has lets it resume those.
+func newHAProxy(t target, best bool) (Proxy, error) {
 	p, certificate, authority, err := t.prepare()
 	if err != nil {
 		return nil, err
@@ -94,6 +96,13 @@ func newHAProxy(t target) (Proxy, error) {
 	sni := "str(" + peers.ServerName + ")"
 	if len(t.scenario.hosts()) > 1 {
 		sni = "req.hdr(host)"
+	}
+	more := ""
+	if best {
+		more = " no-tls-tickets"
+		if t.scenario.mode == peers.TLS13 {
+			more += " ssl-max-ver TLSv1.2"
+		}
 	}
 	config := filepath.Join(t.dir, "haproxy.cfg")
 	text := fmt.Sprintf(`global
@@ -115,8 +124,8 @@ frontend site
   default_backend service
 backend service
   http-reuse always
-  server service %s ssl verify required ca-file %s sni %s
-`, p.probe, p.address, certificate, t.backend, authority, sni)
+  server service %s ssl verify required ca-file %s sni %s%s
+`, p.probe, p.address, certificate, t.backend, authority, sni, more)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
@@ -126,8 +135,9 @@ backend service
 
 // newNginx configures nginx as its manual says for re-encryption with reuse of
 // connections and sessions. Without a zone it fares worse: TLS 1.2 tickets then
-// cost it a full handshake for 4 of 10 connections that the backend closes.
-func newNginx(t target) (Proxy, error) {
+// cost it a full handshake for 4 of 10 connections that the backend closes. What
+// is best is the same as with HAProxy.
+func newNginx(t target, best bool) (Proxy, error) {
 	p, _, _, err := t.prepare()
 	if err != nil {
 		return nil, err
@@ -135,6 +145,13 @@ func newNginx(t target) (Proxy, error) {
 	name := peers.ServerName
 	if len(t.scenario.hosts()) > 1 {
 		name = "$host"
+	}
+	protocols, more := "TLSv1.2 TLSv1.3", ""
+	if best {
+		more = "proxy_ssl_conf_command Options -SessionTicket;"
+		if t.scenario.mode == peers.TLS13 {
+			protocols = "TLSv1.2"
+		}
 	}
 	// Workers of a root master would become nobody, who can't read the files.
 	user := ""
@@ -164,13 +181,14 @@ http {
       proxy_ssl_session_reuse on;
       proxy_ssl_server_name on;
       proxy_ssl_name %[4]s;
-      proxy_ssl_protocols TLSv1.2 TLSv1.3;
+      proxy_ssl_protocols %[5]s;
+      %[6]s
       proxy_ssl_verify on;
       proxy_ssl_trusted_certificate ca.crt;
     }
   }
 }
-`, t.backend, p.probe, p.address, name)
+`, t.backend, p.probe, p.address, name, protocols, more)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}

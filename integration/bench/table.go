@@ -34,8 +34,16 @@ func (t *Table) Add(r Result) {
 
 // Write prints the table and what stands beside it.
 func (t *Table) Write(w io.Writer) error {
-	if err := t.summary(w); err != nil {
-		return err
+	for _, part := range []struct {
+		heading string
+		stock   bool
+	}{
+		{"stock Jetty, certificate with two names, closes after each response", true},
+		{"arranged Jetty", false},
+	} {
+		if err := t.summary(w, part.heading, func(s *Scenario) bool { return (s.backend != nil) == part.stock }); err != nil {
+			return err
+		}
 	}
 	if err := t.details(w); err != nil {
 		return err
@@ -43,12 +51,20 @@ func (t *Table) Write(w io.Writer) error {
 	return t.ours(w)
 }
 
-// summary is the full handshakes.
-func (t *Table) summary(w io.Writer) error {
-	g := t.grid(w, append(append([]string{fmt.Sprintf("full handshakes at the backend per %s requests", group(t.Requests))}, t.headings()...), "Reseal must"))
-	for _, s := range t.scenarios() {
+// summary is the full handshakes of some scenarios.
+func (t *Table) summary(w io.Writer, heading string, belongs func(*Scenario) bool) error {
+	scenarios := slices.DeleteFunc(t.scenarios(), func(s *Scenario) bool { return !belongs(s) })
+	if len(scenarios) == 0 {
+		return nil
+	}
+	proxies := slices.DeleteFunc(slices.Clone(t.Proxies), func(proxy string) bool {
+		return !slices.ContainsFunc(scenarios, func(s *Scenario) bool { return s.Runs(proxy) })
+	})
+	heading = fmt.Sprintf("%s: full handshakes per %s requests", heading, group(t.Requests))
+	g := t.grid(w, append(append([]string{heading}, headings(proxies)...), "Reseal must"))
+	for _, s := range scenarios {
 		cells := []string{t.title(s)}
-		for _, proxy := range t.Proxies {
+		for _, proxy := range proxies {
 			r, ok := t.rows[s.Key][proxy]
 			cell := "–"
 			if ok {
@@ -59,11 +75,7 @@ func (t *Table) summary(w io.Writer) error {
 			}
 			cells = append(cells, cell)
 		}
-		must := fmt.Sprint(s.Must)
-		if s.AtMost {
-			must = "≤ " + must
-		}
-		g.row(append(cells, must))
+		g.row(append(cells, s.must()))
 	}
 	return g.end()
 }
@@ -79,7 +91,7 @@ func (t *Table) details(w io.Writer) error {
 			}
 		}
 	}
-	g := t.grid(w, []string{order, "connections", "resumed", resets, "ended without close_notify", "TIME_WAIT", "failed requests", "retried", "RSTs after the end"})
+	g := t.grid(w, []string{order, "connections", "resumed", resets, "ended without close_notify", "TIME_WAIT", "failed requests", "retried", "RSTs after the end", "after a restart", "p50 µs", "p99 µs"})
 	columns := []func(Result) int64{
 		func(r Result) int64 { return r.Counts.Connections },
 		func(r Result) int64 { return r.Counts.Resumed() },
@@ -89,6 +101,9 @@ func (t *Table) details(w io.Writer) error {
 		func(r Result) int64 { return r.Failed },
 		func(r Result) int64 { return r.Retried },
 		func(r Result) int64 { return r.LateResets },
+		func(r Result) int64 { return r.AfterStart },
+		func(r Result) int64 { return r.P50.Microseconds() },
+		func(r Result) int64 { return r.P99.Microseconds() },
 	}
 	for _, s := range t.scenarios() {
 		cells := []string{t.title(s)}
@@ -123,10 +138,10 @@ func (t *Table) scenarios() []*Scenario {
 	return slices.DeleteFunc(Scenarios(), func(s *Scenario) bool { return t.rows[s.Key] == nil })
 }
 
-func (t *Table) headings() []string {
+func headings(proxies []string) []string {
 	programs := map[string]string{ProxyHAProxy: "haproxy", ProxyNginx: "nginx"}
 	var headings []string
-	for _, proxy := range t.Proxies {
+	for _, proxy := range proxies {
 		if program := programs[proxy]; program != "" {
 			proxy += " " + versionOf(program)
 		}

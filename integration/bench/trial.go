@@ -14,12 +14,26 @@ import (
 	"github.com/reseal/reseal/integration/process"
 )
 
-// The proxies under test.
+// The proxies under test. Those that are called best are configured as well as
+// their users can, instead of as their manuals show.
 const (
-	ProxyReseal  = "Reseal"
-	ProxyHAProxy = "HAProxy"
-	ProxyNginx   = "nginx"
+	ProxyReseal      = "Reseal"
+	ProxyHAProxy     = "HAProxy"
+	ProxyHAProxyBest = "HAProxy, best"
+	ProxyNginx       = "nginx"
+	ProxyNginxBest   = "nginx, best"
 )
+
+// Runs reports whether the scenario is for a proxy.
+func (s *Scenario) Runs(proxy string) bool {
+	switch proxy {
+	case ProxyReseal:
+		return true
+	case ProxyHAProxyBest, ProxyNginxBest:
+		return s.Best && !s.ResealOnly
+	}
+	return !s.ResealOnly
+}
 
 // Bench is what all trials of a run share.
 type Bench struct {
@@ -54,6 +68,8 @@ type Result struct {
 	// TimeWait is how many connections to the backend waited out their time on
 	// the proxy's side after the load.
 	TimeWait int64
+	// AfterStart are the full handshakes after a restart of the proxy.
+	AfterStart int64
 	// Ours is what the edges counted themselves, for Reseal.
 	Ours Handshakes
 }
@@ -68,7 +84,8 @@ type trial struct {
 	requests int
 	resets   func(context.Context, *Result) error // counts those since the start
 
-	past    peers.Counts // of the backend's earlier lives
+	past    peers.Counts  // of the backend's earlier lives
+	before  *peers.Counts // the proxy's restart
 	outcome Outcome
 }
 
@@ -109,6 +126,11 @@ func (b *Bench) Run(ctx context.Context, s *Scenario, proxy string, n int) (resu
 			err = errors.Join(err, t.proxy.Stop())
 		}
 	}()
+	stopBusy, err := busy(s.busy)
+	if err != nil {
+		return result, err
+	}
+	defer stopBusy()
 	if result, err = t.measure(ctx); err != nil {
 		return result, err
 	}
@@ -118,10 +140,10 @@ func (b *Bench) Run(ctx context.Context, s *Scenario, proxy string, n int) (resu
 
 func (b *Bench) newProxy(name string, t target) (Proxy, error) {
 	switch name {
-	case ProxyHAProxy:
-		return newHAProxy(t)
-	case ProxyNginx:
-		return newNginx(t)
+	case ProxyHAProxy, ProxyHAProxyBest:
+		return newHAProxy(t, name == ProxyHAProxyBest)
+	case ProxyNginx, ProxyNginxBest:
+		return newNginx(t, name == ProxyNginxBest)
 	case ProxyReseal:
 		return newReseal(b.Fleet, t), nil
 	}
@@ -143,6 +165,9 @@ func (t *trial) measure(ctx context.Context) (Result, error) {
 		return result, err
 	}
 	result.Counts = counts
+	if t.before != nil {
+		result.AfterStart = counts.Full - t.before.Full
+	}
 	if edges, ok := t.proxy.(*Reseal); ok {
 		result.Ours = edges.Handshakes()
 	}
@@ -222,7 +247,11 @@ func (t *trial) errors() string {
 func (t *trial) startBackend(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	backend, err := peers.JettyArranged(ctx, t.options)
+	start := t.scenario.backend
+	if start == nil {
+		start = peers.JettyArranged
+	}
+	backend, err := start(ctx, t.options)
 	if err == nil {
 		t.backend = backend
 	}

@@ -51,8 +51,8 @@ func main() {
 	}
 }
 
-// errAbove means that Reseal cost more than it may.
-var errAbove = errors.New("more full handshakes than allowed")
+// errWrong means that Reseal did worse than it must.
+var errWrong = errors.New("not as it must be")
 
 func run(ctx context.Context, o options) (err error) {
 	scenarios := selected(o.scenario)
@@ -115,12 +115,13 @@ func prepare(ctx context.Context, t *tb, dir string) (*bench.Bench, error) {
 func measure(ctx context.Context, o options, t *tb, b *bench.Bench, scenarios []*bench.Scenario) error {
 	table := &bench.Table{Requests: o.requests, Markdown: o.markdown, Proxies: []string{bench.ProxyReseal}}
 	if o.peers {
-		table.Proxies = []string{bench.ProxyHAProxy, bench.ProxyNginx, bench.ProxyReseal}
+		table.Proxies = []string{bench.ProxyHAProxy, bench.ProxyHAProxyBest, bench.ProxyNginx, bench.ProxyNginxBest, bench.ProxyReseal}
 	}
 	var errs []error
 	for _, s := range scenarios {
+		results := make(map[string]bench.Result)
 		for _, proxy := range table.Proxies {
-			if s.ResealOnly && proxy != bench.ProxyReseal {
+			if !s.Runs(proxy) {
 				continue
 			}
 			var result bench.Result
@@ -133,25 +134,53 @@ func measure(ctx context.Context, o options, t *tb, b *bench.Bench, scenarios []
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s, %s: %w", s.Key, proxy, err))
-				fmt.Fprintf(os.Stderr, "%-16s %-8s %v\n", s.Key, proxy, err)
+				fmt.Fprintf(os.Stderr, "%-22s %-13s %v\n", s.Key, proxy, err)
 				continue
 			}
 			table.Add(result)
 			progress(result)
-			if proxy == bench.ProxyReseal && !s.Holds(result) {
-				errs = append(errs, fmt.Errorf("%s: %w: %d, not %d", s.Key, errAbove, result.Counts.Full, s.Must))
-			}
+			results[proxy] = result
+		}
+		for _, problem := range verdict(s, results) {
+			errs = append(errs, fmt.Errorf("%s: %w: %s", s.Key, errWrong, problem))
+			fmt.Fprintf(os.Stderr, "    %s\n", problem)
 		}
 	}
 	return errors.Join(append(errs, table.Write(os.Stdout))...)
 }
 
+// verdict is what is wrong with Reseal's result of a scenario.
+func verdict(s *bench.Scenario, results map[string]bench.Result) []string {
+	ours, ok := results[bench.ProxyReseal]
+	if !ok {
+		return nil
+	}
+	problems := s.Problems(ours)
+	if haproxy, ok := results[bench.ProxyHAProxy]; ok {
+		if slow := s.Slow(ours, haproxy); slow != "" {
+			problems = append(problems, slow)
+		}
+	}
+	return problems
+}
+
 func progress(r bench.Result) {
-	fmt.Fprintf(os.Stderr, "%-16s %-8s %6d full, %6d resumed, %d RST (%d late), %d unclean, %d failed, %v\n", r.Scenario.Key, r.Proxy,
-		r.Counts.Full, r.Counts.Resumed(), r.Resets, r.LateResets, r.Unclean, r.Failed, r.Took.Round(time.Millisecond))
+	fmt.Fprintf(os.Stderr, "%-22s %-13s %6d full, %6d resumed, %d RST (%d late), %d unclean, %d failed, p50 %v, p99 %v, %v, load %s\n",
+		r.Scenario.Key, r.Proxy, r.Counts.Full, r.Counts.Resumed(), r.Resets, r.LateResets, r.Unclean, r.Failed,
+		r.P50.Round(10*time.Microsecond), r.P99.Round(10*time.Microsecond), r.Took.Round(time.Millisecond), load())
 	for _, text := range r.Errors {
 		fmt.Fprintln(os.Stderr, "   ", text)
 	}
+}
+
+// load is the machine's load average of the last minute.
+func load() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "?"
+	}
+	average, _, _ := strings.Cut(string(text), " ")
+	return average
 }
 
 func selected(pattern *regexp.Regexp) []*bench.Scenario {
