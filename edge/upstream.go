@@ -3,7 +3,6 @@ package edge
 import (
 	"context"
 	"net/http"
-	"time"
 
 	"github.com/reseal/reseal/edge/backend"
 	"github.com/reseal/reseal/edge/frontend"
@@ -14,8 +13,8 @@ import (
 type sessions struct{ *session.Store }
 
 // Reserve implements backend.Handshaker.
-func (s sessions) Reserve(ctx context.Context, identity string, wait time.Duration) (backend.Attempt, error) {
-	return s.Store.Reserve(ctx, identity, wait)
+func (s sessions) Reserve(ctx context.Context, identity string, terms backend.Terms) (backend.Attempt, error) {
+	return s.Store.Reserve(ctx, identity, session.Terms(terms))
 }
 
 // upstream is the boundary of the two legs: the frontend's exchange is the

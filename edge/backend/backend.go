@@ -41,10 +41,9 @@ type TLSConn = interface {
 // Handshaker makes client handshakes and keeps the sessions they give.
 type Handshaker interface {
 	// Reserve waits, before the dial, until a handshake of identity should be
-	// made: at most for the time wait while another one may bring a session.
-	// identity is everything a session may be shared within: pool identity,
+	// made. identity is everything a session may be shared within: pool identity,
 	// endpoint or pool, SNI, ALPN.
-	Reserve(ctx context.Context, identity string, wait time.Duration) (Attempt, error)
+	Reserve(ctx context.Context, identity string, terms Terms) (Attempt, error)
 	// Doubt notes that the server may have forgotten the sessions of identity.
 	Doubt(identity string)
 	// Forget drops the sessions of all identities that begin with prefix.
@@ -56,6 +55,18 @@ type Handshaker interface {
 	Replace(old, next string, places []string)
 	// Unclean notes that a connection of identity ended without close_notify.
 	Unclean(identity string)
+}
+
+// Terms say how a handshake may be made.
+type Terms struct {
+	// Wait is for how long another connection's session is waited for before
+	// one of those that wait goes ahead without. 0: nobody waits.
+	Wait time.Duration
+	// TicketWait is how long the queue for tickets that are taken once may get
+	// before another full handshake adds one to those in use.
+	TicketWait time.Duration
+	// SessionIDsOff forbids to resume TLS 1.2 sessions by ID.
+	SessionIDsOff bool
 }
 
 // Attempt is the right to make one handshake. One of its methods is called, once.

@@ -202,13 +202,13 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 // reserve waits for the turn of a handshake: while another one may bring a
 // session it is cheaper to wait than to make a full one.
 func (e *endpoint) reserve(ctx context.Context, state *poolState, identity string) (Attempt, error) {
-	wait := state.settings.coalesceTimeout
+	terms := state.settings.terms
 	if state.tls.SessionTicketsDisabled {
-		wait = 0
+		terms.Wait = 0
 	}
 	waiting, cancel := context.WithTimeout(ctx, state.settings.handshakeTimeout)
 	defer cancel()
-	attempt, err := e.pool.b.cfg.Handshaker.Reserve(waiting, identity, wait)
+	attempt, err := e.pool.b.cfg.Handshaker.Reserve(waiting, identity, terms)
 	if err != nil {
 		return nil, handshakeError(err)
 	}

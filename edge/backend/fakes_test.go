@@ -94,7 +94,7 @@ func newFakeSessions() *fakeSessions {
 	return &fakeSessions{caches: map[string]tls.ClientSessionCache{}, unclean: map[string]int{}}
 }
 
-func (f *fakeSessions) Reserve(_ context.Context, identity string, _ time.Duration) (Attempt, error) {
+func (f *fakeSessions) Reserve(_ context.Context, identity string, _ Terms) (Attempt, error) {
 	return fakeAttempt{f, identity}, nil
 }
 

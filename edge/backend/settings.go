@@ -25,7 +25,7 @@ type settings struct {
 	closeTimeout     time.Duration
 	connectTimeout   time.Duration
 	handshakeTimeout time.Duration
-	coalesceTimeout  time.Duration
+	terms            Terms
 	headerTimeout    time.Duration
 	bodyTimeout      time.Duration
 
@@ -64,7 +64,6 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 		closeTimeout:     connections.GetCloseTimeout().AsDuration(),
 		connectTimeout:   timeouts.GetConnect().AsDuration(),
 		handshakeTimeout: timeouts.GetHandshake().AsDuration(),
-		coalesceTimeout:  spec.GetSessions().GetCoalesceTimeout().AsDuration(),
 		headerTimeout:    timeouts.GetResponseHeader().AsDuration(),
 		bodyTimeout:      timeouts.GetIdle().AsDuration(),
 		retries:          int(spec.GetRetries().GetAttempts()),
@@ -78,6 +77,11 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 		dnsRefresh:       spec.GetDns().GetRefreshInterval().AsDuration(),
 		checkInterval:    check.GetInterval().AsDuration(),
 		checkTimeout:     check.GetTimeout().AsDuration(),
+	}
+	s.terms = Terms{
+		Wait:          spec.GetSessions().GetCoalesceTimeout().AsDuration(),
+		TicketWait:    spec.GetSessions().GetTicketWait().AsDuration(),
+		SessionIDsOff: spec.GetSessions().GetSessionIds() == resealv1.Sessions_SESSION_IDS_OFF,
 	}
 	s.checkThreshold.up = int(check.GetHealthyThreshold())
 	s.checkThreshold.down = int(check.GetUnhealthyThreshold())

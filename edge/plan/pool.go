@@ -56,6 +56,7 @@ func (o object) checkPool(spec *resealv1.BackendPool) {
 		o.timeout("spec.dns.refreshInterval", dns.RefreshInterval)
 	}
 	o.enum("spec.sessions.mode", int32(spec.Sessions.Mode), resealv1.Sessions_Mode_name)
+	o.enum("spec.sessions.sessionIDs", int32(spec.Sessions.SessionIds), resealv1.Sessions_SessionIds_name)
 	o.enum("spec.sessions.scope", int32(spec.Sessions.Scope), resealv1.Sessions_Scope_name)
 	o.enum("spec.connections.reuse", int32(spec.Connections.Reuse), resealv1.Connections_Reuse_name)
 	o.enum("spec.loadBalancing.algorithm", int32(spec.LoadBalancing.Algorithm), resealv1.LoadBalancing_Algorithm_name)

@@ -26,6 +26,7 @@ type connCache struct {
 	// server declined one. Guarded by Store.mu.
 	parent  *held
 	renewed bool
+	turned  bool // its ticket's turn has been measured
 
 	mu        sync.Mutex
 	handedOut bool

@@ -232,7 +232,7 @@ func TestSingleUseWaitsForTheNextTicket(t *testing.T) {
 	p := newPeer(t, Config{})
 	p.want("a", 0, noSession)
 	p.store.mu.Lock()
-	p.store.find("a").singleUse = time.Now().Add(time.Hour)
+	p.store.find("a").learn(reuseOnce, time.Now())
 	p.store.mu.Unlock()
 	full, resumed, misses := p.together(32, "a")
 	if full != 0 || resumed != 32 {
@@ -275,14 +275,14 @@ func TestDeclineDropsOlderSessions(t *testing.T) {
 func TestLeaderFailsAndTheNextOneLeads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		leader, news, _ := s.try("a", time.Hour)
-		if news != nil || leader.miss != noSession {
+		leader := s.begin(t, "a")
+		if leader.miss != noSession {
 			t.Fatalf("leader: %+v", leader)
 		}
 		next := make(chan offer)
 		for range 3 {
 			go func() {
-				o, err := s.acquire(t.Context(), "a", time.Hour)
+				o, err := s.acquire(t.Context(), "a", Terms{Wait: time.Hour})
 				if err != nil {
 					t.Error(err)
 				}
@@ -309,7 +309,7 @@ func TestLeaderFailsAndTheNextOneLeads(t *testing.T) {
 func TestCoalesceTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		hanging, _, _ := s.try("a", time.Hour)
+		hanging := s.begin(t, "a")
 		started := time.Now()
 		ahead := make(chan offer, 8)
 		gaveUp := make(chan error, 8)
@@ -317,7 +317,7 @@ func TestCoalesceTimeout(t *testing.T) {
 		defer cancel()
 		for range 8 {
 			go func() {
-				o, err := s.acquire(ctx, "a", 2*time.Second)
+				o, err := s.acquire(ctx, "a", Terms{Wait: 2 * time.Second})
 				if err != nil {
 					gaveUp <- err
 					return
@@ -372,7 +372,7 @@ func TestDeadLeaderReleasesWaiters(t *testing.T) {
 func TestImpatientNeverWaits(t *testing.T) {
 	s := New(Config{})
 	for range 3 {
-		attempt, err := s.Reserve(t.Context(), "a", 0)
+		attempt, err := s.Reserve(t.Context(), "a", Terms{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -386,11 +386,11 @@ func TestImpatientNeverWaits(t *testing.T) {
 func TestNobodyIsLateWhileLeadersChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		leader, _, _ := s.try("a", time.Hour)
+		leader := s.begin(t, "a")
 		next := make(chan offer)
 		for range 8 {
 			go func() {
-				o, err := s.acquire(t.Context(), "a", 2*time.Second)
+				o, err := s.acquire(t.Context(), "a", Terms{Wait: 2 * time.Second})
 				if err != nil {
 					t.Error(err)
 				}

@@ -20,12 +20,14 @@ import (
 // business. All integers are big endian, times are seconds since 1970, 0 for
 // none.
 //
-//	entry:  identity<0..2^16-1>  flags  born(8)  useBy(8)  singleUse(8)
+//	entry:  identity<0..2^16-1>  flags  reuse  way  learned(8)  born(8)  useBy(8)
 //	        path<0..2^16-1> of edge<0..255>  id<0..255>  ticket<0..2^16-1>
 //	        session<0..2^24-1>
+//
+// An entry without session tells what was learned of the identity's server.
 const (
 	containerMagic  = "RSES"
-	containerFormat = 1
+	containerFormat = 2
 
 	flagClean   = 1 << 0 // of a container
 	flagUsed    = 1 << 0 // of an entry
@@ -35,6 +37,7 @@ const (
 	maxContainer = 8 << 20
 	maxIdentity  = 1 << 10
 	maxTicket    = 16 << 10
+	maxSessionID = 32
 	// maxPath bounds the edges through which a session came.
 	maxPath = 16
 	maxEdge = 63
@@ -53,11 +56,11 @@ type entry struct {
 	used bool
 	// renewed says that the server declined a session before it gave this one.
 	renewed   bool
+	knowledge knowledge
 	born      time.Time // when the server gave it
 	useBy     time.Time
-	singleUse time.Time // until when the server counts as taking a ticket once
-	path      []string  // edges through which it came, the first made it
-	id        []byte    // session ID, if it is offered by that
+	path      []string // edges through which it came, the first made it
+	id        []byte   // session ID, if it is offered by that
 	ticket    []byte
 	session   []byte // as tls.SessionState.Bytes encodes it
 }
@@ -93,6 +96,11 @@ func (c *container) add(e entry) bool {
 	return true
 }
 
+// empty reports whether nothing was added.
+func (c *container) empty() bool {
+	return len(c.data) == flagsAt+2+len(runtime.Version())
+}
+
 func (e entry) encode() ([]byte, error) {
 	if len(e.identity) > maxIdentity || len(e.ticket) > maxTicket || len(e.session) > maxEncoded || len(e.path) > maxPath {
 		return nil, errContainer
@@ -107,7 +115,9 @@ func (e entry) encode() ([]byte, error) {
 		flags |= flagRenewed
 	}
 	b.AddUint8(flags)
-	for _, t := range []time.Time{e.born, e.useBy, e.singleUse} {
+	b.AddUint8(uint8(e.knowledge.reuse))
+	b.AddUint8(uint8(e.knowledge.way))
+	for _, t := range []time.Time{e.knowledge.learned, e.born, e.useBy} {
 		b.AddUint64(unixOf(t))
 	}
 	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) {
@@ -163,19 +173,21 @@ func parseContainer(data []byte, limit int) (entries []entry, clean bool, err er
 
 func parseEntry(s cryptobyte.String) (entry, error) {
 	var e entry
-	var flags uint8
+	var flags, reuse, way uint8
 	var identity, path, id, ticket, session cryptobyte.String
 	if !s.ReadUint16LengthPrefixed(&identity) || len(identity) > maxIdentity || len(identity) == 0 ||
 		!s.ReadUint8(&flags) || flags&^(flagUsed|flagRenewed) != 0 ||
-		!readTime(&s, &e.born) || !readTime(&s, &e.useBy) || !readTime(&s, &e.singleUse) ||
+		!s.ReadUint8(&reuse) || reuse >= reuses || !s.ReadUint8(&way) || way >= ways ||
+		!readTime(&s, &e.knowledge.learned) || !readTime(&s, &e.born) || !readTime(&s, &e.useBy) ||
 		!s.ReadUint16LengthPrefixed(&path) || !s.ReadUint8LengthPrefixed(&id) ||
 		!s.ReadUint16LengthPrefixed(&ticket) || len(ticket) > maxTicket ||
 		!s.ReadUint24LengthPrefixed(&session) || len(session) > maxEncoded || !s.Empty() {
 		return entry{}, errContainer
 	}
-	if len(id) != 0 && (len(id) != sessionIDSize || len(ticket) != 0) || len(id) == 0 && len(ticket) == 0 {
+	if len(id) > maxSessionID || len(id) != 0 && len(ticket) != 0 || session.Empty() != (len(id) == 0 && len(ticket) == 0) {
 		return entry{}, errContainer
 	}
+	e.knowledge.reuse, e.knowledge.way = reuseKind(reuse), idWay(way)
 	e.identity, e.used, e.renewed = string(identity), flags&flagUsed != 0, flags&flagRenewed != 0
 	for !path.Empty() {
 		var edge cryptobyte.String
@@ -203,7 +215,7 @@ func readTime(s *cryptobyte.String, t *time.Time) bool {
 
 // entryOf is a held session of identity as it travels. Its session must be wiped
 // after use.
-func (h *held) entry(identity string, singleUse time.Time) (entry, error) {
+func (h *held) entry(identity string, known knowledge) (entry, error) {
 	ticket, session, err := h.state.ResumptionState()
 	if err != nil || session == nil {
 		return entry{}, errEncoding
@@ -213,7 +225,7 @@ func (h *held) entry(identity string, singleUse time.Time) (entry, error) {
 		return entry{}, err
 	}
 	e := entry{
-		identity: identity, renewed: h.renewed, born: h.born, useBy: h.useBy, singleUse: singleUse,
+		identity: identity, renewed: h.renewed, born: h.born, useBy: h.useBy, knowledge: known,
 		used: h.worn(),
 		path: h.path, ticket: ticket, session: encoded,
 	}
@@ -236,6 +248,9 @@ func (e entry) held(session encodedSession, now time.Time) (*held, error) {
 	}
 	h, ok := newHeld(state, now)
 	if !ok {
+		return nil, errEncoding
+	}
+	if len(e.id) > 0 && len(e.id) != sessionIDSize {
 		return nil, errEncoding
 	}
 	if len(e.id) > 0 {

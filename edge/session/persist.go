@@ -15,12 +15,12 @@ func (s *Store) Export(now time.Time, clean bool) []byte {
 	c := newContainer(maxContainer, clean)
 	records := s.copyAll(now)
 	refused := 0
-	for pass := range s.maxSessions {
+	for pass := range stockFactor * s.maxSessions {
 		for _, r := range records {
-			if pass >= len(r.sessions) {
+			if pass >= max(len(r.sessions), 1) {
 				continue
 			}
-			e, err := r.sessions[pass].entry(r.identity, r.singleUse)
+			e, err := r.entry(pass)
 			if err != nil {
 				continue
 			}
@@ -39,10 +39,20 @@ func (s *Store) Export(now time.Time, clean bool) []byte {
 
 // exported is a record as it was at one moment, its sessions newest first.
 type exported struct {
-	identity  string
-	rank      int // in its group, most recently used first
-	singleUse time.Time
-	sessions  []held
+	knowledge
+
+	identity string
+	rank     int // in its group, most recently used first
+	sessions []held
+}
+
+// entry is the n-th session as it travels, or the knowledge alone when there is
+// no session.
+func (r *exported) entry(n int) (entry, error) {
+	if len(r.sessions) == 0 {
+		return entry{identity: r.identity, knowledge: r.knowledge}, nil
+	}
+	return r.sessions[n].entry(r.identity, r.knowledge)
 }
 
 func (s *Store) copyAll(now time.Time) []exported {
@@ -53,16 +63,13 @@ func (s *Store) copyAll(now time.Time) []exported {
 		rank := 0
 		for place := g.order.Front(); place != nil; place = place.Next() {
 			r := place.Value.(*record)
-			out := exported{identity: r.identity, rank: rank}
-			if now.Before(r.singleUse) {
-				out.singleUse = r.singleUse
-			}
+			out := exported{identity: r.identity, rank: rank, knowledge: r.knowledge}
 			for _, h := range slices.Backward(r.sessions) {
 				if now.Before(h.useBy) {
 					out.sessions = append(out.sessions, *h)
 				}
 			}
-			if len(out.sessions) > 0 {
+			if len(out.sessions) > 0 || out.known() {
 				all = append(all, out)
 				rank++
 			}
@@ -89,8 +96,8 @@ func (s *Store) Import(data []byte, now time.Time) (int, error) {
 	taken := 0
 	// Backwards, so that the newest and the most recently used end on top.
 	for _, e := range slices.Backward(entries) {
-		h := s.restore(e, clean, now)
-		if h != nil && s.putBack(e, h, clean, now) {
+		s.remember(e, now)
+		if h := s.restore(e, clean, now); h != nil && s.putBack(e, h, clean) {
 			taken++
 		}
 	}
@@ -99,7 +106,7 @@ func (s *Store) Import(data []byte, now time.Time) (int, error) {
 
 // restore makes an own session of an entry, or nil when it must not be used.
 func (s *Store) restore(e entry, clean bool, now time.Time) *held {
-	if !now.Before(e.useBy) || e.born.After(now.Add(maxSkew)) || len(e.id) > 0 && !s.sessionIDs() {
+	if len(e.session) == 0 || !now.Before(e.useBy) || e.born.After(now.Add(maxSkew)) || len(e.id) > 0 && !s.sessionIDs() {
 		return nil
 	}
 	session, err := parseSession(e.session)
@@ -109,7 +116,7 @@ func (s *Store) restore(e entry, clean bool, now time.Time) *held {
 	if session.version == tls.VersionTLS13 && !clean {
 		e.used = true
 	}
-	if e.used && now.Before(e.singleUse) {
+	if e.used && e.knowledge.reuse == reuseOnce {
 		return nil
 	}
 	h, err := e.held(session, now)
@@ -119,16 +126,24 @@ func (s *Store) restore(e entry, clean bool, now time.Time) *held {
 	return h
 }
 
-func (s *Store) putBack(e entry, h *held, clean bool, now time.Time) bool {
+// remember takes in what an entry tells of its identity's server.
+func (s *Store) remember(e entry, now time.Time) {
+	if !e.knowledge.known() {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, r := s.use(e.identity)
+	r.merge(e.knowledge, now)
+}
+
+func (s *Store) putBack(e entry, h *held, clean bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g, r := s.use(e.identity)
-	if len(r.sessions) >= s.maxSessions || g.bytes+h.size > s.maxBytes || slices.ContainsFunc(r.sessions, h.same) ||
+	if len(r.sessions) >= s.most(r) || g.bytes+h.size > s.maxBytes || slices.ContainsFunc(r.sessions, h.same) ||
 		h.version != tls.VersionTLS13 && r.holds(h.version) {
 		return false
-	}
-	if e.singleUse.After(now) && !e.singleUse.After(now.Add(singleUseMemory)) {
-		r.singleUse = e.singleUse
 	}
 	r.lastDeal = h.born
 	s.add(g, r, h)
@@ -148,7 +163,7 @@ func (s *Store) add(g *group, r *record, h *held) {
 	}
 	r.sessions = slices.Insert(r.sessions, i, h)
 	g.bytes += h.size
-	r.wake()
+	r.serve(time.Now())
 	s.changed()
 }
 

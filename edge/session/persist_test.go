@@ -153,23 +153,26 @@ func TestSingleUseTicketsAfterCrash(t *testing.T) {
 	p := newPeer(t, Config{})
 	p.want("a", 0, noSession)
 	p.store.mu.Lock()
-	p.store.find("a").singleUse = time.Now().Add(time.Minute)
+	p.store.find("a").learn(reuseOnce, time.Now())
 	p.store.mu.Unlock()
 
 	crashed := restart(t, p.store, false)
 	stopped := restart(t, p.store, true)
-	if n := len(crashed.copyAll(time.Now())); n != 0 {
-		t.Errorf("%d identities with a ticket after a crash", n)
-	}
-	if held := stopped.copyAll(time.Now()); len(held) != 1 || held[0].singleUse.IsZero() {
-		t.Errorf("after a stop: %+v", held)
+	for name, test := range map[string]struct {
+		store   *Store
+		tickets int
+	}{"crash": {crashed, 0}, "stop": {stopped, 1}} {
+		held := test.store.copyAll(time.Now())
+		if len(held) != 1 || held[0].reuse != reuseOnce || len(held[0].sessions) != test.tickets {
+			t.Errorf("after a %s: %+v", name, held)
+		}
 	}
 	// The one that was used is not offered again either way.
 	p.store.mu.Lock()
 	p.store.find("a").sessions[0].taken++
 	p.store.mu.Unlock()
-	if n := len(restart(t, p.store, true).copyAll(time.Now())); n != 0 {
-		t.Errorf("%d identities with a used ticket", n)
+	if held := restart(t, p.store, true).copyAll(time.Now()); len(held) != 1 || len(held[0].sessions) != 0 {
+		t.Errorf("a used ticket: %+v", held)
 	}
 }
 
@@ -348,13 +351,21 @@ func TestContainerRoundTrip(t *testing.T) {
 			e := entry{
 				identity: rapid.StringN(1, 40, maxIdentity).Draw(t, "identity"),
 				used:     rapid.Bool().Draw(t, "used"), renewed: rapid.Bool().Draw(t, "renewed"),
-				born: times.Draw(t, "born"), useBy: times.Draw(t, "useBy"), singleUse: times.Draw(t, "singleUse"),
+				born: times.Draw(t, "born"), useBy: times.Draw(t, "useBy"),
+				knowledge: knowledge{
+					reuse:   reuseKind(rapid.IntRange(0, reuses-1).Draw(t, "reuse")),
+					way:     idWay(rapid.IntRange(0, ways-1).Draw(t, "way")),
+					learned: times.Draw(t, "learned"),
+				},
 				path:    rapid.SliceOfN(rapid.StringMatching(`[a-z]{1,63}`), 0, maxPath).Draw(t, "path"),
 				ticket:  rapid.SliceOfN(rapid.Byte(), 1, 100).Draw(t, "ticket"),
-				session: rapid.SliceOfN(rapid.Byte(), 0, 100).Draw(t, "session"),
+				session: rapid.SliceOfN(rapid.Byte(), 1, 100).Draw(t, "session"),
 			}
-			if rapid.Bool().Draw(t, "by ID") {
-				e.id, e.ticket = bytes.Repeat([]byte{7}, sessionIDSize), nil
+			switch rapid.IntRange(0, 2).Draw(t, "kind") {
+			case 0:
+				e.id, e.ticket = bytes.Repeat([]byte{7}, rapid.IntRange(1, maxSessionID).Draw(t, "ID")), nil
+			case 1:
+				e.ticket, e.session = nil, nil // what was learned, alone
 			}
 			if !c.add(e) {
 				t.Fatal("no room")
@@ -405,7 +416,7 @@ func FuzzParseSession(f *testing.F) {
 		p := newPeer(f, Config{})
 		p.server.MaxVersion = version
 		p.want("a", 0, noSession)
-		e, err := p.store.find("a").sessions[0].entry("a", time.Time{})
+		e, err := p.store.find("a").sessions[0].entry("a", knowledge{})
 		if err != nil {
 			f.Fatal(err)
 		}

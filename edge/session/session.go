@@ -106,7 +106,7 @@ type Conn = interface {
 // Handshake waits for nobody. Reserve, before the dial, saves full handshakes.
 func (s *Store) Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
 	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
-	attempt, err := s.Reserve(ctx, identity, 0)
+	attempt, err := s.Reserve(ctx, identity, Terms{})
 	if err != nil {
 		return nil, 0, 0, err
 	}
@@ -122,12 +122,12 @@ type Attempt struct {
 }
 
 // Reserve waits until a handshake of identity should be made. While another
-// connection may bring a session it waits for that, at most for the time wait;
-// then one caller goes ahead and the others wait until ctx ends. It is called
-// before the dial: a server that serves one connection at a time would else
-// attend to those that wait, while the one that they wait for stands in line.
-func (s *Store) Reserve(ctx context.Context, identity string, wait time.Duration) (*Attempt, error) {
-	offer, err := s.acquire(ctx, identity, wait)
+// connection may bring a session it waits for that, at most for terms.Wait; then
+// one caller goes ahead and the others wait until ctx ends. It is called before
+// the dial: a server that serves one connection at a time would else attend to
+// those that wait, while the one that they wait for stands in line.
+func (s *Store) Reserve(ctx context.Context, identity string, terms Terms) (*Attempt, error) {
+	offer, err := s.acquire(ctx, identity, terms)
 	if err != nil {
 		return nil, err
 	}
@@ -167,15 +167,16 @@ func (s *Store) shake(ctx context.Context, conn net.Conn, identity string, cfg *
 	if err := tc.HandshakeContext(ctx); err != nil {
 		defer offer.pending.settle()
 		if !cache.handed() && cache.refusal == 0 {
+			s.unused(offer)
 			return tc, 0, 0, err
 		}
 		if !spy.offered {
 			s.refused(cache)
 			return tc, 0, 0, err
 		}
-		miss := s.failed(identity, offer.session)
+		miss := s.failed(identity, offer, err)
 		return tc, 0, 0, &ResumptionError{
-			Err: err, store: s, identity: identity, cfg: cfg, miss: miss,
+			Err: err, store: s, identity: identity, cfg: cfg, miss: miss, terms: offer.terms,
 		}
 	}
 	spy.done.Store(true)
@@ -196,7 +197,7 @@ func (s *Store) shake(ctx context.Context, conn net.Conn, identity string, cfg *
 // taken, and what a later offer needs is noted.
 func (s *Store) prepareID(own *tls.Config, cache *connCache) *secretLog {
 	log := &secretLog{}
-	if !offersTLS12(own) || !s.sessionIDs() {
+	if !offersTLS12(own) || cache.offer.terms.SessionIDsOff || !s.sessionIDs() {
 		return log
 	}
 	own.KeyLogWriter = log
@@ -222,7 +223,7 @@ func (s *Store) outcome(cache *connCache, state tls.ConnectionState) (resealv1.M
 	case taken == nil:
 		return 0, cache.offer.miss
 	case state.DidResume:
-		s.accepted(cache.identity, taken)
+		s.accepted(cache.identity, cache.offer)
 		if state.Version == tls.VersionTLS13 {
 			return resealv1.Mechanism_MECHANISM_PSK, 0
 		}
@@ -233,7 +234,7 @@ func (s *Store) outcome(cache *connCache, state tls.ConnectionState) (resealv1.M
 	case !cache.spy.offered:
 		return 0, s.refused(cache)
 	default:
-		return 0, s.declined(cache.identity, taken, state.Version)
+		return 0, s.declined(cache.identity, cache.offer, state.Version)
 	}
 }
 
@@ -247,6 +248,7 @@ type ResumptionError struct {
 	identity string
 	cfg      *tls.Config
 	miss     resealv1.MissReason
+	terms    Terms
 }
 
 // Error implements error.
@@ -263,7 +265,9 @@ func (e *ResumptionError) Unwrap() error { return e.Err }
 // meanwhile.
 func (e *ResumptionError) FullHandshake(ctx context.Context, conn net.Conn) (
 	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
-	offer, err := e.store.acquire(ctx, e.identity, 0)
+	terms := e.terms
+	terms.Wait = 0
+	offer, err := e.store.acquire(ctx, e.identity, terms)
 	if err != nil {
 		return nil, 0, 0, err
 	}
@@ -333,7 +337,3 @@ func (s *Store) Replace(old, next string, places []string) {
 		lose(r.identity, r.loss(resealv1.MissReason_MISS_REASON_POLICY_CHANGED))
 	}
 }
-
-// singleUseMemory is how long a server counts as one that takes each ticket
-// once. It ends since a server that lost its keys looks the same.
-const singleUseMemory = 10 * time.Minute

@@ -106,7 +106,7 @@ func (p *peer) dial(identity string) result {
 
 func (p *peer) open(identity string, read bool) (result, func()) {
 	p.t.Helper()
-	attempt, err := p.store.Reserve(p.t.Context(), identity, patience)
+	attempt, err := p.store.Reserve(p.t.Context(), identity, Terms{Wait: patience, TicketWait: time.Minute})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -588,9 +588,21 @@ func FuzzOffersSession(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, b []byte) { offersSession(b, nil) })
 }
 
+// begin takes an offer that must be there at once.
+func (s *Store) begin(t *testing.T, identity string) offer {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	o, err := s.acquire(ctx, identity, Terms{Wait: time.Hour, TicketWait: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
 // takeNow takes an offer without waiting, and expects nothing of it.
 func (s *Store) takeNow(identity string) offer {
-	taken, _, _ := s.try(identity, 0)
+	taken, _ := s.acquire(context.Background(), identity, Terms{})
 	taken.pending.settle()
 	return taken
 }

@@ -88,7 +88,7 @@ func startOpenSSL(t *testing.T, certificate tls.Certificate, environment []strin
 // visit makes one connection with a request, as a backend leg does.
 func visit(t *testing.T, store *Store, address, identity string, cfg *tls.Config) (resealv1.Mechanism, resealv1.MissReason, error) {
 	t.Helper()
-	attempt, err := store.Reserve(t.Context(), identity, patience)
+	attempt, err := store.Reserve(t.Context(), identity, Terms{Wait: patience, TicketWait: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,5 +311,37 @@ func TestEmptyTicketIsNone(t *testing.T) {
 	cache.Put("", empty)
 	if cache.supply.given.Load() || len(cache.early) != 0 {
 		t.Error("the empty ticket was taken for a session")
+	}
+}
+
+// Without session IDs a server that has nothing else costs full handshakes, and
+// nobody waits for the others'.
+func TestSessionIDsOff(t *testing.T) {
+	address, roots := opensslServer(t, "-no_ticket", "-tls1_2")
+	cfg := &tls.Config{RootCAs: roots, ServerName: "example.test"}
+	store := New(Config{})
+	if _, miss, err := visit(t, store, address, "a", cfg); err != nil || miss != noSession {
+		t.Fatal(miss, err)
+	}
+	for range 3 {
+		attempt, err := store.Reserve(t.Context(), "a", Terms{Wait: patience, SessionIDsOff: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, miss, err := attempt.Handshake(t.Context(), conn, cfg)
+		conn.Close()
+		if err != nil || miss != unsupported {
+			t.Fatal(miss, err)
+		}
+	}
+	// Another pool of the same identity may use them.
+	for _, want := range []resealv1.Mechanism{0, sessionID} {
+		if mechanism, _, err := visit(t, store, address, "a", cfg); err != nil || mechanism != want {
+			t.Fatal(mechanism, err)
+		}
 	}
 }

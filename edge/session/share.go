@@ -33,8 +33,12 @@ const (
 
 	maxOffer      = 62 << 10 // bytes of sessions for one edge
 	maxDealt      = 10_000   // identities in one round
-	maxAdopted    = 4        // TLS 1.3 sessions of an identity
-	maxOfferItems = 4        // sessions of one offer
+	maxAdopted    = 8        // TLS 1.3 sessions of an identity
+	maxOfferItems = 8        // sessions of one offer
+
+	// idleTicket is how long a ticket that is taken once must have lain for
+	// another edge to get it. In an edge that has use for it, it is under way.
+	idleTicket = 250 * time.Millisecond
 
 	absentNow = resealv1.MissReason_MISS_REASON_NO_SESSION
 )
@@ -62,8 +66,8 @@ func (s *Store) Deal(group string, recipients int, seed bool) iter.Seq2[string, 
 		}
 		for _, identity := range s.candidates(group, seed) {
 			now := time.Now()
-			dealt, singleUse := s.dealOne(identity, recipients, seed, now)
-			if containers := pack(identity, dealt, singleUse); containers != nil && !yield(identity, containers) {
+			dealt, known := s.dealOne(identity, recipients, seed, now)
+			if containers := pack(identity, dealt, known); containers != nil && !yield(identity, containers) {
 				return
 			}
 		}
@@ -91,31 +95,31 @@ func (s *Store) candidates(name string, seed bool) []string {
 	return identities
 }
 
-// pack encodes one session per recipient. Equal ones are encoded once.
-func pack(identity string, dealt []*held, singleUse time.Time) [][]byte {
+// pack encodes the sessions of each recipient. Equal ones are encoded once.
+func pack(identity string, dealt [][]*held, known knowledge) [][]byte {
 	var containers [][]byte
 	encoded := map[*held][]byte{}
-	for i, h := range dealt {
-		if h == nil {
+	for i, sessions := range dealt {
+		if len(sessions) == 0 {
 			continue
 		}
 		if containers == nil {
 			containers = make([][]byte, len(dealt))
 		}
-		if encoded[h] == nil {
-			e, err := h.entry(identity, singleUse)
-			if err != nil {
+		if encoded[sessions[0]] == nil {
+			c := newContainer(maxOffer, false)
+			for _, h := range sessions {
+				if e, err := h.entry(identity, known); err == nil {
+					c.add(e) // what has no room is lost
+					clear(e.session)
+				}
+			}
+			if c.empty() {
 				continue
 			}
-			c := newContainer(maxOffer, false)
-			added := c.add(e)
-			clear(e.session)
-			if !added {
-				continue // no other edge will do with less
-			}
-			encoded[h] = c.data
+			encoded[sessions[0]] = c.data
 		}
-		containers[i] = slices.Clone(encoded[h])
+		containers[i] = slices.Clone(encoded[sessions[0]])
 	}
 	for _, data := range encoded {
 		clear(data)
@@ -123,68 +127,94 @@ func pack(identity string, dealt []*held, singleUse time.Time) [][]byte {
 	return containers
 }
 
-// dealOne picks the session of each recipient, as copies.
-func (s *Store) dealOne(identity string, recipients int, seed bool, now time.Time) ([]*held, time.Time) {
+// dealOne picks the sessions of each recipient, as copies.
+func (s *Store) dealOne(identity string, recipients int, seed bool, now time.Time) ([][]*held, knowledge) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.groups[groupName(identity)]
 	if g == nil || g.records[identity] == nil {
-		return nil, time.Time{}
+		return nil, knowledge{}
 	}
 	r := g.records[identity]
 	g.expire(r, now)
 	newest := r.shareable(now)
 	switch {
+	case r.reuse == reuseOnce && len(r.sessions) > 0 && len(r.spare(now, idleTicket)) == 0:
+		return nil, knowledge{} // all are in use; stays fresh
 	case newest == nil:
 		g.stale(r)
-		return nil, time.Time{}
+		return nil, knowledge{}
 	case r.doubt || !seed && now.Before(r.lastDeal.Add(dealGap)):
-		return nil, time.Time{} // stays fresh
+		return nil, knowledge{} // stays fresh
 	case !seed:
 		g.stale(r)
 		r.lastDeal = now
 	}
 	s.changed()
 	if newest.version != tls.VersionTLS13 {
-		return slices.Repeat([]*held{newest.copy()}, recipients), time.Time{}
+		return slices.Repeat([][]*held{{newest.copy()}}, recipients), r.knowledge
 	}
-	return g.dealTickets(r, newest, recipients, seed, now), r.singleUse
+	if r.reuse == reuseOnce {
+		return g.dealStock(r, recipients, seed, now), r.knowledge
+	}
+	return g.dealTickets(r, newest, recipients, seed, now), r.knowledge
 }
 
-// dealTickets picks tickets of TLS 1.3: unused ones first, one for each; then,
-// unless the server takes each ticket once, the newest for all.
-func (g *group) dealTickets(r *record, newest *held, recipients int, seed bool, now time.Time) []*held {
-	single := now.Before(r.singleUse)
-	var spare []*held
-	for _, h := range r.sessions {
-		if h.version == tls.VersionTLS13 && !h.worn() && h.young(now) {
-			spare = append(spare, h)
-		}
-	}
+// dealTickets picks tickets of TLS 1.3: unused ones first, one for each; then
+// the newest for all.
+func (g *group) dealTickets(r *record, newest *held, recipients int, seed bool, now time.Time) [][]*held {
+	spare := r.spare(now, 0)
 	if !seed && len(spare) > 0 {
 		spare = spare[:len(spare)-1] // the newest stays here
 	}
-	dealt := make([]*held, recipients)
+	dealt := make([][]*held, recipients)
 	var common *held
 	for i := range dealt {
-		switch {
-		case len(spare) > 0:
+		if len(spare) > 0 {
 			h := spare[0]
 			spare = spare[1:]
-			dealt[i] = h.copy()
+			dealt[i] = []*held{h.copy()}
 			h.taken, h.lent = h.taken+1, true
-			if single {
-				g.remove(r, h, resealv1.MissReason_MISS_REASON_SINGLE_USE_SPENT)
-			}
-		case !single:
-			if common == nil {
-				newest.lent = true
-				common = newest.copy()
-			}
-			dealt[i] = common
+			continue
 		}
+		if common == nil {
+			newest.lent = true
+			common = newest.copy()
+		}
+		dealt[i] = []*held{common}
 	}
 	return dealt
+}
+
+// dealStock gives away tickets of a server that takes each once: those that have
+// been idle, since this edge has no use for them at present.
+func (g *group) dealStock(r *record, recipients int, seed bool, now time.Time) [][]*held {
+	spare := r.spare(now, idleTicket)
+	if !seed && len(spare) == len(r.spare(now, 0)) && len(spare) > 0 {
+		spare = spare[:len(spare)-1] // one stays here
+	}
+	most := 1
+	if seed {
+		most = maxOfferItems
+	}
+	dealt := make([][]*held, recipients)
+	for i, h := range spare[:min(len(spare), most*recipients)] {
+		dealt[i%recipients] = append(dealt[i%recipients], h.copy())
+		g.remove(r, h, resealv1.MissReason_MISS_REASON_SINGLE_USE_SPENT)
+	}
+	return dealt
+}
+
+// spare are the tickets of TLS 1.3 that nobody was given, and that came at least
+// the time idle ago.
+func (r *record) spare(now time.Time, idle time.Duration) []*held {
+	var spare []*held
+	for _, h := range r.sessions {
+		if h.version == tls.VersionTLS13 && !h.worn() && h.young(now) && now.Sub(h.filed) >= idle {
+			spare = append(spare, h)
+		}
+	}
+	return spare
 }
 
 func (h *held) copy() *held {
@@ -200,7 +230,7 @@ func (h *held) young(now time.Time) bool {
 // shareable is the newest session that may be dealt, or nil.
 func (r *record) shareable(now time.Time) *held {
 	for _, h := range slices.Backward(r.sessions) {
-		if h.young(now) && !(h.worn() && now.Before(r.singleUse)) {
+		if h.young(now) && !(h.worn() && r.reuse == reuseOnce) {
 			return h
 		}
 	}
@@ -312,9 +342,7 @@ func (s *Store) adopt(e entry, h *held, now time.Time) error {
 		g.order.MoveToBack(r.place) // nobody has asked for it here
 	}
 	g.expire(r, now)
-	if until := e.singleUse; until.After(r.singleUse) && !until.After(now.Add(singleUseMemory+maxSkew)) {
-		r.singleUse = until
-	}
+	r.merge(e.knowledge, now)
 	if slices.ContainsFunc(r.sessions, h.same) || !g.makeRoom(r, h, s.maxSessions) {
 		return nil
 	}
@@ -378,9 +406,9 @@ func (h *held) descend(cache *connCache) {
 }
 
 // declines reports whether the server declined a session before or in the full
-// handshake that cache was for.
+// handshake that cache was for, other than one that it had taken before.
 func (c *connCache) declines() bool {
-	return c.spy.offered || c.offer.miss == resealv1.MissReason_MISS_REASON_DECLINED ||
+	return c.spy.offered && !c.offer.again || c.offer.miss == resealv1.MissReason_MISS_REASON_DECLINED ||
 		c.offer.miss == resealv1.MissReason_MISS_REASON_DECLINED_AFTER_UNCLEAN_CLOSE
 }
 

@@ -99,7 +99,10 @@ func TestSingleUseTicketsAreDealtOut(t *testing.T) {
 		p.supplyTicket("a")
 	}
 	p.store.mu.Lock()
-	p.store.find("a").singleUse = time.Now().Add(time.Minute)
+	p.store.find("a").learn(reuseOnce, time.Now())
+	for _, h := range p.store.find("a").sessions {
+		h.filed = h.filed.Add(-time.Minute)
+	}
 	p.store.mu.Unlock()
 	round := deal(p.store, "a", 8, false)["a"]
 	given := slices.DeleteFunc(slices.Clone(round), func(data []byte) bool { return data == nil })
@@ -113,7 +116,7 @@ func TestSingleUseTicketsAreDealtOut(t *testing.T) {
 	tickets := map[string]bool{}
 	for _, data := range append(given, seeds[0]) {
 		entries, _, err := parseContainer(data, maxOffer)
-		if err != nil || len(entries) != 1 || entries[0].used || entries[0].singleUse.IsZero() {
+		if err != nil || len(entries) != 1 || entries[0].used || entries[0].knowledge.reuse != reuseOnce {
 			t.Fatalf("%+v, %v", entries, err)
 		}
 		tickets[string(entries[0].ticket)] = true
@@ -125,7 +128,7 @@ func TestSingleUseTicketsAreDealtOut(t *testing.T) {
 	if err := other.store.Adopt("a", "e1", given[0], p.client); err != nil {
 		t.Fatal(err)
 	}
-	if !time.Now().Before(other.store.find("a").singleUse) {
+	if other.store.find("a").reuse != reuseOnce {
 		t.Error("the knowledge did not travel")
 	}
 	other.want("a", psk, 0)
@@ -160,7 +163,7 @@ func TestDeclinedCopyTeachesSingleUse(t *testing.T) {
 	p.server.SetSessionTicketKeys([][32]byte{{2}}) // spent, as far as one can see
 	for _, edge := range []*peer{p, other} {
 		edge.want("a", 0, declined)
-		if !time.Now().Before(edge.store.find("a").singleUse) {
+		if edge.store.find("a").reuse != reuseOnce {
 			t.Error("not learnt")
 		}
 	}
@@ -294,7 +297,7 @@ func TestAdoptRefuses(t *testing.T) {
 	}
 	many := newContainer(maxOffer, false)
 	for range maxOfferItems + 1 {
-		many.add(entry{identity: "a", ticket: []byte{1}})
+		many.add(entry{identity: "a", ticket: []byte{1}, session: []byte{1}})
 	}
 	with := func(edit func(*tls.Config)) *tls.Config {
 		cfg := p.client.Clone()

@@ -4,6 +4,8 @@ import (
 	"container/list"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -34,18 +36,19 @@ type held struct {
 	lent      bool      // other edges may use it too
 	lastOffer time.Time // when it was handed out last
 	taken     int       // times handed out
+	busy      int       // handshakes under way that offer it
 	accepted  int       // times resumed
 }
 
 // record is what is known about an identity. Guarded by Store.mu.
 type record struct {
+	store    *Store
 	identity string
 	sessions []*held // oldest first
 	unclean  uint64
 	// absent is why there is no session, when there is none.
 	absent resealv1.MissReason
-	// singleUse is until when the server counts as taking each ticket once.
-	singleUse time.Time
+	knowledge
 	// newest is the supply of the newest connection, if its handshake was full.
 	newest *supply
 	place  *list.Element // in group.order
@@ -53,11 +56,14 @@ type record struct {
 	fresh    bool // has a session worth sharing; counted in group.fresh
 	lastDeal time.Time
 
-	pending int           // connections that may bring a session
-	news    chan struct{} // closed with the next news, if somebody waits
-	leads   time.Time     // when the first of them began
-	escaped bool          // a waiter went ahead because it took too long
-	doubt   bool          // the server may have forgotten the sessions
+	queue    []*waiter // handshakes that wait for their turn
+	pending  int       // connections that may bring a session
+	proving  int       // those of them that find out whether a ticket is taken again
+	progress time.Time // when the first of them began, or the last ticket came
+	escaped  bool      // a waiter went ahead because it took too long
+	doubt    bool      // the server may have forgotten the sessions
+	turns    turns     // of tickets that are taken once
+	grown    time.Time // when a ticket was added to those in circulation
 }
 
 // group is the identities with a common first part. Guarded by Store.mu.
@@ -85,6 +91,10 @@ type offer struct {
 	session *held
 	miss    resealv1.MissReason
 	pending *pending
+	again   bool      // the session may have been used before, and be spent
+	proof   bool      // this is how it is learned whether that matters
+	at      time.Time // when it was taken
+	terms   Terms
 }
 
 func groupName(identity string) string {
@@ -134,7 +144,7 @@ func (s *Store) use(identity string) (*group, *record) {
 		g.order.MoveToFront(r.place)
 		return g, r
 	}
-	r := &record{identity: identity, absent: resealv1.MissReason_MISS_REASON_NO_SESSION}
+	r := &record{store: s, identity: identity, absent: resealv1.MissReason_MISS_REASON_NO_SESSION}
 	if place, ok := g.lost[identity]; ok {
 		r.absent = place.Value.(loss).why
 		g.found(place)
@@ -190,6 +200,7 @@ func (g *group) found(place *list.Element) {
 
 func (g *group) drop(r *record) {
 	g.stale(r)
+	r.release()
 	for _, h := range r.sessions {
 		g.bytes -= h.size
 	}
@@ -258,30 +269,44 @@ func (s *Store) discard(identity string, h *held, why resealv1.MissReason) *reco
 
 // accepted notes that a session was resumed. Unclean closes before that did it
 // no harm.
-func (s *Store) accepted(identity string, h *held) {
+func (s *Store) accepted(identity string, o offer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	h, now := o.session, time.Now()
+	o.concluded()
 	h.accepted++
-	if r := s.find(identity); r != nil {
-		h.unclean = r.unclean
-		r.doubt = false
+	r := s.find(identity)
+	if r == nil {
+		return
 	}
+	h.unclean = r.unclean
+	r.doubt = false
+	if h.version == tls.VersionTLS13 && h.accepted > 1 {
+		r.learn(reuseMany, now) // one that was lent may be used for the first time
+	}
+	r.serve(now)
 }
 
 // failed deletes a session whose handshake failed and returns the reason for
 // the full handshake that follows.
-func (s *Store) failed(identity string, h *held) resealv1.MissReason {
+func (s *Store) failed(identity string, o offer, err error) resealv1.MissReason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.discard(identity, h, resealv1.MissReason_MISS_REASON_NO_SESSION)
-	return declineReason(r, h)
+	o.concluded()
+	r := s.discard(identity, o.session, resealv1.MissReason_MISS_REASON_NO_SESSION)
+	if r != nil && o.proof && fromPeer(err) {
+		r.learn(reuseOnce, time.Now()) // it says no in its own way
+	}
+	return declineReason(r, o.session)
 }
 
 // declined deletes a session that the server answered with a full handshake and
 // returns the reason.
-func (s *Store) declined(identity string, h *held, version uint16) resealv1.MissReason {
+func (s *Store) declined(identity string, o offer, version uint16) resealv1.MissReason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	h := o.session
+	o.concluded()
 	r := s.discard(identity, h, resealv1.MissReason_MISS_REASON_NO_SESSION)
 	if version != h.version {
 		if r != nil {
@@ -293,17 +318,26 @@ func (s *Store) declined(identity string, h *held, version uint16) resealv1.Miss
 		return declineReason(r, h)
 	}
 	r.doubt = false
-	if version != tls.VersionTLS13 || h.accepted == 0 && !h.lent {
+	switch now := time.Now(); {
+	case o.proof:
+		r.learn(reuseOnce, now)
+	case o.again && r.reuse == reuseMany:
+		// The server has lost its keys, or is another one now.
+		r.reuse = reuseUnknown
+		fallthrough
+	case !o.again:
 		// The server has lost what its sessions stand on; the others would cost
 		// a declined handshake each.
 		s.groups[groupName(identity)].removeOlder(r, h)
-	} else {
-		if time.Now().After(r.singleUse) {
-			s.logger.Info("backend takes each TLS 1.3 ticket only once", "identity", identity)
-		}
-		r.singleUse = time.Now().Add(singleUseMemory)
 	}
+	r.serve(time.Now())
 	return declineReason(r, h)
+}
+
+// fromPeer reports whether a handshake's error is an alert of the peer.
+func fromPeer(err error) bool {
+	var failure *net.OpError
+	return errors.As(err, &failure) && failure.Op == "remote error"
 }
 
 func declineReason(r *record, h *held) resealv1.MissReason {
@@ -326,6 +360,7 @@ func (s *Store) refused(cache *connCache) resealv1.MissReason {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	cache.offer.concluded()
 	s.discard(cache.identity, cache.offer.session, why)
 	return why
 }
@@ -380,21 +415,27 @@ func (s *Store) keep(cache *connCache, h *held) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g, r := s.use(cache.identity)
+	now := time.Now()
 	h.unclean = cache.unclean
 	if h.version != tls.VersionTLS13 {
 		// A new TLS 1.2 ticket replaces the old ones (RFC 5077 section 3.3).
 		g.removeVersion(r, h.version)
 	} else {
-		g.trimUsed(r)
+		g.trimUsed(r, now)
+		if cache.parent != nil && !cache.turned {
+			cache.turned = true
+			r.turns.add(now.Sub(cache.offer.at), now)
+		}
 	}
-	h.filed = time.Now()
+	h.filed = now
 	h.descend(cache)
 	g.freshen(r, h, cache.parent == nil)
 	r.sessions = append(r.sessions, h)
 	g.bytes += h.size
-	r.wake()
+	r.progress, r.escaped = now, false
+	r.serve(now)
 	s.changed()
-	for len(r.sessions) > s.maxSessions {
+	for len(r.sessions) > s.most(r) {
 		g.remove(r, r.sessions[0], resealv1.MissReason_MISS_REASON_EVICTED)
 	}
 	for g.bytes > s.maxBytes && g.order.Len() > 0 {
@@ -412,6 +453,15 @@ func (g *group) removeOlder(r *record, h *held) {
 	}
 }
 
+// removeIDs deletes the sessions that are offered by ID.
+func (g *group) removeIDs(r *record) {
+	for _, h := range slices.Clone(r.sessions) {
+		if h.byID != nil {
+			g.remove(r, h, resealv1.MissReason_MISS_REASON_UNSUPPORTED_BY_PEER)
+		}
+	}
+}
+
 // removeVersion deletes the sessions of one TLS version.
 func (g *group) removeVersion(r *record, version uint16) {
 	for _, h := range slices.Clone(r.sessions) {
@@ -421,13 +471,12 @@ func (g *group) removeVersion(r *record, version uint16) {
 	}
 }
 
-// trimUsed deletes used TLS 1.3 tickets: a newer one is about to be filed.
-func (g *group) trimUsed(r *record) {
-	for _, h := range slices.Clone(r.sessions) {
-		if h.taken > 0 && h.version == tls.VersionTLS13 {
-			g.remove(r, h, resealv1.MissReason_MISS_REASON_NO_SESSION)
-		}
+// most is how many sessions of an identity are kept.
+func (s *Store) most(r *record) int {
+	if r.reuse == reuseOnce {
+		return stockFactor * s.maxSessions
 	}
+	return s.maxSessions
 }
 
 // newHeld measures a session. The encoding of client sessions ends with use_by

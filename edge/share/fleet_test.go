@@ -243,7 +243,7 @@ func (e *edge) restart() *edge {
 // visit makes one connection with a request.
 func (e *edge) visit(address string) resealv1.Mechanism {
 	e.w.t.Helper()
-	attempt, err := e.store.Reserve(e.w.t.Context(), identity, 2*time.Second)
+	attempt, err := e.store.Reserve(e.w.t.Context(), identity, session.Terms{Wait: 2 * time.Second, TicketWait: 2 * time.Second})
 	if err != nil {
 		e.w.t.Fatal(err)
 	}

@@ -210,6 +210,7 @@ func (c *checker) genericValue(field protoreflect.FieldDescriptor, value protore
 func mayBeZero(field protoreflect.FullName) bool {
 	return slices.Contains([]protoreflect.FullName{
 		"reseal.v1.Sessions.coalesce_timeout",
+		"reseal.v1.Sessions.ticket_wait",
 		"reseal.v1.Connections.close_timeout",
 		"reseal.v1.ListenerTimeouts.drain",
 		"reseal.v1.Keyring.retire_after",

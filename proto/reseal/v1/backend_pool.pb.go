@@ -190,6 +190,60 @@ func (Sessions_Scope) EnumDescriptor() ([]byte, []int) {
 	return file_reseal_v1_backend_pool_proto_rawDescGZIP(), []int{4, 1}
 }
 
+// SessionIds switches resumption by session ID.
+type Sessions_SessionIds int32
+
+const (
+	// The default: auto.
+	Sessions_SESSION_IDS_UNSPECIFIED Sessions_SessionIds = 0
+	// Offer session IDs in the way that the backend takes them, which is learned:
+	// with the session_ticket extension in the ClientHello or without.
+	Sessions_SESSION_IDS_AUTO Sessions_SessionIds = 1
+	// Never offer a session ID.
+	Sessions_SESSION_IDS_OFF Sessions_SessionIds = 2
+)
+
+// Enum value maps for Sessions_SessionIds.
+var (
+	Sessions_SessionIds_name = map[int32]string{
+		0: "SESSION_IDS_UNSPECIFIED",
+		1: "SESSION_IDS_AUTO",
+		2: "SESSION_IDS_OFF",
+	}
+	Sessions_SessionIds_value = map[string]int32{
+		"SESSION_IDS_UNSPECIFIED": 0,
+		"SESSION_IDS_AUTO":        1,
+		"SESSION_IDS_OFF":         2,
+	}
+)
+
+func (x Sessions_SessionIds) Enum() *Sessions_SessionIds {
+	p := new(Sessions_SessionIds)
+	*p = x
+	return p
+}
+
+func (x Sessions_SessionIds) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Sessions_SessionIds) Descriptor() protoreflect.EnumDescriptor {
+	return file_reseal_v1_backend_pool_proto_enumTypes[3].Descriptor()
+}
+
+func (Sessions_SessionIds) Type() protoreflect.EnumType {
+	return &file_reseal_v1_backend_pool_proto_enumTypes[3]
+}
+
+func (x Sessions_SessionIds) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Sessions_SessionIds.Descriptor instead.
+func (Sessions_SessionIds) EnumDescriptor() ([]byte, []int) {
+	return file_reseal_v1_backend_pool_proto_rawDescGZIP(), []int{4, 2}
+}
+
 // Sharing is whether sessions leave the edge.
 type Sessions_Sharing int32
 
@@ -227,11 +281,11 @@ func (x Sessions_Sharing) String() string {
 }
 
 func (Sessions_Sharing) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[3].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[4].Descriptor()
 }
 
 func (Sessions_Sharing) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[3]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[4]
 }
 
 func (x Sessions_Sharing) Number() protoreflect.EnumNumber {
@@ -240,7 +294,7 @@ func (x Sessions_Sharing) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Sessions_Sharing.Descriptor instead.
 func (Sessions_Sharing) EnumDescriptor() ([]byte, []int) {
-	return file_reseal_v1_backend_pool_proto_rawDescGZIP(), []int{4, 2}
+	return file_reseal_v1_backend_pool_proto_rawDescGZIP(), []int{4, 3}
 }
 
 // Reuse has the meaning of HAProxy's http-reuse.
@@ -292,11 +346,11 @@ func (x Connections_Reuse) String() string {
 }
 
 func (Connections_Reuse) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[4].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[5].Descriptor()
 }
 
 func (Connections_Reuse) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[4]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[5]
 }
 
 func (x Connections_Reuse) Number() protoreflect.EnumNumber {
@@ -349,11 +403,11 @@ func (x LoadBalancing_Algorithm) String() string {
 }
 
 func (LoadBalancing_Algorithm) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[5].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[6].Descriptor()
 }
 
 func (LoadBalancing_Algorithm) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[5]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[6]
 }
 
 func (x LoadBalancing_Algorithm) Number() protoreflect.EnumNumber {
@@ -414,11 +468,11 @@ func (x Retries_Condition) String() string {
 }
 
 func (Retries_Condition) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[6].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[7].Descriptor()
 }
 
 func (Retries_Condition) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[6]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[7]
 }
 
 func (x Retries_Condition) Number() protoreflect.EnumNumber {
@@ -799,8 +853,15 @@ type Sessions struct {
 	// How long a dial waits for the session of a handshake in flight before one
 	// waiter makes a full handshake of its own. Default 2s.
 	CoalesceTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=coalesce_timeout,json=coalesceTimeout,proto3" json:"coalesce_timeout,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How long dials may wait for tickets of a backend that takes each TLS 1.3
+	// ticket once, before one of them makes a full handshake, which adds a ticket
+	// to those in use. On a machine that is busy they wait longer. Default 50ms.
+	TicketWait *durationpb.Duration `protobuf:"bytes,5,opt,name=ticket_wait,json=ticketWait,proto3" json:"ticket_wait,omitempty"`
+	// Whether TLS 1.2 sessions of backends that give no tickets are resumed by
+	// session ID. Default: auto.
+	SessionIds    Sessions_SessionIds `protobuf:"varint,6,opt,name=session_ids,json=sessionIDs,proto3,enum=reseal.v1.Sessions_SessionIds" json:"session_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Sessions) Reset() {
@@ -859,6 +920,20 @@ func (x *Sessions) GetCoalesceTimeout() *durationpb.Duration {
 		return x.CoalesceTimeout
 	}
 	return nil
+}
+
+func (x *Sessions) GetTicketWait() *durationpb.Duration {
+	if x != nil {
+		return x.TicketWait
+	}
+	return nil
+}
+
+func (x *Sessions) GetSessionIds() Sessions_SessionIds {
+	if x != nil {
+		return x.SessionIds
+	}
+	return Sessions_SESSION_IDS_UNSPECIFIED
 }
 
 // Connections controls the connections to the pool's endpoints.
@@ -1490,12 +1565,16 @@ const file_reseal_v1_backend_pool_proto_rawDesc = "" +
 	"\x06ca_pem\x18\x01 \x01(\tH\x00R\x05caPem\x12\x19\n" +
 	"\aca_file\x18\x02 \x01(\tH\x00R\x06caFile\x12\x18\n" +
 	"\x06system\x18\x03 \x01(\bH\x00R\x06systemB\a\n" +
-	"\x05roots\"\xae\x03\n" +
+	"\x05roots\"\x81\x05\n" +
 	"\bSessions\x12,\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x18.reseal.v1.Sessions.ModeR\x04mode\x12/\n" +
 	"\x05scope\x18\x02 \x01(\x0e2\x19.reseal.v1.Sessions.ScopeR\x05scope\x125\n" +
 	"\asharing\x18\x03 \x01(\x0e2\x1b.reseal.v1.Sessions.SharingR\asharing\x12D\n" +
-	"\x10coalesce_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x0fcoalesceTimeout\"9\n" +
+	"\x10coalesce_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x0fcoalesceTimeout\x12:\n" +
+	"\vticket_wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"ticketWait\x12?\n" +
+	"\vsession_ids\x18\x06 \x01(\x0e2\x1e.reseal.v1.Sessions.SessionIdsR\n" +
+	"sessionIDs\"9\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tMODE_AUTO\x10\x01\x12\f\n" +
@@ -1504,7 +1583,12 @@ const file_reseal_v1_backend_pool_proto_rawDesc = "" +
 	"\x11SCOPE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSCOPE_ENDPOINT\x10\x01\x12\x0e\n" +
 	"\n" +
-	"SCOPE_POOL\x10\x02\"G\n" +
+	"SCOPE_POOL\x10\x02\"T\n" +
+	"\n" +
+	"SessionIds\x12\x1b\n" +
+	"\x17SESSION_IDS_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10SESSION_IDS_AUTO\x10\x01\x12\x13\n" +
+	"\x0fSESSION_IDS_OFF\x10\x02\"G\n" +
 	"\aSharing\x12\x17\n" +
 	"\x13SHARING_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fSHARING_EDGE\x10\x01\x12\x11\n" +
@@ -1579,66 +1663,69 @@ func file_reseal_v1_backend_pool_proto_rawDescGZIP() []byte {
 	return file_reseal_v1_backend_pool_proto_rawDescData
 }
 
-var file_reseal_v1_backend_pool_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_reseal_v1_backend_pool_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
 var file_reseal_v1_backend_pool_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_reseal_v1_backend_pool_proto_goTypes = []any{
 	(BackendPool_Protocol)(0),    // 0: reseal.v1.BackendPool.Protocol
 	(Sessions_Mode)(0),           // 1: reseal.v1.Sessions.Mode
 	(Sessions_Scope)(0),          // 2: reseal.v1.Sessions.Scope
-	(Sessions_Sharing)(0),        // 3: reseal.v1.Sessions.Sharing
-	(Connections_Reuse)(0),       // 4: reseal.v1.Connections.Reuse
-	(LoadBalancing_Algorithm)(0), // 5: reseal.v1.LoadBalancing.Algorithm
-	(Retries_Condition)(0),       // 6: reseal.v1.Retries.Condition
-	(*BackendPool)(nil),          // 7: reseal.v1.BackendPool
-	(*Endpoint)(nil),             // 8: reseal.v1.Endpoint
-	(*DNSEndpoints)(nil),         // 9: reseal.v1.DNSEndpoints
-	(*BackendTLS)(nil),           // 10: reseal.v1.BackendTLS
-	(*Sessions)(nil),             // 11: reseal.v1.Sessions
-	(*Connections)(nil),          // 12: reseal.v1.Connections
-	(*LoadBalancing)(nil),        // 13: reseal.v1.LoadBalancing
-	(*HealthCheck)(nil),          // 14: reseal.v1.HealthCheck
-	(*OutlierDetection)(nil),     // 15: reseal.v1.OutlierDetection
-	(*BackendTimeouts)(nil),      // 16: reseal.v1.BackendTimeouts
-	(*Retries)(nil),              // 17: reseal.v1.Retries
-	(*BackendTLS_Trust)(nil),     // 18: reseal.v1.BackendTLS.Trust
-	(*durationpb.Duration)(nil),  // 19: google.protobuf.Duration
+	(Sessions_SessionIds)(0),     // 3: reseal.v1.Sessions.SessionIds
+	(Sessions_Sharing)(0),        // 4: reseal.v1.Sessions.Sharing
+	(Connections_Reuse)(0),       // 5: reseal.v1.Connections.Reuse
+	(LoadBalancing_Algorithm)(0), // 6: reseal.v1.LoadBalancing.Algorithm
+	(Retries_Condition)(0),       // 7: reseal.v1.Retries.Condition
+	(*BackendPool)(nil),          // 8: reseal.v1.BackendPool
+	(*Endpoint)(nil),             // 9: reseal.v1.Endpoint
+	(*DNSEndpoints)(nil),         // 10: reseal.v1.DNSEndpoints
+	(*BackendTLS)(nil),           // 11: reseal.v1.BackendTLS
+	(*Sessions)(nil),             // 12: reseal.v1.Sessions
+	(*Connections)(nil),          // 13: reseal.v1.Connections
+	(*LoadBalancing)(nil),        // 14: reseal.v1.LoadBalancing
+	(*HealthCheck)(nil),          // 15: reseal.v1.HealthCheck
+	(*OutlierDetection)(nil),     // 16: reseal.v1.OutlierDetection
+	(*BackendTimeouts)(nil),      // 17: reseal.v1.BackendTimeouts
+	(*Retries)(nil),              // 18: reseal.v1.Retries
+	(*BackendTLS_Trust)(nil),     // 19: reseal.v1.BackendTLS.Trust
+	(*durationpb.Duration)(nil),  // 20: google.protobuf.Duration
 }
 var file_reseal_v1_backend_pool_proto_depIdxs = []int32{
-	8,  // 0: reseal.v1.BackendPool.endpoints:type_name -> reseal.v1.Endpoint
-	9,  // 1: reseal.v1.BackendPool.dns:type_name -> reseal.v1.DNSEndpoints
+	9,  // 0: reseal.v1.BackendPool.endpoints:type_name -> reseal.v1.Endpoint
+	10, // 1: reseal.v1.BackendPool.dns:type_name -> reseal.v1.DNSEndpoints
 	0,  // 2: reseal.v1.BackendPool.protocol:type_name -> reseal.v1.BackendPool.Protocol
-	10, // 3: reseal.v1.BackendPool.tls:type_name -> reseal.v1.BackendTLS
-	11, // 4: reseal.v1.BackendPool.sessions:type_name -> reseal.v1.Sessions
-	12, // 5: reseal.v1.BackendPool.connections:type_name -> reseal.v1.Connections
-	13, // 6: reseal.v1.BackendPool.load_balancing:type_name -> reseal.v1.LoadBalancing
-	14, // 7: reseal.v1.BackendPool.health_check:type_name -> reseal.v1.HealthCheck
-	15, // 8: reseal.v1.BackendPool.outlier_detection:type_name -> reseal.v1.OutlierDetection
-	16, // 9: reseal.v1.BackendPool.timeouts:type_name -> reseal.v1.BackendTimeouts
-	17, // 10: reseal.v1.BackendPool.retries:type_name -> reseal.v1.Retries
-	19, // 11: reseal.v1.DNSEndpoints.refresh_interval:type_name -> google.protobuf.Duration
-	18, // 12: reseal.v1.BackendTLS.trust:type_name -> reseal.v1.BackendTLS.Trust
+	11, // 3: reseal.v1.BackendPool.tls:type_name -> reseal.v1.BackendTLS
+	12, // 4: reseal.v1.BackendPool.sessions:type_name -> reseal.v1.Sessions
+	13, // 5: reseal.v1.BackendPool.connections:type_name -> reseal.v1.Connections
+	14, // 6: reseal.v1.BackendPool.load_balancing:type_name -> reseal.v1.LoadBalancing
+	15, // 7: reseal.v1.BackendPool.health_check:type_name -> reseal.v1.HealthCheck
+	16, // 8: reseal.v1.BackendPool.outlier_detection:type_name -> reseal.v1.OutlierDetection
+	17, // 9: reseal.v1.BackendPool.timeouts:type_name -> reseal.v1.BackendTimeouts
+	18, // 10: reseal.v1.BackendPool.retries:type_name -> reseal.v1.Retries
+	20, // 11: reseal.v1.DNSEndpoints.refresh_interval:type_name -> google.protobuf.Duration
+	19, // 12: reseal.v1.BackendTLS.trust:type_name -> reseal.v1.BackendTLS.Trust
 	1,  // 13: reseal.v1.Sessions.mode:type_name -> reseal.v1.Sessions.Mode
 	2,  // 14: reseal.v1.Sessions.scope:type_name -> reseal.v1.Sessions.Scope
-	3,  // 15: reseal.v1.Sessions.sharing:type_name -> reseal.v1.Sessions.Sharing
-	19, // 16: reseal.v1.Sessions.coalesce_timeout:type_name -> google.protobuf.Duration
-	4,  // 17: reseal.v1.Connections.reuse:type_name -> reseal.v1.Connections.Reuse
-	19, // 18: reseal.v1.Connections.idle_timeout:type_name -> google.protobuf.Duration
-	19, // 19: reseal.v1.Connections.max_lifetime:type_name -> google.protobuf.Duration
-	19, // 20: reseal.v1.Connections.close_timeout:type_name -> google.protobuf.Duration
-	5,  // 21: reseal.v1.LoadBalancing.algorithm:type_name -> reseal.v1.LoadBalancing.Algorithm
-	19, // 22: reseal.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	19, // 23: reseal.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	19, // 24: reseal.v1.OutlierDetection.ejection_time:type_name -> google.protobuf.Duration
-	19, // 25: reseal.v1.BackendTimeouts.connect:type_name -> google.protobuf.Duration
-	19, // 26: reseal.v1.BackendTimeouts.handshake:type_name -> google.protobuf.Duration
-	19, // 27: reseal.v1.BackendTimeouts.response_header:type_name -> google.protobuf.Duration
-	19, // 28: reseal.v1.BackendTimeouts.idle:type_name -> google.protobuf.Duration
-	6,  // 29: reseal.v1.Retries.on:type_name -> reseal.v1.Retries.Condition
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	4,  // 15: reseal.v1.Sessions.sharing:type_name -> reseal.v1.Sessions.Sharing
+	20, // 16: reseal.v1.Sessions.coalesce_timeout:type_name -> google.protobuf.Duration
+	20, // 17: reseal.v1.Sessions.ticket_wait:type_name -> google.protobuf.Duration
+	3,  // 18: reseal.v1.Sessions.session_ids:type_name -> reseal.v1.Sessions.SessionIds
+	5,  // 19: reseal.v1.Connections.reuse:type_name -> reseal.v1.Connections.Reuse
+	20, // 20: reseal.v1.Connections.idle_timeout:type_name -> google.protobuf.Duration
+	20, // 21: reseal.v1.Connections.max_lifetime:type_name -> google.protobuf.Duration
+	20, // 22: reseal.v1.Connections.close_timeout:type_name -> google.protobuf.Duration
+	6,  // 23: reseal.v1.LoadBalancing.algorithm:type_name -> reseal.v1.LoadBalancing.Algorithm
+	20, // 24: reseal.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	20, // 25: reseal.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	20, // 26: reseal.v1.OutlierDetection.ejection_time:type_name -> google.protobuf.Duration
+	20, // 27: reseal.v1.BackendTimeouts.connect:type_name -> google.protobuf.Duration
+	20, // 28: reseal.v1.BackendTimeouts.handshake:type_name -> google.protobuf.Duration
+	20, // 29: reseal.v1.BackendTimeouts.response_header:type_name -> google.protobuf.Duration
+	20, // 30: reseal.v1.BackendTimeouts.idle:type_name -> google.protobuf.Duration
+	7,  // 31: reseal.v1.Retries.on:type_name -> reseal.v1.Retries.Condition
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_backend_pool_proto_init() }
@@ -1659,7 +1746,7 @@ func file_reseal_v1_backend_pool_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_backend_pool_proto_rawDesc), len(file_reseal_v1_backend_pool_proto_rawDesc)),
-			NumEnums:      7,
+			NumEnums:      8,
 			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -37,6 +37,8 @@ func (p *BackendPool) WithDefaults() *BackendPool {
 	setEnum(&p.Sessions.Scope, Sessions_SCOPE_ENDPOINT)
 	setEnum(&p.Sessions.Sharing, Sessions_SHARING_EDGE)
 	setDuration(&p.Sessions.CoalesceTimeout, 2*time.Second)
+	setDuration(&p.Sessions.TicketWait, 50*time.Millisecond)
+	setEnum(&p.Sessions.SessionIds, Sessions_SESSION_IDS_AUTO)
 	p.Connections = orNew(p.Connections)
 	setEnum(&p.Connections.Reuse, Connections_REUSE_ALWAYS)
 	setUint(&p.Connections.MaxIdlePerEndpoint, 256)

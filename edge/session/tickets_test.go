@@ -1,0 +1,104 @@
+package session
+
+import (
+	"crypto/tls"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// takeOnce makes the server take each ticket once. Each handshake brings one.
+func (p *peer) takeOnce() {
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	base := p.server.Clone()
+	p.server = base.Clone()
+	p.server.UnwrapSession = func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if seen[string(identity)] {
+			return nil, nil
+		}
+		seen[string(identity)] = true
+		return base.DecryptTicket(identity, cs)
+	}
+	p.server.WrapSession = func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
+		return base.EncryptTicket(cs, ss)
+	}
+}
+
+// A cold start with a server that takes each ticket once costs what its nature
+// costs to find out, whatever the concurrency.
+func TestColdStartWithSingleUseTickets(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.takeOnce()
+	full, resumed, misses := p.together(128, "a")
+	if full != 2 || resumed != 126 || misses[noSession] != 1 || misses[declined] != 1 {
+		t.Errorf("%d full, %d resumed, %v", full, resumed, misses)
+	}
+	// It is not learned anew.
+	for range 3 {
+		if full, resumed, misses := p.together(32, "a"); full != 0 {
+			t.Errorf("%d full, %d resumed, %v", full, resumed, misses)
+		}
+	}
+}
+
+// The stock goes from edge to edge with the load, and each ticket to one.
+func TestStockFollowsTheLoad(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.takeOnce()
+	edges := []*peer{p}
+	p.want("a", 0, noSession)
+	total := map[resealv1.MissReason]int{noSession: 1}
+	visit := func(e *peer) {
+		full, _, misses := e.together(32, "a")
+		for why, n := range misses {
+			total[why] += n
+		}
+		t.Logf("%d full %v, stock %d", full, misses, len(e.store.find("a").sessions))
+	}
+	rest := func() {
+		for _, e := range edges {
+			e.store.mu.Lock()
+			if r := e.store.find("a"); r != nil {
+				for _, h := range r.sessions {
+					h.filed = h.filed.Add(-time.Minute)
+				}
+			}
+			e.store.mu.Unlock()
+		}
+	}
+	seed := func(to *peer) {
+		rest()
+		for _, e := range edges {
+			if e == to {
+				continue
+			}
+			for identity, containers := range e.store.Deal("a", 1, true) {
+				if err := to.store.Adopt(identity, "e1", containers[0], p.client); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	for range 7 {
+		e := p.at(New(Config{}))
+		seed(e)
+		visit(e)
+		edges = append(edges, e)
+	}
+	for _, e := range edges {
+		e.store = restart(t, e.store, true)
+		seed(e)
+		visit(e)
+	}
+	if n := total[noSession] + total[declined]; n != 2 || len(total) != 2 {
+		t.Errorf("full handshakes: %v", fmt.Sprint(total, slices.Collect(maps.Keys(total))))
+	}
+}
