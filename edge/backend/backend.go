@@ -154,6 +154,9 @@ type Call struct {
 	Source netip.AddrPort
 	// ResponseHeaderTimeout replaces the pool's, if above 0.
 	ResponseHeaderTimeout time.Duration
+	// RequestNames are the names of the request's fields as the client wrote them,
+	// by their canonical form, where these differ.
+	RequestNames map[string]string
 
 	// Endpoint is the address that answered, Protocol "h2", "http/1.1" or
 	// "tcp". Set by RoundTrip and Tunnel, as all that follows.
@@ -167,6 +170,9 @@ type Call struct {
 	// Connect is the time that TCP and TLS took, if this request waited for a
 	// new connection.
 	Connect time.Duration
+	// ResponseNames are the names of the response's fields as the backend wrote
+	// them, by their canonical form, where these differ.
+	ResponseNames map[string]string
 	// Status and Reason are set when the call failed for a reason on this leg.
 	Status int
 	Reason string

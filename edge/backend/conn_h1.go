@@ -3,9 +3,12 @@ package backend
 import (
 	"bufio"
 	"bytes"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	rule "github.com/reseal/reseal/edge/exchange"
 )
 
 // h1Conn is an HTTP/1.1 connection.
@@ -26,7 +29,11 @@ type h1Conn struct {
 	first  [1]byte
 	unread bool // first holds a byte that reader has not got yet
 	err    error
-	limit  int64 // bytes that a header may still have; <0 is no limit
+	// head is the length of the head that reader holds, or 0, and headErr says
+	// why there is none.
+	head    int
+	headErr error
+	limit   int64 // bytes that a header may still have; <0 is no limit
 
 	exchange atomic.Pointer[h1Exchange] // under way, to be told of an abort
 	timer    *time.Timer                // for the response header; used by the request
@@ -51,7 +58,9 @@ const maxResponseHeader = 1 << 20
 const noLimit = -1
 
 // h1Readers are in use only while a response is read.
-var h1Readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 16<<10) }}
+var h1Readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readerSize) }}
+
+const readerSize = 16 << 10
 
 // newH1Conn starts to watch c. It is active until it is offered.
 func newH1Conn(c *conn) *h1Conn {
@@ -93,7 +102,7 @@ func (c *h1Conn) watch() {
 	}
 }
 
-// await reads until a whole header is buffered, or as much of it as fits.
+// await reads until a whole head is buffered.
 func (c *h1Conn) await() error {
 	if c.reader == nil {
 		// Idle connections hold no buffer: one byte tells that more has come.
@@ -107,7 +116,7 @@ func (c *h1Conn) await() error {
 		c.reader = h1Readers.Get().(*bufio.Reader)
 		c.reader.Reset(c)
 	}
-	c.limit = maxResponseHeader
+	c.limit, c.head, c.headErr = maxResponseHeader, 0, nil
 	if _, err := c.reader.Peek(1); err != nil {
 		return err
 	}
@@ -115,17 +124,28 @@ func (c *h1Conn) await() error {
 	for {
 		have := c.reader.Buffered()
 		peeked, _ := c.reader.Peek(have)
-		if bytes.Contains(peeked[max(seen-3, 0):], []byte("\r\n\r\n")) || have == c.reader.Size() {
+		if !bytes.HasPrefix(peeked, []byte("HTTP/")[:min(have, 5)]) {
+			c.headErr = errNotHTTP
+			return nil
+		}
+		if c.head, c.headErr = rule.EndOfHead(peeked, seen); c.head > 0 || c.headErr != nil {
 			return nil
 		}
 		seen = have
-		if _, err := c.reader.Peek(have + 1); err != nil {
-			if have > 0 {
-				return nil // let the parser say what is wrong with it
-			}
-			return err
+		if have == c.reader.Size() {
+			c.widen(peeked)
+		}
+		if _, c.headErr = c.reader.Peek(have + 1); c.headErr != nil {
+			return nil // it broke off
 		}
 	}
+}
+
+// widen gives the reader a larger buffer. have is what the present one holds.
+func (c *h1Conn) widen(have []byte) {
+	wider := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(bytes.Clone(have)), c), 4*len(have))
+	c.freeReader()
+	c.reader = wider
 }
 
 // Read is what reader reads from.
@@ -153,11 +173,14 @@ func (c *h1Conn) Read(p []byte) (int, error) {
 
 // freeReader gives the buffer back once nothing of a response is left in it.
 func (c *h1Conn) freeReader() {
-	if c.reader != nil {
+	if c.reader == nil {
+		return
+	}
+	if c.reader.Size() == readerSize {
 		c.reader.Reset(nil)
 		h1Readers.Put(c.reader)
-		c.reader = nil
 	}
+	c.reader = nil
 }
 
 // take makes an idle connection active. It fails if the connection has just

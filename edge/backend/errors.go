@@ -56,6 +56,7 @@ var (
 	errClosed       = errors.New("the edge is shutting down")
 	errBodyClosed   = errors.New("response body closed")
 	errHeaderTooBig = errors.New("response header is larger than 1 MiB")
+	errNotHTTP      = errors.New("the backend's answer is not HTTP/1")
 	errUnsolicited  = errors.New("the backend sent data that answers no request")
 	errIdle         = errors.New("no byte for the idle time-out")
 	errHeaderLate   = errors.New("no response header in time")

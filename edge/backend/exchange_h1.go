@@ -1,7 +1,6 @@
 package backend
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -10,6 +9,8 @@ import (
 	"net/textproto"
 	"sync/atomic"
 	"time"
+
+	rule "github.com/reseal/reseal/edge/exchange"
 )
 
 // h1Exchange is one request and its response on an HTTP/1.1 connection. The
@@ -72,7 +73,7 @@ func (x *h1Exchange) sendHead() error {
 	c, body := x.c, x.a.x.body
 	buf := headBuffers.Get().(*[]byte)
 	defer headBuffers.Put(buf)
-	out := append(appendHead((*buf)[:0], x.a.x.req, body), body.small...)
+	out := append(appendHead((*buf)[:0], x.a.x.req, body, x.a.x.call.RequestNames), body.small...)
 	*buf = out[:0]
 	before := c.wire.written.Load()
 	if _, err := c.Write(out); err != nil {
@@ -137,6 +138,9 @@ func (x *h1Exchange) settle() {
 	}
 }
 
+// max1xx bounds the informational responses to a request.
+const max1xx = 100
+
 // continueTimeout is how long a body waits for 100 Continue before it is sent
 // anyway (RFC 9110 section 10.1.1).
 const continueTimeout = time.Second
@@ -177,7 +181,7 @@ func (x *h1Exchange) receive(ctx context.Context) (*http.Response, error) {
 			if resp != nil {
 				return x.respond(ctx, resp)
 			}
-			if informational++; informational > 100 {
+			if informational++; informational > max1xx {
 				return nil, x.fail(fail(ReasonProtocolError, errEndless1xx))
 			}
 			c.resume <- struct{}{}
@@ -208,20 +212,23 @@ func (x *h1Exchange) receive(ctx context.Context) (*http.Response, error) {
 // been passed on.
 func (x *h1Exchange) header(ctx context.Context) (*http.Response, error) {
 	c := x.c
-	if peeked, _ := c.reader.Peek(c.reader.Buffered()); !bytes.Contains(peeked, []byte("\r\n\r\n")) {
-		// Too long for the buffer, or broken off: parsing may block.
-		stop := context.AfterFunc(ctx, func() { x.abort(ctx.Err()) })
-		defer stop()
-		late := time.AfterFunc(x.a.x.header, func() { x.abort(fail(ReasonTimeoutHeader, errHeaderLate)) })
-		defer late.Stop()
+	switch {
+	case c.head > 0:
+	case errors.Is(c.headErr, errNotHTTP), errors.Is(c.headErr, rule.ErrBareLF), errors.Is(c.headErr, errHeaderTooBig):
+		return nil, fail(ReasonProtocolError, c.headErr)
+	default:
+		return nil, fail(ReasonReset, c.headErr)
+	}
+	peeked, _ := c.reader.Peek(c.head)
+	head, err := rule.CheckHead(peeked, false)
+	if err != nil {
+		return nil, fail(ReasonProtocolError, err)
 	}
 	resp, err := http.ReadResponse(c.reader, x.a.x.req)
 	if err != nil {
-		if errors.Is(err, io.ErrUnexpectedEOF) || c.peerEnded.Load() {
-			return nil, fail(ReasonReset, err)
-		}
 		return nil, fail(ReasonProtocolError, err)
 	}
+	x.a.x.call.ResponseNames = head.Names
 	c.limit = noLimit
 	if err := checkFields("header", resp.Header); err != nil {
 		return nil, fail(ReasonProtocolError, err)

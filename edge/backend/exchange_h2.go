@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptrace"
+	"net/textproto"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -70,14 +71,26 @@ func (h *h2Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, err
 
 // request is the request as x/net/http2 wants it.
 func (x *h2Exchange) request(upload *h2Upload) *http.Request {
+	var informational atomic.Int32
+	caller := httptrace.ContextClientTrace(x.ctx)
 	trace := &httptrace.ClientTrace{
+		Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
+			if informational.Add(1) > max1xx {
+				x.cancel(fail(ReasonProtocolError, errEndless1xx))
+				return errEndless1xx
+			}
+			if caller != nil && caller.Got1xxResponse != nil {
+				return caller.Got1xxResponse(code, header)
+			}
+			return nil
+		},
 		WroteHeaders: func() { x.wrote.Store(true) },
 		WroteRequest: func(httptrace.WroteRequestInfo) {
 			x.dog.wait(-1)
 			x.late.Reset(x.a.x.header)
 		},
 	}
-	out := x.a.x.req.WithContext(httptrace.WithClientTrace(x.ctx, trace))
+	out := x.a.x.req.WithContext(httptrace.WithClientTrace(untraced{x.ctx}, trace))
 	if out.URL.Scheme != "https" {
 		url := *out.URL
 		url.Scheme = "https"
@@ -95,6 +108,19 @@ func (x *h2Exchange) request(upload *h2Upload) *http.Request {
 	}
 	out.GetBody, out.Close = nil, false
 	return out
+}
+
+// untraced hides the caller's trace, which httptrace would otherwise call beside
+// ours whatever ours returns.
+type untraced struct{ context.Context }
+
+// Value implements context.Context.
+func (c untraced) Value(key any) any {
+	value := c.Context.Value(key)
+	if _, trace := value.(*httptrace.ClientTrace); trace {
+		return nil
+	}
+	return value
 }
 
 // http2Header leaves out what HTTP/2 forbids (RFC 9113 section 8.2.2), and

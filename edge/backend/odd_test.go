@@ -167,7 +167,7 @@ func FuzzHead(f *testing.F) {
 		if checkRequest(req) != nil {
 			return
 		}
-		head := appendHead(nil, req, &requestBody{})
+		head := appendHead(nil, req, &requestBody{}, nil)
 		if !bytes.HasSuffix(head, []byte("\r\n\r\n")) || bytes.Count(head, []byte("\r\n\r\n")) != 1 {
 			t.Fatalf("head %q", head)
 		}

@@ -157,7 +157,7 @@ func ownHeader(name string) bool {
 
 // appendHead appends the head of req in HTTP/1.1 (RFC 9112). req has passed
 // checkRequest.
-func appendHead(buf []byte, req *http.Request, body *requestBody) []byte {
+func appendHead(buf []byte, req *http.Request, body *requestBody, names map[string]string) []byte {
 	buf = append(buf, req.Method...)
 	buf = append(buf, ' ')
 	buf = append(buf, req.URL.RequestURI()...)
@@ -171,6 +171,9 @@ func appendHead(buf []byte, req *http.Request, body *requestBody) []byte {
 	for name, values := range req.Header {
 		if ownHeader(name) || name == "Upgrade" && !upgrade {
 			continue
+		}
+		if written := names[name]; written != "" {
+			name = written
 		}
 		for _, value := range values {
 			buf = appendField(buf, name, value)

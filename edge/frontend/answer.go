@@ -74,6 +74,9 @@ func (q *request) blame(err error) (status int, reason string) {
 	switch cause := context.Cause(q.ctx); {
 	case errors.Is(cause, errRequestTimeout):
 		return http.StatusGatewayTimeout, "timeout_request"
+	case q.client.guard.isBroken():
+		closeAfterAnswer(q.w)
+		return http.StatusBadRequest, "bad_request"
 	case q.client.aborted.Load():
 		return http.StatusServiceUnavailable, "drain_timeout"
 	case errors.Is(cause, errClientStalled):
@@ -103,6 +106,9 @@ func (q *request) answer(response *http.Response) {
 	edit(header, q.match.ResponseHeaders)
 	if _, ok := header["Content-Type"]; !ok {
 		header["Content-Type"] = nil // keeps net/http from guessing one
+	}
+	if q.r.ProtoMajor == 1 {
+		asWritten(header, q.x.ResponseNames)
 	}
 	q.sayGoodbye()
 	q.status = response.StatusCode

@@ -32,6 +32,7 @@ type clientConn struct {
 	tls    tls.ConnectionState
 	sni    string // as hostName returns it, or ""
 
+	guard   *guard           // nil for HTTP/2 and protocol tls
 	tickets *ticketHandshake // nil before the client said hello
 
 	mu     sync.Mutex

@@ -11,8 +11,8 @@
 // Reasons in the access log, beside those of the upstream:
 //
 //   - refused here: no_route, misdirected, method_not_allowed, header_too_large,
-//     bad_host, bad_target; plain_http, proxy_protocol and http2_flood are not
-//     requests and only counted or answered;
+//     bad_host, bad_target, bad_request; plain_http, proxy_protocol and
+//     http2_flood are not requests and only counted or answered;
 //   - ended by the client: client_abort, client_stalled, both with status 499;
 //   - ended by a bound: timeout_request, timeout_idle, drain_timeout;
 //   - failed behind: protocol_error, reset, upstream_error; internal is a bug.
@@ -98,6 +98,9 @@ type Exchange struct {
 	Source netip.AddrPort
 	// ResponseHeaderTimeout replaces the pool's. 0: the pool's.
 	ResponseHeaderTimeout time.Duration
+	// RequestNames are the names of the request's fields as the client wrote them,
+	// by their canonical form, where these differ.
+	RequestNames map[string]string
 
 	// Set by the upstream, also when it fails.
 
@@ -115,6 +118,9 @@ type Exchange struct {
 	Attempts int
 	// Connect is how long dial and handshake took, 0 for a reused connection.
 	Connect time.Duration
+	// ResponseNames are the names of the response's fields as the backend wrote
+	// them, by their canonical form, where these differ.
+	ResponseNames map[string]string
 	// Status is the status of an error, 0 without one.
 	Status int
 	// Reason is the reason of an error.

@@ -86,8 +86,11 @@ type clientKey struct{}
 
 // clientOf is the client's connection beneath TLS.
 func clientOf(conn net.Conn) *clientConn {
-	if h2, ok := conn.(*h2Conn); ok {
-		return h2.client
+	switch conn := conn.(type) {
+	case *guard:
+		return conn.client
+	case *h2Conn:
+		return conn.client
 	}
 	return conn.(*tls.Conn).NetConn().(*clientConn)
 }
@@ -98,7 +101,12 @@ func (g *generation) deliver(conn *tls.Conn) bool {
 	g.started.Do(func() {
 		g.slot.frontend.work.Go(func() { _ = g.server.Serve(g.queue) }) // ends with the queue
 	})
-	return g.queue.deliver(conn)
+	if conn.ConnectionState().NegotiatedProtocol == "h2" {
+		return g.queue.deliver(conn) // net/http wants it bare
+	}
+	client := clientOf(conn)
+	client.guard = newGuard(conn, client, g.settings)
+	return g.queue.deliver(client.guard)
 }
 
 // add reports false when the generation is sealed.

@@ -9,6 +9,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"time"
 
@@ -40,6 +41,7 @@ type request struct {
 	upgrade string
 	match   Match
 	x       Exchange
+	head    requestHead  // of HTTP/1.1
 	body    *requestBody // nil without a body
 	timer   *time.Timer  // of the route's request timeout, or nil
 
@@ -64,7 +66,11 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		handler: h, client: client, state: h.generation.slot.state.Load(),
 		w: w, r: r, control: http.NewResponseController(w), ctx: ctx, cancel: cancel, started: time.Now(),
 	}
-	q.x = Exchange{Client: client.id, First: client.requests.Add(1) == 1, Gone: client.gone, Source: client.source}
+	if client.guard != nil {
+		q.head = client.guard.serve()
+		defer client.guard.served()
+	}
+	q.x = Exchange{Client: client.id, First: client.requests.Add(1) == 1, Gone: client.gone, Source: client.source, RequestNames: q.head.Names}
 	defer func() {
 		if bug := recover(); bug != nil {
 			q.abort(http.StatusInternalServerError, "internal", fmt.Errorf("panic: %v", bug))
@@ -122,6 +128,10 @@ func (q *request) serve() {
 
 // admit refuses requests that go nowhere.
 func (q *request) admit() bool {
+	if q.head.refused != 0 {
+		q.refuseUnread()
+		return false
+	}
 	var ok bool
 	q.host, ok = hostName(q.r.Host)
 	switch {
@@ -129,6 +139,8 @@ func (q *request) admit() bool {
 		q.refuse(http.StatusMethodNotAllowed, "method_not_allowed")
 	case headerBytes(q.r) > q.handler.generation.settings.maxHeaderBytes:
 		q.refuse(http.StatusRequestHeaderFieldsTooLarge, "header_too_large")
+	case !q.oneLength():
+		q.refuse(http.StatusBadRequest, "bad_request")
 	case !ok || !q.oneHost():
 		q.refuse(http.StatusBadRequest, "bad_host")
 	case q.r.URL.Opaque != "" || q.r.URL.User != nil: // RFC 9110 section 4.2.4
@@ -141,6 +153,27 @@ func (q *request) admit() bool {
 		return true
 	}
 	return false
+}
+
+// refuseUnread answers a request whose head nobody has parsed: what stands in r
+// is a substitute. It is the last one of its connection.
+func (q *request) refuseUnread() {
+	q.r.Method, q.r.Host, q.r.URL, q.r.Proto = "", "", &url.URL{}, ""
+	q.err = q.head.err
+	closeAfterAnswer(q.w)
+	q.refuse(q.head.refused, q.head.reason)
+}
+
+// oneLength reports whether an HTTP/2 request says its length in one way, if at
+// all: net/http takes what it can't parse for 0. Of HTTP/1.1 the guard has made
+// sure.
+func (q *request) oneLength() bool {
+	lengths := q.r.Header["Content-Length"]
+	if q.r.ProtoMajor == 1 || len(lengths) == 0 {
+		return true
+	}
+	_, err := strconv.ParseUint(lengths[0], 10, 63)
+	return len(lengths) == 1 && err == nil
 }
 
 // oneHost reports whether an HTTP/2 request names one host: net/http routes by

@@ -88,6 +88,23 @@ func copyHeader(dst, src http.Header) {
 	}
 }
 
+// asWritten gives fields the names that the backend wrote, for the few clients
+// that tell them apart. net/http looks at the canonical name to decide whether
+// to add a field of its own: nil keeps it from that.
+func asWritten(header http.Header, names map[string]string) {
+	for canonical, name := range names {
+		values, ok := header[canonical]
+		if !ok || netHTTPsOwn[canonical] {
+			continue
+		}
+		header[name] = values
+		header[canonical] = nil
+	}
+}
+
+// netHTTPsOwn are fields that net/http reads or writes itself.
+var netHTTPsOwn = map[string]bool{"Connection": true, "Content-Length": true, "Trailer": true, "Transfer-Encoding": true}
+
 // edit applies the edits of a route: first remove, then set, then add.
 func edit(header http.Header, edits *resealv1.HeaderEdits) {
 	for _, name := range edits.GetRemove() {

@@ -31,6 +31,7 @@ func (q *request) switchProtocols(response *http.Response) {
 	edit(header, q.match.ResponseHeaders)
 	header.Set("Connection", "Upgrade")
 	header.Set("Upgrade", response.Header.Get("Upgrade"))
+	asWritten(header, q.x.ResponseNames)
 
 	conn, buffered, err := q.control.Hijack()
 	if err != nil {
@@ -39,6 +40,7 @@ func (q *request) switchProtocols(response *http.Response) {
 		return
 	}
 	defer conn.Close()
+	q.client.guard.hijacked()
 	q.status = http.StatusSwitchingProtocols
 	_ = conn.SetDeadline(time.Time{}) // fails only on a closed connection
 	fmt.Fprint(buffered, "HTTP/1.1 101 Switching Protocols\r\n")
@@ -49,7 +51,7 @@ func (q *request) switchProtocols(response *http.Response) {
 		return
 	}
 	relay := &relay{
-		client: conn.(*tls.Conn), fromClient: buffered.Reader, backend: backend,
+		client: q.client.guard.Conn, fromClient: buffered.Reader, backend: backend,
 		idle: q.handler.generation.settings.idle,
 	}
 	relay.run()
