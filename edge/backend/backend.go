@@ -81,11 +81,16 @@ type Attempt interface {
 }
 
 // FullHandshaker is the error of a handshake that failed while a session was
-// offered. FullHandshake repeats it on a new connection without one.
+// offered. FullHandshake repeats it on a new connection without one. One of
+// FullHandshake and Release is called, once.
 type FullHandshaker interface {
 	error
 	FullHandshake(ctx context.Context, conn net.Conn) (
 		tc TLSConn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
+	// Release says that there will be none.
+	Release()
+	// Declined reports whether the server just did not want the session.
+	Declined() bool
 }
 
 // Counters counts what happens in one pool. Implementations are safe for

@@ -180,15 +180,22 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 		TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 		return attempt.Handshake(ctx, w, config)
 	})
-	var redo FullHandshaker
-	if err != nil && errors.As(err, &redo) && worthRedoing(err) {
+	if redo := (FullHandshaker)(nil); err != nil && errors.As(err, &redo) {
+		if !worthRedoing(err) {
+			redo.Release()
+			return nil, err
+		}
 		if socket, err = e.openSocket(ctx, state.settings); err != nil {
+			redo.Release()
 			return nil, err
 		}
 		c, err = e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
 			TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 			return redo.FullHandshake(ctx, w)
 		})
+		if errors.As(err, &redo) {
+			redo.Release() // it was offered one that had come meanwhile, in vain
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -249,7 +256,9 @@ func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn,
 	tc, mechanism, miss, err := do(shaking, w)
 	took := time.Since(begin)
 	if err != nil {
-		e.pool.counters.HandshakeFailed(took)
+		if redo := (FullHandshaker)(nil); !errors.As(err, &redo) || !redo.Declined() {
+			e.pool.counters.HandshakeFailed(took)
+		}
 		w.lingerClose(e.pool.b, settings.closeTimeout)
 		return nil, handshakeError(err)
 	}

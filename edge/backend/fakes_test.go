@@ -193,6 +193,9 @@ type brokenSession struct {
 
 func (brokenSession) Error() string { return "broken by the session" }
 
+func (brokenSession) Release()       {}
+func (brokenSession) Declined() bool { return false }
+
 func (b brokenSession) FullHandshake(ctx context.Context, conn net.Conn) (
 	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	b.cfg.ClientSessionCache = tls.NewLRUClientSessionCache(1)

@@ -27,10 +27,12 @@ type connCache struct {
 	parent  *held
 	renewed bool
 	turned  bool // its ticket's turn has been measured
+	bare    bool // no ticket was asked for
 
 	mu        sync.Mutex
 	handedOut bool
 	dropped   bool // crypto/tls deleted what it got
+	empty     bool // the server gave an empty ticket
 	completed bool
 	early     []*tls.ClientSessionState // given before the handshake completed
 }
@@ -71,6 +73,7 @@ func (c *connCache) Put(_ string, state *tls.ClientSessionState) {
 	if ticket, _, err := state.ResumptionState(); err != nil || len(ticket) == 0 {
 		// A server may send an empty ticket to say that it gives none (RFC 5077
 		// section 3.3), as JSSE does; the session may have an ID all the same.
+		c.empty = true
 		c.mu.Unlock()
 		return
 	}
@@ -103,6 +106,12 @@ func (c *connCache) handed() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.handedOut
+}
+
+func (c *connCache) gotEmpty() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.empty
 }
 
 func (c *connCache) wasDropped() bool {

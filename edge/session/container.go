@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -47,6 +48,7 @@ var (
 	errContainer = errors.New("malformed sessions")
 	// errRelease is no failure: after an upgrade the sessions are of the past.
 	errRelease = errors.New("sessions of another release")
+	errNoWay   = errors.New("sessions with such an ID are not resumed here")
 )
 
 // entry is one session as it travels.
@@ -216,28 +218,50 @@ func readTime(s *cryptobyte.String, t *time.Time) bool {
 // entryOf is a held session of identity as it travels. Its session must be wiped
 // after use.
 func (h *held) entry(identity string, known knowledge) (entry, error) {
+	e := entry{
+		identity: identity, renewed: h.renewed, born: h.born, useBy: h.useBy, knowledge: known,
+		used: h.worn(), path: h.path,
+	}
+	if h.byID != nil {
+		e.id, e.session = h.byID.id, bytes.Clone(h.byID.encoded)
+		return e, nil
+	}
 	ticket, session, err := h.state.ResumptionState()
 	if err != nil || session == nil {
 		return entry{}, errEncoding
 	}
-	encoded, err := session.Bytes()
-	if err != nil {
-		return entry{}, err
-	}
-	e := entry{
-		identity: identity, renewed: h.renewed, born: h.born, useBy: h.useBy, knowledge: known,
-		used: h.worn(),
-		path: h.path, ticket: ticket, session: encoded,
-	}
-	if h.byID != nil {
-		e.id, e.ticket = h.byID.id[:], nil
-	}
-	return e, nil
+	e.ticket = ticket
+	e.session, err = session.Bytes()
+	return e, err
 }
 
 // held makes a session that can be offered of one that came from outside. The
-// session's own checks are crypto/tls's and idSession.refusal's.
-func (e entry) held(session encodedSession, now time.Time) (*held, error) {
+// session's own checks are crypto/tls's and idSession.refusal's. onTop is whether
+// crypto/tls can offer IDs.
+func (e entry) held(session encodedSession, onTop bool, now time.Time) (*held, error) {
+	var h *held
+	var err error
+	if len(e.id) > 0 {
+		if h = newIDHeld(session, e.id, onTop, now); h == nil {
+			err = errNoWay
+		}
+	} else {
+		h, err = e.ticketHeld(session, now)
+	}
+	if err != nil {
+		return nil, err
+	}
+	h.born, h.path, h.renewed, h.restored = e.born, e.path, e.renewed, true
+	if e.useBy.Before(h.useBy) {
+		h.useBy = e.useBy
+	}
+	if e.used && session.version == tls.VersionTLS13 {
+		h.taken, h.lent = 1, true
+	}
+	return h, nil
+}
+
+func (e entry) ticketHeld(session encodedSession, now time.Time) (*held, error) {
 	parsed, err := tls.ParseSessionState(session.encoded) // which keeps them
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errEncoding, err)
@@ -249,25 +273,6 @@ func (e entry) held(session encodedSession, now time.Time) (*held, error) {
 	h, ok := newHeld(state, now)
 	if !ok {
 		return nil, errEncoding
-	}
-	if len(e.id) > 0 && len(e.id) != sessionIDSize {
-		return nil, errEncoding
-	}
-	if len(e.id) > 0 {
-		if session.version == tls.VersionTLS13 {
-			return nil, errEncoding
-		}
-		h.byID = &idSession{
-			id: [sessionIDSize]byte(e.id), suite: session.suite, chains: session.chains,
-			leaf: session.certificates[0], extends: session.extended,
-		}
-	}
-	h.born, h.path, h.renewed = e.born, e.path, e.renewed
-	if e.useBy.Before(h.useBy) {
-		h.useBy = e.useBy
-	}
-	if e.used && session.version == tls.VersionTLS13 {
-		h.taken, h.lent = 1, true
 	}
 	return h, nil
 }

@@ -28,6 +28,7 @@ type encodedSession struct {
 	version      uint16
 	suite        uint16
 	created      time.Time
+	secret       []byte
 	extended     bool                // extended master secret
 	certificates []*x509.Certificate // as the server sent them
 	chains       [][]*x509.Certificate
@@ -55,7 +56,7 @@ func parseSession(encoded []byte) (encodedSession, error) {
 		!s.ReadUint24LengthPrefixed(&list) {
 		return session, errEncoding
 	}
-	session.created, session.extended = time.Unix(int64(created), 0), extended == 1
+	session.created, session.extended, session.secret = time.Unix(int64(created), 0), extended == 1, secret
 	session.chainsBegin = len(encoded) - len(s)
 	if !s.ReadUint24LengthPrefixed(&chains) {
 		return session, errEncoding

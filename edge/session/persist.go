@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/tls"
 	"slices"
@@ -106,7 +107,7 @@ func (s *Store) Import(data []byte, now time.Time) (int, error) {
 
 // restore makes an own session of an entry, or nil when it must not be used.
 func (s *Store) restore(e entry, clean bool, now time.Time) *held {
-	if len(e.session) == 0 || !now.Before(e.useBy) || e.born.After(now.Add(maxSkew)) || len(e.id) > 0 && !s.sessionIDs() {
+	if len(e.session) == 0 || !now.Before(e.useBy) || e.born.After(now.Add(maxSkew)) {
 		return nil
 	}
 	session, err := parseSession(e.session)
@@ -119,7 +120,7 @@ func (s *Store) restore(e entry, clean bool, now time.Time) *held {
 	if e.used && e.knowledge.reuse == reuseOnce {
 		return nil
 	}
-	h, err := e.held(session, now)
+	h, err := e.held(session, len(e.id) > 0 && s.sessionIDs(), now)
 	if err != nil || !now.Before(h.useBy) {
 		return nil
 	}
@@ -188,7 +189,7 @@ func (r *record) holds(version uint16) bool {
 // same reports whether both are the same session for the server.
 func (h *held) same(other *held) bool {
 	if h.byID != nil || other.byID != nil {
-		return h.byID != nil && other.byID != nil && h.byID.id == other.byID.id
+		return h.byID != nil && other.byID != nil && bytes.Equal(h.byID.id, other.byID.id)
 	}
 	ticket, _, err := h.state.ResumptionState()
 	theirs, _, otherErr := other.state.ResumptionState()

@@ -203,7 +203,10 @@ func (r *record) lead(o offer, terms Terms, now time.Time) offer {
 		}
 	}
 	r.pending++
-	o.terms, o.at = terms, now
+	if r.way == wayNone && now.Sub(r.learned) >= reviewAfter {
+		r.way, r.vain = wayAsked, 0
+	}
+	o.terms, o.way, o.at = terms, r.way, now
 	o.pending = &pending{store: r.store, record: r}
 	return o
 }
@@ -214,6 +217,22 @@ func (r *record) release() {
 		close(w.turn)
 	}
 	r.queue = nil
+}
+
+// acquireAgain takes an offer in the place of one that failed: a session that
+// another connection brought, unless it could be declined like that one.
+func (s *Store) acquireAgain(e *ResumptionError) offer {
+	defer e.offer.pending.settle() // only now: the others are still to wait
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g, r := s.use(e.identity)
+	now := time.Now()
+	g.expire(r, now)
+	o := r.chooseNow(now)
+	if o.session == nil || o.session.byID != nil {
+		o = offer{miss: e.miss}
+	}
+	return r.lead(o, e.offer.terms, now)
 }
 
 // unused takes back that a session was handed out: nothing was sent.

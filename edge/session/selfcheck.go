@@ -17,17 +17,17 @@ import (
 	"time"
 )
 
-// checkSessionIDs finds out whether session IDs can be resumed with this
+// checkSessionIDs finds out whether session IDs can be resumed on top of this
 // release of crypto/tls, whose encoding of sessions and reads of Config.Rand are
-// its own business. Off, TLS 1.2 servers without tickets cost a full handshake
-// per connection, which is worth a loud word.
+// its own business. If not, all go without it (see ways.go), which costs nothing
+// but is worth a loud word.
 func checkSessionIDs(logger *slog.Logger) bool {
 	if fips140.Enforced() {
 		logger.Warn("TLS 1.2 session IDs are not resumed: FIPS 140-3 is enforced, which forbids a source of randomness of our own")
 		return false
 	}
 	if err := selfCheck(); err != nil {
-		logger.Error("TLS 1.2 session IDs are not resumed: this release of crypto/tls behaves differently", "error", err)
+		logger.Error("TLS 1.2 session IDs are resumed without crypto/tls, which behaves differently in this release", "error", err)
 		return false
 	}
 	return true

@@ -9,12 +9,14 @@ package session
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/reseal/reseal/edge/session/abbreviated"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -157,33 +159,40 @@ func (a *Attempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config)
 // shake makes one handshake with what was taken from the store.
 func (s *Store) shake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config, offer offer) (
 	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	if s.goesBare(offer) {
+		return s.shakeBare(ctx, conn, identity, cfg, offer)
+	}
 	spy := &helloSpy{Conn: conn, supply: &supply{}, pending: offer.pending}
 	cache := &connCache{store: s, identity: identity, offer: offer, spy: spy, supply: spy.supply}
 	own := cfg.Clone()
 	own.ClientSessionCache = cache
+	if offer.session == nil && offer.way == wayBare {
+		// The server remembers a session under its ID only for clients that don't
+		// ask for a ticket.
+		own.SessionTicketsDisabled, cache.bare = true, true
+	}
 	secret := s.prepareID(own, cache)
 	defer secret.wipe()
 	tc := tls.Client(spy, own)
 	if err := tc.HandshakeContext(ctx); err != nil {
-		defer offer.pending.settle()
-		if !cache.handed() && cache.refusal == 0 {
-			s.unused(offer)
-			return tc, 0, 0, err
-		}
-		if !spy.offered {
+		switch {
+		case spy.offered && (cache.handed() || cache.refusal != 0):
+			failure := &ResumptionError{Err: err, store: s, identity: identity, cfg: cfg, offer: offer}
+			failure.miss = s.failed(identity, offer, err)
+			return tc, 0, 0, failure
+		case cache.handed() || cache.refusal != 0:
 			s.refused(cache)
-			return tc, 0, 0, err
+		default:
+			s.unused(offer)
 		}
-		miss := s.failed(identity, offer, err)
-		return tc, 0, 0, &ResumptionError{
-			Err: err, store: s, identity: identity, cfg: cfg, miss: miss, terms: offer.terms,
-		}
+		offer.pending.settle()
+		return tc, 0, 0, err
 	}
 	spy.done.Store(true)
 	state := tc.ConnectionState()
 	mechanism, miss := s.outcome(cache, state)
 	cache.complete(state.Version, state.DidResume)
-	if state.Version == tls.VersionTLS12 && !state.DidResume {
+	if !state.DidResume {
 		s.fileID(cache, state, secret.secret)
 	}
 	if state.Version != tls.VersionTLS13 {
@@ -197,21 +206,21 @@ func (s *Store) shake(ctx context.Context, conn net.Conn, identity string, cfg *
 // taken, and what a later offer needs is noted.
 func (s *Store) prepareID(own *tls.Config, cache *connCache) *secretLog {
 	log := &secretLog{}
-	if !offersTLS12(own) || cache.offer.terms.SessionIDsOff || !s.sessionIDs() {
+	if !offersTLS12(own) || cache.offer.terms.SessionIDsOff || cache.offer.way == wayNone || !(s.sessionIDs() || bareWorks()) {
 		return log
 	}
 	own.KeyLogWriter = log
 	cache.spy.listens = true
 	taken := cache.offer.session
-	if taken == nil || taken.byID == nil {
+	if taken == nil || taken.byID == nil { // else it does not go bare
 		return log
 	}
 	if why := taken.byID.refusal(own, time.Now()); why != 0 {
 		cache.refusal = why
 		return log
 	}
-	own.Rand = &idRand{id: taken.byID.id}
-	cache.spy.armed = taken.byID.id[:]
+	own.Rand = &idRand{id: [sessionIDSize]byte(taken.byID.id)}
+	cache.spy.armed = taken.byID.id
 	return log
 }
 
@@ -239,7 +248,8 @@ func (s *Store) outcome(cache *connCache, state tls.ConnectionState) (resealv1.M
 }
 
 // ResumptionError is a handshake that failed while a session was offered. The
-// session has been deleted.
+// session has been deleted. Either FullHandshake or Release is called, once:
+// other handshakes may wait for what comes of it.
 type ResumptionError struct {
 	// Err is the handshake's error.
 	Err error
@@ -248,7 +258,7 @@ type ResumptionError struct {
 	identity string
 	cfg      *tls.Config
 	miss     resealv1.MissReason
-	terms    Terms
+	offer    offer
 }
 
 // Error implements error.
@@ -259,23 +269,23 @@ func (e *ResumptionError) Error() string {
 // Unwrap returns the handshake's error.
 func (e *ResumptionError) Unwrap() error { return e.Err }
 
+// Declined reports whether the server just did not want the session: nothing
+// failed.
+func (e *ResumptionError) Declined() bool {
+	return errors.Is(e.Err, abbreviated.ErrDeclined) || errors.Is(e.Err, abbreviated.ErrVersionChanged)
+}
+
 // FullHandshake repeats the handshake on a new connection to the same server
 // without the session (RFC 5077 section 3.2). Its miss reason says that the
 // offered session was declined. Another session is offered when one has come
 // meanwhile.
 func (e *ResumptionError) FullHandshake(ctx context.Context, conn net.Conn) (
 	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
-	terms := e.terms
-	terms.Wait = 0
-	offer, err := e.store.acquire(ctx, e.identity, terms)
-	if err != nil {
-		return nil, 0, 0, err
-	}
-	if offer.session == nil {
-		offer.miss = e.miss
-	}
-	return e.store.shake(ctx, conn, e.identity, e.cfg, offer)
+	return e.store.shake(ctx, conn, e.identity, e.cfg, e.store.acquireAgain(e))
 }
+
+// Release says that there will be no full handshake.
+func (e *ResumptionError) Release() { e.offer.pending.settle() }
 
 // Unclean notes that a connection of identity ended without close_notify, after
 // which some servers forget the session (RFC 2246 section 7.2.1).

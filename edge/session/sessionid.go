@@ -13,56 +13,82 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 
+	"github.com/reseal/reseal/edge/session/abbreviated"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // crypto/tls resumes as a client by ticket and PSK only. Session IDs (RFC 5246
-// section 7.3) are resumed on top of its public interface: the ID stands in the
-// plain ServerHello, the master secret is what KeyLogWriter is told, both become
-// a SessionState by the documented encoding, and Rand makes the next ClientHello
-// carry the ID. The server then echoes it, which crypto/tls takes for a resumed
-// session, as it does with tickets (RFC 5077 section 3.4).
+// section 7.3) are resumed in two ways.
 //
-// crypto/tls sends 32 bytes of session ID always. A server whose IDs are shorter
-// can't be resumed by ID: its handshakes stay full.
+// On top of its public interface: the ID stands in the plain ServerHello, the
+// master secret is what KeyLogWriter is told, both become a SessionState by the
+// documented encoding, and Rand makes the next ClientHello carry the ID. The
+// server then echoes it, which crypto/tls takes for a resumed session, as it
+// does with tickets (RFC 5077 section 3.4). It sends 32 bytes of session ID
+// always, and the session_ticket extension.
+//
+// By edge/session/abbreviated, without that extension: for servers that resume
+// by ID only then, for shorter IDs, and for releases of crypto/tls with which the
+// first way fails. Which way an identity goes is learned (see ways.go).
 
-// sessionIDSize is the size of a session ID that can be offered, in bytes.
+// sessionIDSize is the size of a session ID that crypto/tls can offer, in bytes.
 const sessionIDSize = 32
 
 // idSession is what a session needs to be offered by ID.
 type idSession struct {
-	id      [sessionIDSize]byte
+	id      []byte
+	secret  []byte
 	suite   uint16
-	chains  [][]*x509.Certificate
-	leaf    *x509.Certificate
 	extends bool // extended master secret
+	peers   []*x509.Certificate
+	chains  [][]*x509.Certificate
+	encoded []byte // as encodeSession does; it holds all of the above but the ID
 }
 
-// newIDSession makes a session of a full TLS 1.2 handshake that gave no ticket.
-// ok is false when the server gave no usable ID.
-func newIDSession(hello serverHello, state tls.ConnectionState, secret []byte, now time.Time) (*tls.ClientSessionState, *idSession, bool) {
-	if len(hello.sessionID) != sessionIDSize || len(secret) == 0 || len(state.PeerCertificates) == 0 {
-		return nil, nil, false
+// newIDHeld makes a session of an encoded one of TLS 1.2 that the server gave
+// with an ID, or nil when it can't be offered. onTop is whether crypto/tls can
+// offer it.
+func newIDHeld(session encodedSession, id []byte, onTop bool, now time.Time) *held {
+	if len(id) == 0 || len(id) > maxSessionID || session.version != tls.VersionTLS12 {
+		return nil
+	}
+	h := &held{
+		version: tls.VersionTLS12, useBy: now.Add(maxLifetime12), size: int64(len(session.encoded)),
+		byID: &idSession{
+			id: bytes.Clone(id), secret: session.secret, suite: session.suite, extends: session.extended,
+			peers: session.certificates, chains: session.chains, encoded: session.encoded,
+		},
+	}
+	if onTop && len(id) == sessionIDSize {
+		parsed, err := tls.ParseSessionState(bytes.Clone(session.encoded)) // which keeps them
+		if err != nil {
+			return nil
+		}
+		if h.state, err = tls.NewResumptionState(nil, parsed); err != nil {
+			return nil
+		}
+	}
+	if h.state == nil && !abbreviated.Supports(session.suite) {
+		return nil
+	}
+	return h
+}
+
+// newIDSession makes a session of a full TLS 1.2 handshake that gave no ticket,
+// or nil when the server gave no ID, or one of no use.
+func newIDSession(hello serverHello, state tls.ConnectionState, secret []byte, onTop bool, now time.Time) *held {
+	if len(hello.sessionID) == 0 || len(secret) == 0 || len(state.PeerCertificates) == 0 {
+		return nil
 	}
 	encoded, err := encodeSession(state, secret, hello.extendedMasterSecret, now)
 	if err != nil {
-		return nil, nil, false
+		return nil
 	}
-	session, err := tls.ParseSessionState(encoded) // which keeps encoded
+	session, err := parseSession(encoded)
 	if err != nil {
-		return nil, nil, false
+		return nil
 	}
-	resumption, err := tls.NewResumptionState(nil, session)
-	if err != nil {
-		return nil, nil, false
-	}
-	return resumption, &idSession{
-		id:      [sessionIDSize]byte(hello.sessionID),
-		suite:   state.CipherSuite,
-		chains:  state.VerifiedChains,
-		leaf:    state.PeerCertificates[0],
-		extends: hello.extendedMasterSecret,
-	}, true
+	return newIDHeld(session, hello.sessionID, onTop, now)
 }
 
 // encodeSession encodes a client's TLS 1.2 session as tls.SessionState
@@ -133,13 +159,14 @@ func (s *idSession) refusal(cfg *tls.Config, now time.Time) resealv1.MissReason 
 	if !offersTLS12(cfg) || cfg.CipherSuites != nil && !slices.Contains(cfg.CipherSuites, s.suite) {
 		return changed
 	}
-	if now.After(s.leaf.NotAfter) {
+	leaf := s.peers[0]
+	if now.After(leaf.NotAfter) {
 		return expired
 	}
 	if cfg.InsecureSkipVerify {
 		return 0
 	}
-	if len(s.chains) == 0 || s.leaf.VerifyHostname(cfg.ServerName) != nil {
+	if len(s.chains) == 0 || leaf.VerifyHostname(cfg.ServerName) != nil {
 		return changed
 	}
 	options := x509.VerifyOptions{Roots: cfg.RootCAs, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}

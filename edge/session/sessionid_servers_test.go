@@ -120,12 +120,25 @@ func TestSessionIDsOfManyServers(t *testing.T) {
 	}
 }
 
-// TestShortSessionIDs: an ID that crypto/tls can't send is not kept.
+// TestShortSessionIDs: an ID that crypto/tls can't send is kept when it can be
+// offered without.
 func TestShortSessionIDs(t *testing.T) {
-	state := tls.ConnectionState{Version: tls.VersionTLS12, PeerCertificates: []*x509.Certificate{{}}}
-	for size := range sessionIDSize {
-		if _, _, ok := newIDSession(serverHello{sessionID: make([]byte, size)}, state, []byte("secret"), time.Now()); ok {
-			t.Errorf("an ID of %d bytes is kept", size)
+	certificate, _ := issue(t, time.Now().Add(time.Hour))
+	for suite, bare := range map[uint16]bool{
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256: true,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA:    false,
+	} {
+		state := tls.ConnectionState{
+			Version: tls.VersionTLS12, CipherSuite: suite, PeerCertificates: []*x509.Certificate{certificate.Leaf},
+		}
+		for size := range maxSessionID + 2 {
+			for _, onTop := range []bool{true, false} {
+				h := newIDSession(serverHello{sessionID: make([]byte, size)}, state, make([]byte, 48), onTop, time.Now())
+				want := size > 0 && size <= maxSessionID && (bare || onTop && size == sessionIDSize)
+				if (h != nil) != want {
+					t.Errorf("an ID of %d bytes, %s, crypto/tls can offer it %t: kept %t", size, tls.CipherSuiteName(suite), onTop, h != nil)
+				}
+			}
 		}
 	}
 }

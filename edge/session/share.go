@@ -300,9 +300,6 @@ func (s *Store) check(e entry, sender string, cfg *tls.Config, now time.Time) (*
 	if e.born.After(now.Add(maxSkew)) || !now.Before(e.born.Add(maxSharedAge)) || !now.Before(e.useBy) {
 		return nil, errTooOld
 	}
-	if len(e.id) > 0 && !s.sessionIDs() {
-		return nil, errors.New("session IDs are not resumed here")
-	}
 	session, err := parseSession(e.session)
 	if err != nil {
 		return nil, err
@@ -313,7 +310,7 @@ func (s *Store) check(e entry, sender string, cfg *tls.Config, now time.Time) (*
 	if e.path = append(e.path, sender); len(e.path) > maxPath {
 		return nil, errors.New("passed on too often")
 	}
-	h, err := e.held(session, now)
+	h, err := e.held(session, len(e.id) > 0 && s.sessionIDs(), now)
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,7 @@ type held struct {
 	path      []string  // edges through which it came, if not from the server
 	renewed   bool      // the server declined another one before it gave this one
 	lent      bool      // other edges may use it too
+	restored  bool      // it came from outside; others may have used it before
 	lastOffer time.Time // when it was handed out last
 	taken     int       // times handed out
 	busy      int       // handshakes under way that offer it
@@ -64,6 +65,7 @@ type record struct {
 	doubt    bool      // the server may have forgotten the sessions
 	turns    turns     // of tickets that are taken once
 	grown    time.Time // when a ticket was added to those in circulation
+	vain     int       // IDs in a row that were declined at once
 }
 
 // group is the identities with a common first part. Guarded by Store.mu.
@@ -95,6 +97,7 @@ type offer struct {
 	proof   bool      // this is how it is learned whether that matters
 	at      time.Time // when it was taken
 	terms   Terms
+	way     idWay // how a session is offered by ID
 }
 
 func groupName(identity string) string {
@@ -281,6 +284,9 @@ func (s *Store) accepted(identity string, o offer) {
 	}
 	h.unclean = r.unclean
 	r.doubt = false
+	if h.byID != nil {
+		r.vain = 0
+	}
 	if h.version == tls.VersionTLS13 && h.accepted > 1 {
 		r.learn(reuseMany, now) // one that was lent may be used for the first time
 	}
@@ -311,6 +317,7 @@ func (s *Store) declined(identity string, o offer, version uint16) resealv1.Miss
 	if version != h.version {
 		if r != nil {
 			s.groups[groupName(identity)].removeVersion(r, h.version)
+			r.goes(wayAsked, time.Now()) // it is another kind of server now
 		}
 		return resealv1.MissReason_MISS_REASON_VERSION_CHANGED
 	}
@@ -318,6 +325,9 @@ func (s *Store) declined(identity string, o offer, version uint16) resealv1.Miss
 		return declineReason(r, h)
 	}
 	r.doubt = false
+	if h.byID != nil {
+		r.idDeclined(o, time.Now())
+	}
 	switch now := time.Now(); {
 	case o.proof:
 		r.learn(reuseOnce, now)
@@ -358,11 +368,16 @@ func (s *Store) refused(cache *connCache) resealv1.MissReason {
 	case cache.wasDropped():
 		why = resealv1.MissReason_MISS_REASON_EXPIRED
 	}
+	s.drop(cache.identity, cache.offer, why)
+	return why
+}
+
+// drop deletes an offered session that was not sent.
+func (s *Store) drop(identity string, o offer, why resealv1.MissReason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	cache.offer.concluded()
-	s.discard(cache.identity, cache.offer.session, why)
-	return why
+	o.concluded()
+	s.discard(identity, o.session, why)
 }
 
 // connected notes a completed handshake before its sessions are filed.
@@ -381,27 +396,6 @@ func (s *Store) connected(cache *connCache, resumed bool) {
 	}
 	r.newest = cache.supply
 	cache.renewed = cache.declines()
-}
-
-// fileID keeps the session of a full TLS 1.2 handshake under its ID, unless the
-// server gave a ticket, which is the better of the two: the server need not
-// remember it.
-func (s *Store) fileID(cache *connCache, state tls.ConnectionState, secret []byte) {
-	if cache.supply.given.Load() {
-		return
-	}
-	now := time.Now()
-	resumption, byID, ok := newIDSession(cache.spy.hello, state, secret, now)
-	if !ok {
-		return
-	}
-	h, ok := newHeld(resumption, now)
-	if !ok {
-		return
-	}
-	h.byID = byID
-	cache.supply.given.Store(true)
-	s.keep(cache, h)
 }
 
 // file keeps a session that the server gave on the cache's connection.
