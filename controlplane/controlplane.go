@@ -8,13 +8,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,7 +23,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/reseal/reseal/controlplane/admin"
-	"github.com/reseal/reseal/controlplane/etcd"
 	"github.com/reseal/reseal/controlplane/feed"
 	"github.com/reseal/reseal/controlplane/keyring"
 	"github.com/reseal/reseal/controlplane/sessions"
@@ -57,12 +54,8 @@ type Config struct {
 	// TrustDomain is the authority of the spiffe:// identities. Default
 	// "reseal".
 	TrustDomain string
-	// EtcdQuotaBytes bounds the database of the embedded store. Default 2 GiB.
-	EtcdQuotaBytes int64
 	// HistoryLimit is how many revisions are kept. Default 100.
 	HistoryLimit int
-	// HistoryBytes bounds the bytes of the kept revisions. Default 64 MiB.
-	HistoryBytes int
 	// Version is shown to operators.
 	Version string
 	// Logger is for the operator of this process. Required.
@@ -74,7 +67,6 @@ type ControlPlane struct {
 	cfg      Config
 	registry *prometheus.Registry
 	ready    chan struct{}
-	etcd     atomic.Pointer[etcd.Store] // nil before it is open
 
 	trust *trust.Trust // set before ready is closed
 	store *store.Store // likewise
@@ -116,93 +108,32 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 	}
 	defer listener.Close()
 
-	kept, err := etcd.Open(ctx, c.etcdConfig())
+	etcd, err := openEtcd(ctx, c.cfg)
 	if err != nil {
 		return err
 	}
-	defer kept.Close()
-	c.etcd.Store(kept)
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return kept.Run(ctx) })
-	group.Go(func() error {
-		if err := c.openTrust(ctx, kept, listener); err != nil {
-			return err
-		}
-		c.store = store.New(c.storeConfig(kept))
-		return c.serve(ctx, kept, listener)
-	})
-	return group.Wait()
-}
-
-func (c *ControlPlane) etcdConfig() etcd.Config {
-	return etcd.Config{
-		DataDir:    c.cfg.DataDir,
-		Endpoints:  c.cfg.EtcdEndpoints,
-		CA:         c.cfg.EtcdCA,
-		Cert:       c.cfg.EtcdCert,
-		Key:        c.cfg.EtcdKey,
-		QuotaBytes: c.cfg.EtcdQuotaBytes,
-		Logger:     c.cfg.Logger,
-		Registerer: c.registry,
+	defer etcd.close(c.cfg.Logger)
+	if err := c.openTrust(ctx, etcd, listener); err != nil {
+		return err
 	}
-}
-
-func (c *ControlPlane) storeConfig(kept *etcd.Store) store.Config {
-	config := store.Config{
-		Client:       kept.Client,
+	c.store = store.New(store.Config{
+		Client:       etcd.client,
 		HistoryLimit: c.cfg.HistoryLimit,
-		HistoryBytes: c.cfg.HistoryBytes,
-		Full:         kept.Full,
-		MaxOps:       kept.MaxOps,
-		MaxBytes:     kept.MaxBytes,
+		MaxOps:       etcd.maxOps,
+		MaxBytes:     etcd.maxBytes,
+		Seal:         c.trust.Seal,
+		Open:         c.trust.Unseal,
 		Validate:     manifest.ValidateSnapshot,
 		Logger:       c.cfg.Logger.With("part", "store"),
-	}
-	if c.trust != nil {
-		config.Seal, config.Open = c.trust.Seal, c.trust.Unseal
-	}
-	return config
-}
-
-// Compact makes room in the store that cfg names, and says on out what it did: it
-// removes history beyond the limits, drops superseded values, gives back their
-// room and disarms etcd's alarm. An embedded store must not be in use. In an
-// external cluster all users lose the revisions of the past; their newest values
-// stay.
-func Compact(ctx context.Context, cfg Config, out io.Writer) error {
-	c := New(cfg)
-	if len(cfg.EtcdEndpoints) == 0 {
-		if _, err := os.Stat(filepath.Join(cfg.DataDir, "etcd")); err != nil {
-			return fmt.Errorf("--data-dir: no embedded store there: %w", err)
-		}
-		unlock, err := lockDir(cfg.DataDir)
-		if err != nil {
-			return fmt.Errorf("%w; stop it first", err)
-		}
-		defer unlock()
-	}
-	kept, err := etcd.Open(ctx, c.etcdConfig())
-	if err != nil {
-		return err
-	}
-	defer kept.Close()
-	removed, err := store.New(c.storeConfig(kept)).TrimHistory(ctx)
-	if err != nil {
-		return err
-	}
-	before, after, err := kept.Tidy(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(out, "removed %d old revisions from the history; the database has %d bytes now, %d before; the store takes changes\n", removed, after, before)
-	return nil
+	})
+	return c.serve(ctx, etcd, listener)
 }
 
 // openTrust loads or makes the certificate authority, and writes the admin
 // context of the replica that made it.
-func (c *ControlPlane) openTrust(ctx context.Context, kept *etcd.Store, listener net.Listener) error {
+func (c *ControlPlane) openTrust(ctx context.Context, etcd *etcdStore, listener net.Listener) error {
 	c.trust = trust.New(trust.Config{
-		Client:      kept.Client,
+		Client:      etcd.client,
 		TrustDomain: c.cfg.TrustDomain,
 		KEKFile:     c.cfg.KEKFile,
 		Logger:      c.cfg.Logger.With("part", "trust"),
@@ -212,7 +143,7 @@ func (c *ControlPlane) openTrust(ctx context.Context, kept *etcd.Store, listener
 	}
 	path := filepath.Join(c.cfg.DataDir, "admin.yaml")
 	_, statErr := os.Stat(path)
-	if !kept.Embedded() && !c.trust.Created() && errors.Is(statErr, os.ErrNotExist) {
+	if etcd.embedded == nil && !c.trust.Created() && errors.Is(statErr, os.ErrNotExist) {
 		return nil // a further replica does not mint administrators
 	}
 	servers := c.cfg.Advertise
@@ -229,7 +160,7 @@ func (c *ControlPlane) openTrust(ctx context.Context, kept *etcd.Store, listener
 	return nil
 }
 
-func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net.Listener) error {
+func (c *ControlPlane) serve(ctx context.Context, etcd *etcdStore, listener net.Listener) error {
 	feedServer := feed.New(feed.Config{
 		Source:     c.store,
 		Unseal:     c.store.Unseal,
@@ -251,7 +182,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Logger:   c.cfg.Logger.With("part", "admin"),
 	})
 	keyringServer := keyring.New(keyring.Config{
-		Client:     kept.Client,
+		Client:     etcd.client,
 		Name:       replicaName(listener.Addr()),
 		Source:     c.store,
 		Seal:       c.trust.Seal,
@@ -285,6 +216,14 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	group.Go(func() error { return tallyServer.Run(ctx) })
 	group.Go(func() error { return sessionServer.Run(ctx) })
 	group.Go(func() error { return keyringServer.Run(ctx) })
+	group.Go(func() error {
+		select {
+		case err := <-etcd.failed():
+			return fmt.Errorf("embedded store: %w", err)
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	group.Go(func() error { return c.serveGRPC(ctx, server, health, listener) })
 	return group.Wait()
 }
@@ -321,15 +260,7 @@ func (c *ControlPlane) serveGRPC(ctx context.Context, server *grpc.Server, healt
 }
 
 // Handler serves /healthz, /readyz and /metrics.
-func (c *ControlPlane) Handler() http.Handler { return newHandler(c.registry, c.ready, c.problem) }
-
-// problem says what does not work, "" when all does.
-func (c *ControlPlane) problem() string {
-	if kept := c.etcd.Load(); kept != nil {
-		return kept.Problem()
-	}
-	return ""
-}
+func (c *ControlPlane) Handler() http.Handler { return newHandler(c.registry, c.ready) }
 
 // PageTLS serves the handler with mutual TLS: callers need a certificate of this
 // fleet. Handshakes fail until the control plane is ready.
@@ -413,6 +344,5 @@ var storeCodes = []admin.ErrorCode{
 	{Is: store.ErrNotFound, Code: codes.NotFound},
 	{Is: store.ErrNotKept, Code: codes.FailedPrecondition},
 	{Is: store.ErrTooLarge, Code: codes.ResourceExhausted},
-	{Is: store.ErrFull, Code: codes.ResourceExhausted},
 	{Is: store.ErrUnavailable, Code: codes.Unavailable},
 }

@@ -2,9 +2,7 @@ package controlplane
 
 import (
 	"context"
-	"io"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -66,10 +64,7 @@ func newGRPCServer(t *trust.Trust, codec encoding.CodecV2, version string) (*grp
 	return server, h
 }
 
-// newHandler makes the page. A control plane that holds a configuration is ready,
-// whatever else does not work: edges and readers are served. problem says what
-// that is, "" for nothing.
-func newHandler(registry *prometheus.Registry, ready <-chan struct{}, problem func() string) http.Handler {
+func newHandler(registry *prometheus.Registry, ready <-chan struct{}) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
@@ -77,13 +72,9 @@ func newHandler(registry *prometheus.Registry, ready <-chan struct{}, problem fu
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		select {
 		case <-ready:
-			text := "ok\n"
-			if trouble := problem(); trouble != "" {
-				text += "but: " + trouble + "\n"
-			}
-			_, _ = io.WriteString(w, text)
+			_, _ = w.Write([]byte("ok\n"))
 		default:
-			http.Error(w, strings.TrimSuffix("the store is not loaded yet; "+problem(), "; "), http.StatusServiceUnavailable)
+			http.Error(w, "the store is not loaded yet", http.StatusServiceUnavailable)
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))

@@ -10,8 +10,7 @@
 // Keys in etcd, below Config.Prefix:
 //
 //	keyring/<name>          a record
-//	keyring-cover/<edge>    what a live edge has acked, on a lease. Nothing in it is
-//	                        as the edge said it, and only changes are written
+//	keyring-cover/<edge>    what a live edge has acked, on a lease
 //	keyring-leader/<lease>  a candidate of the election; the oldest one leads
 package keyring
 
@@ -159,6 +158,6 @@ func (s *Server) configure(ctx context.Context) error {
 			return fmt.Errorf("keyring: wait for the next snapshot: %w", err)
 		}
 		revision = snapshot.Revision()
-		s.roster.ask(s.state.configure(snapshot))
+		s.state.configure(snapshot)
 	}
 }

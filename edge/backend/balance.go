@@ -16,13 +16,13 @@ import (
 // weight.
 func (p *pool) pick(state *poolState, call *Call, req *http.Request, tried []*endpoint) *endpoint {
 	now := time.Now()
-	available := func(e *endpoint) bool { return e.available(now) }
-	fresh := func(e *endpoint) bool { return !slices.Contains(tried, e) }
-	preferences := []func(*endpoint) bool{
-		func(e *endpoint) bool { return available(e) && fresh(e) },
-		available,
-		fresh,
-		func(*endpoint) bool { return true },
+	available := func(e *endpoint) bool { return e.available(state.settings, now) }
+	preferences := []func(*endpoint) bool{available, func(*endpoint) bool { return true }}
+	if len(tried) > 0 {
+		fresh := func(e *endpoint) bool { return !slices.Contains(tried, e) }
+		preferences = []func(*endpoint) bool{
+			func(e *endpoint) bool { return available(e) && fresh(e) }, available, fresh, preferences[1],
+		}
 	}
 	for _, ok := range preferences {
 		if e := p.choose(state, call, req, ok); e != nil {

@@ -106,3 +106,50 @@ func TestRingHash(t *testing.T) {
 		})
 	}
 }
+
+// A pick from a ring whose endpoints are all down looks at each of them, not at
+// each of their points.
+func TestRingOfDownEndpoints(t *testing.T) {
+	m := members(slices.Repeat([]int{1}, 200)...)
+	r := newRing(m)
+	for key := range uint64(20) {
+		asked := 0
+		if e := r.find(key<<59, func(*endpoint) bool { asked++; return false }); e != nil {
+			t.Fatal("an endpoint that is down was found")
+		}
+		if asked > 2*len(m) {
+			t.Fatalf("%d questions for %d endpoints", asked, len(m))
+		}
+	}
+	// The one that is up is found from everywhere.
+	for key := range uint64(20) {
+		if e := r.find(key<<59, func(e *endpoint) bool { return e == m[7].endpoint }); e != m[7].endpoint {
+			t.Fatal("the endpoint that is up was missed")
+		}
+	}
+}
+
+func BenchmarkRingPick(b *testing.B) {
+	for _, down := range []bool{false, true} {
+		for _, n := range []int{10, 1000} {
+			b.Run(fmt.Sprintf("endpoints=%d/down=%v", n, down), func(b *testing.B) {
+				p, state := &pool{}, &poolState{settings: &settings{
+					algorithm: resealv1.LoadBalancing_ALGORITHM_RING_HASH, question: &checkQuestion{},
+				}}
+				state.members = members(slices.Repeat([]int{1}, n)...)
+				state.ring = newRing(state.members)
+				if down {
+					for _, m := range state.members {
+						m.sick.Store(state.settings.question)
+					}
+				}
+				call := &Call{Source: netip.MustParseAddrPort("192.0.2.1:1000")}
+				for b.Loop() {
+					if p.pick(state, call, nil, nil) == nil {
+						b.Fatal("no endpoint")
+					}
+				}
+			})
+		}
+	}
+}

@@ -97,7 +97,7 @@ func (b *h1Body) drain() {
 		b.mu.Lock()
 	}
 	defer b.mu.Unlock()
-	_ = c.wire.SetReadDeadline(time.Now().Add(c.timeout))
+	_ = c.wire.SetReadDeadline(time.Now().Add(c.closeTimeout()))
 	_, err := io.CopyN(io.Discard, b.src, cheapRest+1)
 	if !errors.Is(err, io.EOF) || c.closing.Load() || c.reader.Buffered() > 0 || c.unread {
 		c.close()

@@ -32,7 +32,7 @@ func (c *conn) close() {
 		if h := c.hooks.Load(); h != nil && h.leave != nil {
 			h.leave()
 		}
-		kind := c.end(time.Now().Add(c.timeout))
+		kind := c.end(time.Now().Add(c.closeTimeout()))
 		if unclean(kind) {
 			b.cfg.Handshaker.Unclean(c.identity)
 		}

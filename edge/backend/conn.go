@@ -28,8 +28,7 @@ type conn struct {
 	connect  time.Duration // what dial and handshake took
 	resumed  bool
 	version  uint16
-	timeout  time.Duration // for closing
-	slot     bool          // counts in the endpoint's open connections
+	slot     bool // counts in the endpoint's open connections
 
 	readMu     sync.Mutex   // held by whoever reads from tc
 	writes     atomic.Int32 // Writes under way
@@ -151,6 +150,9 @@ func (c *conn) fill(call *Call, protocol string, reused bool) {
 	call.Reused, call.Resumed, call.TLSVersion = reused, c.resumed, c.version
 	call.Connect = 0
 }
+
+// closeTimeout bounds the connection's end.
+func (c *conn) closeTimeout() time.Duration { return c.e.settings().closeTimeout }
 
 // unclean are the ends after which a strict server forgets the session.
 func unclean(kind resealv1.CloseKind) bool {

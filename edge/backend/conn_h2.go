@@ -259,7 +259,8 @@ func (h *h2Conn) release(answered bool) {
 	h.answered = h.answered || answered
 	h.over()
 	settings := h.e.settings()
-	if h.retired || h.old(settings, time.Now()) || h.e.retired {
+	surplus := h.streams == 0 && h.e.open > settings.maxOpen
+	if h.retired || h.old(settings, time.Now()) || h.e.retired || surplus {
 		h.retireLocked()
 	}
 	if set := h.e.sets[h.key]; set != nil && len(set.waiters) > 0 {

@@ -265,7 +265,7 @@ func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn,
 	tls := tc.ConnectionState()
 	e.pool.counters.Handshake(mechanism, miss, tls.Version, took)
 	return &conn{
-		e: e, tc: tc, wire: w, created: begin, timeout: settings.closeTimeout,
+		e: e, tc: tc, wire: w, created: begin,
 		resumed: tls.DidResume, version: tls.Version, ended: make(chan struct{}),
 	}, nil
 }

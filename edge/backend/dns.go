@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // resolveLoop keeps the endpoints of a DNS pool up to date. A look-up that
@@ -43,19 +45,36 @@ func (p *pool) resolve(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
 	}
-	defer p.markResolved()
-	if err != nil || len(found) == 0 {
-		p.b.cfg.Logger.Warn("look-up failed, the last addresses stay", "pool", p.name, "name", dns.GetName(), "error", err)
-		return false
+	ok := err == nil && len(found) > 0
+	if !ok {
+		p.b.cfg.Logger.Warn("look-up failed, its last addresses stay", "pool", p.name, "name", dns.GetName(), "error", err)
 	}
-	addresses := endpointsOf(found, uint16(dns.GetPort()))
+	p.resolvedTo(dns, endpointsOf(found, uint16(dns.GetPort())), ok)
+	return ok
+}
+
+// resolvedTo takes over the answer of a look-up, unless the pool asks for
+// something else by now. After one that failed the last addresses stay, if they
+// are an answer to the same question.
+func (p *pool) resolvedTo(dns *resealv1.DNSEndpoints, addresses []weighted, ok bool) {
 	p.mu.Lock()
-	same := slices.Equal(addresses, p.addresses)
-	p.mu.Unlock()
-	if !same {
-		p.readdress(addresses)
+	defer p.mu.Unlock()
+	state := p.state.Load()
+	if !state.settings.looksUp(dns) {
+		return
 	}
-	return true
+	switch {
+	case ok && !slices.Equal(addresses, p.addresses):
+		p.readdress(addresses)
+	case !ok && p.foreign && len(p.addresses) > 0:
+		p.readdress(nil)
+	}
+	p.foreign = false
+	select {
+	case <-state.resolved:
+	default:
+		close(state.resolved)
+	}
 }
 
 func endpointsOf(found []netip.Addr, port uint16) []weighted {
@@ -70,16 +89,6 @@ func endpointsOf(found []netip.Addr, port uint16) []weighted {
 	return addresses[:min(len(addresses), maxEndpoints)]
 }
 
-func (p *pool) markResolved() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	select {
-	case <-p.resolved:
-	default:
-		close(p.resolved)
-	}
-}
-
 // awaitMembers returns the pool's state, and waits for the first look-up of a
 // DNS pool if it has no endpoint yet.
 func (p *pool) awaitMembers(ctx context.Context) (*poolState, error) {
@@ -90,7 +99,7 @@ func (p *pool) awaitMembers(ctx context.Context) (*poolState, error) {
 	timer := time.NewTimer(max(state.settings.connectTimeout, 10*time.Millisecond))
 	defer timer.Stop()
 	select {
-	case <-p.resolved:
+	case <-state.resolved:
 	case <-timer.C:
 	case <-ctx.Done():
 		return nil, ctx.Err()

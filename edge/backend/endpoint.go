@@ -14,10 +14,10 @@ type endpoint struct {
 	pool    *pool
 	address string
 
-	inFlight     atomic.Int64 // requests, for balancing
-	unhealthy    atomic.Bool
-	failures     atomic.Int32 // in a row
-	ejectedUntil atomic.Int64 // Unix ns; 0 = never ejected
+	inFlight  atomic.Int64                  // requests, for balancing
+	sick      atomic.Pointer[checkQuestion] // the health check that it fails, if any
+	failures  atomic.Int32                  // of requests in a row
+	ejectedAt atomic.Int64                  // Unix ns; 0 is never
 
 	mu      sync.Mutex // guards what follows
 	sets    map[connKey]*connSet
@@ -210,7 +210,7 @@ func (set *connSet) reserveH2(w *waiter, settings *settings) *h2Conn {
 // closed. e.mu is held.
 func (e *endpoint) offer(c *h1Conn, settings *settings) bool {
 	now := time.Now()
-	if !c.slot || c.expired(settings, now) || e.pool.b.ctx.Err() != nil {
+	if !c.slot || c.expired(settings, now) || e.open > settings.maxOpen || e.pool.b.ctx.Err() != nil {
 		return false
 	}
 	set := e.set(c.key)
@@ -383,6 +383,23 @@ func (e *endpoint) canDial(set *connSet, settings *settings) bool {
 func (e *endpoint) tidy(set *connSet) {
 	if len(set.idle) == 0 && len(set.h2) == 0 && len(set.waiters) == 0 && set.dials == 0 && set.protocol == "" {
 		delete(e.sets, set.key)
+	}
+}
+
+// shrink closes idle connections that exceed the bounds of a new configuration.
+// Those in use are closed when they come back.
+func (e *endpoint) shrink() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	settings := e.settings()
+	for range e.open - settings.maxOpen {
+		e.evict()
+	}
+	for _, set := range e.sets {
+		for len(set.idle) > max(settings.maxIdle, 0) {
+			set.idle[0].drop()
+			set.idle = slices.Delete(set.idle, 0, 1)
+		}
 	}
 }
 

@@ -196,7 +196,7 @@ func (x *h1Exchange) receive(ctx context.Context) (*http.Response, error) {
 				return nil, x.fail(err)
 			}
 			broken = err
-			c.timer.Reset(c.timeout)
+			c.timer.Reset(c.closeTimeout())
 		case <-ctx.Done():
 			return nil, x.fail(ctx.Err())
 		case <-c.timer.C:

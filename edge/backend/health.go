@@ -50,7 +50,8 @@ func (p *pool) checkLoop(ctx context.Context) {
 // checkLoop checks one endpoint. The first check comes at a random moment of the
 // interval, so that an edge does not check all at once.
 func (e *endpoint) checkLoop(ctx context.Context) {
-	var streak int // > 0 good, < 0 bad
+	var asked *checkQuestion
+	var streak int // of answers to it; > 0 good, < 0 bad
 	wait := time.Duration(rand.Int64N(int64(max(e.settings().checkInterval, time.Millisecond))))
 	timer := time.NewTimer(min(wait, time.Second))
 	defer timer.Stop()
@@ -60,21 +61,48 @@ func (e *endpoint) checkLoop(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		if e.settings().check == nil {
+		state := e.pool.state.Load()
+		if state.settings.check == nil {
 			return
 		}
-		err := e.check(ctx)
+		if asked != state.settings.question {
+			asked, streak = state.settings.question, 0
+		}
+		err := e.check(ctx, state)
 		if ctx.Err() != nil {
 			return
 		}
-		streak = e.judge(streak, err)
+		streak = e.judge(asked, streak, err)
 		timer.Reset(max(e.settings().checkInterval, time.Millisecond))
 	}
 }
 
+// checkQuestion is what a health check asks. Settings that ask the same share it.
+// A verdict counts only for the question that it answers: without a health check,
+// or with another one, an endpoint starts as healthy.
+type checkQuestion struct {
+	path, method, serverName, statuses string
+}
+
+func questionOf(check *resealv1.HealthCheck) *checkQuestion {
+	if check == nil {
+		return nil
+	}
+	return &checkQuestion{
+		path: check.GetPath(), method: check.GetMethod(), serverName: check.GetServerName(),
+		statuses: fmt.Sprint(check.GetExpectedStatuses()),
+	}
+}
+
+// unhealthy reports whether the endpoint fails the health check of s.
+func (e *endpoint) unhealthy(s *settings) bool {
+	failed := e.sick.Load()
+	return failed != nil && failed == s.question
+}
+
 // judge counts checks in a row and turns the endpoint's health at the
 // thresholds.
-func (e *endpoint) judge(streak int, err error) int {
+func (e *endpoint) judge(asked *checkQuestion, streak int, err error) int {
 	if err == nil {
 		streak = max(streak, 0) + 1
 	} else {
@@ -83,9 +111,9 @@ func (e *endpoint) judge(streak int, err error) int {
 	threshold := e.settings().checkThreshold
 	log := e.pool.b.cfg.Logger.With("pool", e.pool.name, "endpoint", e.address)
 	switch {
-	case streak >= max(threshold.up, 1) && e.unhealthy.CompareAndSwap(true, false):
+	case streak >= max(threshold.up, 1) && e.sick.CompareAndSwap(asked, nil):
 		log.Info("endpoint is healthy")
-	case -streak >= max(threshold.down, 1) && e.unhealthy.CompareAndSwap(false, true):
+	case -streak >= max(threshold.down, 1) && e.sick.Swap(asked) != asked:
 		log.Warn("endpoint is unhealthy", "error", err)
 	}
 	return streak
@@ -93,8 +121,7 @@ func (e *endpoint) judge(streak int, err error) int {
 
 // check makes one health check: a connection of its own, with the pool's
 // sessions and ALPN, a request, and a clean close.
-func (e *endpoint) check(ctx context.Context) error {
-	state := e.pool.state.Load()
+func (e *endpoint) check(ctx context.Context, state *poolState) error {
 	spec := state.settings.check
 	ctx, cancel := context.WithTimeout(ctx, state.settings.checkTimeout)
 	defer cancel()

@@ -37,8 +37,9 @@ func TestHealthChecks(t *testing.T) {
 				p.LoadBalancing = &resealv1.LoadBalancing{Algorithm: resealv1.LoadBalancing_ALGORITHM_ROUND_ROBIN}
 			})
 			first := x.current("p").endpoints[a.addr]
+			unhealthy := func() bool { return first.unhealthy(first.settings()) }
 			sick.Store(true)
-			eventually(t, "a is unhealthy", first.unhealthy.Load)
+			eventually(t, "a is unhealthy", unhealthy)
 			for range 6 {
 				if got := x.get("/"); got != "b" {
 					t.Fatalf("an unhealthy endpoint was used")
@@ -49,11 +50,11 @@ func TestHealthChecks(t *testing.T) {
 			if got := x.get("/"); got != "a" {
 				t.Fatalf("got %q", got)
 			}
-			if x.current("p").endpoints[a.addr] != first || !first.unhealthy.Load() {
+			if x.current("p").endpoints[a.addr] != first || !unhealthy() {
 				t.Error("health was lost in an update")
 			}
 			sick.Store(false)
-			eventually(t, "a is healthy", func() bool { return !first.unhealthy.Load() })
+			eventually(t, "a is healthy", func() bool { return !unhealthy() })
 			x.stop()
 			if n := x.tally.requests; n != 7 {
 				t.Errorf("%d requests counted, want 7: health checks are none", n)
@@ -86,8 +87,7 @@ func TestOutlierDetection(t *testing.T) {
 		t.Error("the ejection was lost in an update")
 	}
 	e := x.current("p").endpoints[bad.addr]
-	e.ejectedUntil.Store(time.Now().Add(-time.Second).UnixNano())
-	if !e.available(time.Now()) {
+	if !e.available(e.settings(), time.Now().Add(time.Hour)) {
 		t.Error("the ejection never ends")
 	}
 }
@@ -102,7 +102,7 @@ func TestLastEndpointIsNeverEjected(t *testing.T) {
 		x.try(newRequest(t, "GET", "/", nil), nil)
 		out := 0
 		for _, e := range x.current("p").endpoints {
-			if e.ejected(time.Now()) {
+			if e.ejected(e.settings(), time.Now()) {
 				out++
 			}
 		}

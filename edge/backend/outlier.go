@@ -1,15 +1,21 @@
 package backend
 
-import "time"
+import (
+	"cmp"
+	"slices"
+	"time"
+)
 
 // available reports whether new requests should go to the endpoint.
-func (e *endpoint) available(now time.Time) bool {
-	return !e.unhealthy.Load() && !e.ejected(now)
+func (e *endpoint) available(s *settings, now time.Time) bool {
+	return !e.unhealthy(s) && !e.ejected(s, now)
 }
 
-func (e *endpoint) ejected(now time.Time) bool {
-	until := e.ejectedUntil.Load()
-	return until != 0 && now.UnixNano() < until
+// ejected reports whether the endpoint is out by the settings of now: a change of
+// them also holds for ejections of before.
+func (e *endpoint) ejected(s *settings, now time.Time) bool {
+	since := e.ejectedAt.Load()
+	return since != 0 && s.ejectAfter > 0 && now.Sub(time.Unix(0, since)) < s.ejectTime
 }
 
 // succeeded notes a request that the endpoint served.
@@ -44,15 +50,36 @@ func (p *pool) eject(e *endpoint) bool {
 	for _, m := range state.members {
 		total++
 		switch {
-		case m.ejected(now):
+		case m.ejected(state.settings, now):
 			out++
-		case m.endpoint != e && m.weight > 0 && m.available(now):
+		case m.endpoint != e && m.weight > 0 && m.available(state.settings, now):
 			left++
 		}
 	}
-	if e.ejected(now) || left == 0 || (out+1)*100 > total*state.settings.maxEjectShare {
+	if e.ejected(state.settings, now) || left == 0 || (out+1)*100 > total*state.settings.maxEjectShare {
 		return false
 	}
-	e.ejectedUntil.Store(now.Add(state.settings.ejectTime).UnixNano())
+	e.ejectedAt.Store(now.UnixNano())
 	return true
+}
+
+// readmit takes back what a new configuration would not have ejected, the
+// earliest first.
+func (p *pool) readmit() {
+	p.ejectMu.Lock()
+	defer p.ejectMu.Unlock()
+	state, now := p.state.Load(), time.Now()
+	var out []*endpoint
+	for _, m := range state.members {
+		if m.ejected(state.settings, now) {
+			out = append(out, m.endpoint)
+		} else {
+			m.ejectedAt.Store(0)
+		}
+	}
+	slices.SortFunc(out, func(a, b *endpoint) int { return cmp.Compare(a.ejectedAt.Load(), b.ejectedAt.Load()) })
+	for len(out)*100 > len(state.members)*state.settings.maxEjectShare {
+		out[0].ejectedAt.Store(0)
+		out = out[1:]
+	}
 }

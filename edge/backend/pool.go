@@ -3,6 +3,7 @@ package backend
 import (
 	"context"
 	"crypto/tls"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,9 +26,9 @@ type pool struct {
 	addresses []weighted // what DNS answered, or the spec's endpoints
 	loops     context.Context
 	stopLoops context.CancelFunc
-	resolved  chan struct{} // closed after the first look-up, or at once
-	ejectMu   sync.Mutex    // one ejection at a time, so that one endpoint stays
-	turns     sync.Mutex    // guards member.turn
+	foreign   bool       // addresses are not of the state's look-up, which is under way
+	ejectMu   sync.Mutex // one ejection at a time, so that one endpoint stays
+	turns     sync.Mutex // guards member.turn
 }
 
 // poolState is immutable.
@@ -37,6 +38,7 @@ type poolState struct {
 	settings *settings
 	members  []*member
 	ring     *ring
+	resolved chan struct{} // closed after the first look-up, or from the start
 }
 
 // member is an endpoint with its weight in one state.
@@ -54,10 +56,7 @@ type weighted struct {
 func newPool(b *Backend, spec Pool) *pool {
 	p := &pool{
 		b: b, name: spec.Name, counters: b.cfg.Counters(spec.Name),
-		endpoints: map[string]*endpoint{}, resolved: make(chan struct{}),
-	}
-	if spec.Spec.GetDns() == nil {
-		close(p.resolved)
+		endpoints: map[string]*endpoint{},
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -65,19 +64,18 @@ func newPool(b *Backend, spec Pool) *pool {
 	return p
 }
 
-// update takes over a spec with the same Identity.
+// update takes over a spec with the same Identity. Afterwards the pool behaves
+// as a new one would, but for what it knows of endpoints: connections, verdicts of
+// the same health check, ejections.
 func (p *pool) update(spec Pool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.state.Load().settings
 	p.swap(spec)
 	now := p.state.Load().settings
-	if now.dns == nil {
-		select {
-		case <-p.resolved:
-		default:
-			close(p.resolved)
-		}
+	p.readmit()
+	for _, e := range p.endpoints {
+		e.shrink()
 	}
 	if p.stopLoops != nil && loopsDiffer(old, now) {
 		p.stopLoops()
@@ -85,30 +83,48 @@ func (p *pool) update(spec Pool) {
 	}
 }
 
+// looksUp reports whether the settings ask for the addresses of dns.
+func (s *settings) looksUp(dns *resealv1.DNSEndpoints) bool {
+	return s.dns != nil && dns != nil && s.dns.GetName() == dns.GetName() && s.dns.GetPort() == dns.GetPort()
+}
+
 // loopsDiffer reports whether the pool's goroutines must start anew.
 func loopsDiffer(a, b *settings) bool {
 	if (a.dns == nil) != (b.dns == nil) || (a.check == nil) != (b.check == nil) {
 		return true
 	}
-	return a.dns != nil && (a.dns.GetName() != b.dns.GetName() ||
-		a.dns.GetPort() != b.dns.GetPort() || a.dnsRefresh != b.dnsRefresh) ||
+	return a.dns != nil && (!a.looksUp(b.dns) || a.dnsRefresh != b.dnsRefresh) ||
 		a.check != nil && a.checkInterval != b.checkInterval
 }
 
 // swap compiles spec into a new state. p.mu is held.
 func (p *pool) swap(spec Pool) {
-	s := newSettings(spec.Spec)
-	if s.dns == nil {
-		p.addresses = nil
+	s, old := newSettings(spec.Spec), p.state.Load()
+	if old != nil && s.question != nil && old.settings.question != nil && *old.settings.question == *s.question {
+		s.question = old.settings.question
+	}
+	resolved := make(chan struct{})
+	switch {
+	case s.dns == nil:
+		close(resolved)
+		p.addresses, p.foreign = nil, false
 		for _, e := range spec.Spec.GetEndpoints() {
 			p.addresses = append(p.addresses, weighted{e.GetAddress(), int(e.GetWeight())})
 		}
-	} // else the last addresses stay until the look-up is done
+	case old != nil && old.settings.looksUp(s.dns):
+		resolved = old.resolved
+	default:
+		// The last addresses stay until the look-up is done, if they are of use.
+		p.foreign = true
+		if !slices.ContainsFunc(p.addresses, func(a weighted) bool { return a.weight > 0 }) {
+			p.addresses = nil
+		}
+	}
 	config := spec.TLS.Clone()
 	config.SessionTicketsDisabled = config.SessionTicketsDisabled || s.sessionsOff
 	// One record and one write per request: latency ramp-up is for browsers.
 	config.DynamicRecordSizingDisabled = true
-	p.apply(&poolState{spec: spec, tls: config, settings: s})
+	p.apply(&poolState{spec: spec, tls: config, settings: s, resolved: resolved})
 }
 
 // apply makes endpoints for p.addresses and publishes the state. p.mu is held.
@@ -137,12 +153,9 @@ func (p *pool) apply(state *poolState) {
 	p.endpoints = keep
 }
 
-// readdress replaces the endpoints of a DNS pool.
+// readdress replaces the endpoints of a DNS pool. p.mu is held.
 func (p *pool) readdress(addresses []weighted) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	old := p.state.Load()
-	next := *old
+	next := *p.state.Load()
 	next.members, next.ring = nil, nil
 	p.addresses = addresses
 	p.apply(&next)

@@ -12,7 +12,8 @@ import (
 // ring is a consistent-hash ring. An endpoint that comes or goes moves only the
 // keys that it gains or held.
 type ring struct {
-	points []ringPoint // by hash
+	points    []ringPoint // by hash
+	endpoints []*endpoint // each one that has a point
 }
 
 type ringPoint struct {
@@ -41,6 +42,7 @@ func newRing(members []*member) *ring {
 		if m.weight == 0 {
 			continue
 		}
+		r.endpoints = append(r.endpoints, m.endpoint)
 		for i := range max(per*m.weight, 1) {
 			r.points = append(r.points, ringPoint{hashString(m.address + "#" + strconv.Itoa(i)), m.endpoint})
 		}
@@ -54,12 +56,17 @@ func newRing(members []*member) *ring {
 	return r
 }
 
+// manyRefused is after how many endpoints that are not ok a walk makes sure that
+// there is one: else it would visit all points in vain.
+const manyRefused = 8
+
 // find walks from the key's place to the first endpoint that is ok.
 func (r *ring) find(key uint64, ok func(*endpoint) bool) *endpoint {
 	start, _ := slices.BinarySearchFunc(r.points, key, func(p ringPoint, key uint64) int {
 		return cmp.Compare(p.hash, key)
 	})
 	var refused *endpoint
+	many := 0
 	for i := range r.points {
 		e := r.points[(start+i)%len(r.points)].e
 		if e == refused {
@@ -69,6 +76,9 @@ func (r *ring) find(key uint64, ok func(*endpoint) bool) *endpoint {
 			return e
 		}
 		refused = e
+		if many++; many == manyRefused && !slices.ContainsFunc(r.endpoints, ok) {
+			return nil
+		}
 	}
 	return nil
 }

@@ -39,6 +39,7 @@ type settings struct {
 	algorithm      resealv1.LoadBalancing_Algorithm
 	hash           hashSource
 	check          *resealv1.HealthCheck
+	question       *checkQuestion
 	dns            *resealv1.DNSEndpoints
 	dnsRefresh     time.Duration
 	checkInterval  time.Duration
@@ -73,6 +74,7 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 		algorithm:        spec.GetLoadBalancing().GetAlgorithm(),
 		hash:             parseHashSource(spec.GetLoadBalancing().GetHashOn()),
 		check:            check,
+		question:         questionOf(check),
 		dns:              spec.GetDns(),
 		dnsRefresh:       spec.GetDns().GetRefreshInterval().AsDuration(),
 		checkInterval:    check.GetInterval().AsDuration(),
