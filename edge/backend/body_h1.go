@@ -118,6 +118,7 @@ type h1Upgraded struct {
 // upgraded gives the connection to the caller, as a tunnel.
 func (x *h1Exchange) upgraded(resp *http.Response) *http.Response {
 	x.keep.Store(false)
+	x.owed.Store(-1)
 	x.watch()
 	x.dog.Load().wait(1)
 	resp.Body = &h1Upgraded{x: x}

@@ -62,8 +62,6 @@ func (e *endpoint) protocolOf(c *conn) (string, error) {
 		return protocolTCP, nil
 	case c.tc.ConnectionState().NegotiatedProtocol == protocolHTTP2:
 		return protocolHTTP2, nil
-	case asked == resealv1.BackendPool_PROTOCOL_HTTP2 && c.key.http1:
-		return "", fail(ReasonProtocolError, errUpgradeH2)
 	case asked == resealv1.BackendPool_PROTOCOL_HTTP2:
 		return "", fail(ReasonProtocolError, errNotH2)
 	}
@@ -81,11 +79,27 @@ func (e *endpoint) dialFailed(set *connSet, begin time.Time, opened bool, err er
 	defer e.mu.Unlock()
 	settings := e.settings()
 	set.dials--
+	err = set.judge(settings, err)
 	e.failWaiters(set, settings, begin, err)
 	if !opened {
 		e.freeSlot()
 	}
 	e.tidy(set)
+}
+
+// judge takes the blame for a handshake that failed from the endpoint where a
+// client may have caused it: by the name that it chose, as long as the endpoint
+// has never been reached under it, or by an Upgrade, for which h2 is not offered.
+// endpoint.mu is held.
+func (set *connSet) judge(settings *settings, err error) error {
+	var e *Error
+	if !errors.As(err, &e) || e.Reason != ReasonHandshakeFailure && e.Reason != ReasonVerifyFailure {
+		return err
+	}
+	if set.protocol == "" && (settings.serverName == "" || set.key.http1) {
+		return e.blamed(blameEdge)
+	}
+	return err
 }
 
 // dialled hands a new connection to the waiters.
@@ -171,9 +185,11 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 	socket, err := e.openSocket(ctx, state.settings)
 	if err != nil {
 		attempt.Release()
-		// A server that refuses may be one that restarts and has forgotten its
-		// sessions.
-		e.pool.b.cfg.Handshaker.Doubt(identity)
+		if ofEndpoint(err) {
+			// A server that refuses may be one that restarts and has forgotten its
+			// sessions.
+			e.pool.b.cfg.Handshaker.Doubt(identity)
+		}
 		return nil, err
 	}
 	c, err := e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
@@ -216,8 +232,8 @@ func (e *endpoint) reserve(ctx context.Context, state *poolState, identity strin
 	waiting, cancel := context.WithTimeout(ctx, state.settings.handshakeTimeout)
 	defer cancel()
 	attempt, err := e.pool.b.cfg.Handshaker.Reserve(waiting, identity, terms)
-	if err != nil {
-		return nil, handshakeError(err)
+	if err != nil { // it waited too long behind others
+		return nil, handshakeError(err).blamed(blameEdge)
 	}
 	return attempt, nil
 }

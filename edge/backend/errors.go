@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
+	"syscall"
 )
 
 // Reasons of an Error, as they stand in access log and statistics.
@@ -24,7 +26,9 @@ const (
 	ReasonOverloaded       = "overloaded"        // 503: too many requests wait
 	ReasonProtocolError    = "protocol_error"    // 502: the backend broke the protocol
 	ReasonUnknownPool      = "unknown_pool"      // 503: no pool of that name
-	ReasonBadRequest       = "bad_request"       // 400: the request can't be sent on
+	ReasonBadRequest       = "bad_request"       // 400, 431: the request can't be sent on
+	ReasonClientStalled    = "client_stalled"    // 408: the client sent no byte of its body in time
+	ReasonLocalFailure     = "local_failure"     // 503: the edge itself lacks what a connection needs
 )
 
 // Error is a failure on the backend leg.
@@ -35,6 +39,64 @@ type Error struct {
 	Code int
 	// Err is the cause. May be nil.
 	Err error
+
+	// blame is whose fault it is.
+	blame blame
+}
+
+// blame says who caused a failure on this leg. Only the endpoint's own failures
+// count towards its ejection.
+type blame int8
+
+const (
+	blameReason blame = iota // the reason says it
+	blameEdge                // an error of the pool, but not of its endpoint
+	blameNobody              // no error of the pool either: the client's doing, or a quiet stream
+)
+
+// blamed returns e with the blame on somebody.
+func (e *Error) blamed(who blame) *Error {
+	copied := *e
+	copied.blame = who
+	return &copied
+}
+
+// ofEndpoint reports whether an attempt failed because of its endpoint.
+func ofEndpoint(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) || e.blame != blameReason {
+		return false
+	}
+	switch e.Reason {
+	case ReasonConnectFailure, ReasonHandshakeFailure, ReasonVerifyFailure, ReasonReset,
+		ReasonTimeoutHeader, ReasonTimeoutIdle, ReasonProtocolError:
+		return true
+	}
+	return false
+}
+
+// ofPool reports whether a request failed for a reason on this leg.
+func ofPool(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.blame != blameNobody
+}
+
+// idleError ends a stream on which no byte moves. Quiet is one that nobody owes a
+// byte: a tunnel, or an answer without a length.
+func idleError(quiet bool) *Error {
+	e := fail(ReasonTimeoutIdle, errIdle)
+	if quiet {
+		e = e.blamed(blameNobody)
+	}
+	return e
+}
+
+// stalledUpload ends a request whose client does not send its body.
+func stalledUpload() *Error { return fail(ReasonClientStalled, errIdle).blamed(blameNobody) }
+
+// refused is a request that the endpoint can't be sent.
+func refused(status int, err error) *Error {
+	return (&Error{Reason: ReasonBadRequest, Code: status, Err: err}).blamed(blameNobody)
 }
 
 // Error implements error.
@@ -70,7 +132,6 @@ var (
 	errLongBody     = errors.New("the request body is longer than its Content-Length")
 	errTunnelsOnly  = errors.New("the pool's protocol is tcp, which carries no requests")
 	errNoTunnel     = errors.New("the pool's protocol is not tcp")
-	errUpgradeH2    = errors.New("the pool's protocol is http2, which has no Upgrade")
 )
 
 func fail(reason string, err error) *Error {
@@ -79,7 +140,9 @@ func fail(reason string, err error) *Error {
 
 func statusOf(reason string) int {
 	switch reason {
-	case ReasonNoEndpoint, ReasonOverloaded, ReasonUnknownPool:
+	case ReasonClientStalled:
+		return http.StatusRequestTimeout
+	case ReasonNoEndpoint, ReasonOverloaded, ReasonUnknownPool, ReasonLocalFailure:
 		return http.StatusServiceUnavailable
 	case ReasonMisdirected:
 		return http.StatusMisdirectedRequest
@@ -92,8 +155,19 @@ func statusOf(reason string) int {
 	}
 }
 
+// ownFailures are what a dial fails with when the edge lacks something.
+var ownFailures = []error{
+	syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.EADDRNOTAVAIL, syscall.EAGAIN,
+}
+
 // dialError names what went wrong in TCP connect.
 func dialError(err error) *Error {
+	if slices.ContainsFunc(ownFailures, func(own error) bool { return errors.Is(err, own) }) {
+		return fail(ReasonLocalFailure, err)
+	}
+	if errors.Is(err, context.Canceled) {
+		return fail(ReasonOverloaded, errClosed)
+	}
 	e := fail(ReasonConnectFailure, err)
 	var netErr net.Error
 	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &netErr) && netErr.Timeout() {

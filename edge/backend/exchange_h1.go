@@ -27,10 +27,12 @@ type h1Exchange struct {
 	done   chan struct{}         // closed when the stream's goroutine is through
 	begin  chan struct{}         // closed when the stream may be sent
 
-	sending atomic.Bool // the stream is not through yet
-	ending  atomic.Bool // its last Write has begun
-	dog     atomic.Pointer[watchdog]
-	stop    atomic.Pointer[func() bool] // ends the watch on the request's context
+	answered atomic.Bool  // the response's header is there
+	owed     atomic.Int64 // bytes that its body is to have; -1 is unknown
+	sending  atomic.Bool  // the stream is not through yet
+	ending   atomic.Bool  // its last Write has begun
+	dog      atomic.Pointer[watchdog]
+	stop     atomic.Pointer[func() bool] // ends the watch on the request's context
 }
 
 // roundTrip sends the attempt's request and returns when the response's header
@@ -112,13 +114,17 @@ func (x *h1Exchange) sendStream(stream io.Reader) error {
 	dog.wait(1)
 	defer dog.wait(-1)
 	writer := &streamWriter{
-		w: x.c, stream: stream, body: x.a.x.body, touch: dog.touch,
+		w: x.c, stream: clientReader{stream, dog}, body: x.a.x.body, touch: dog.touch,
 		trailer: func() http.Header { return x.a.x.req.Trailer },
 		last:    func() { x.ending.Store(true) },
 	}
 	err := writer.run()
 	if err != nil {
 		x.keep.Store(false)
+	}
+	var client readError
+	if errors.As(err, &client) && x.answered.Load() {
+		x.abort(err) // the backend waits for the rest in vain
 	}
 	return err
 }
@@ -271,6 +277,8 @@ func (x *h1Exchange) letBegin() {
 // respond returns the final response with a body of ours.
 func (x *h1Exchange) respond(ctx context.Context, resp *http.Response) (*http.Response, error) {
 	x.c.timer.Stop()
+	x.owed.Store(resp.ContentLength)
+	x.answered.Store(true)
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		if wantsUpgrade(x.a.x.req) == "" {
 			return nil, x.fail(fail(ReasonProtocolError, errNoUpgrade))
@@ -308,8 +316,20 @@ func (x *h1Exchange) respond(ctx context.Context, resp *http.Response) (*http.Re
 func (x *h1Exchange) watch() {
 	if x.dog.Load() == nil {
 		x.dog.Store(newWatchdog(x.a.x.state.settings.bodyTimeout, func() {
-			x.abort(fail(ReasonTimeoutIdle, errIdle))
+			x.abort(x.idle())
 		}))
+	}
+}
+
+// idle finds out who let a transfer stall.
+func (x *h1Exchange) idle() *Error {
+	if waits := x.dog.Load().forClient(); !x.answered.Load() {
+		if waits {
+			return stalledUpload()
+		}
+		return idleError(false)
+	} else {
+		return idleError(waits || x.owed.Load() < 0)
 	}
 }
 

@@ -24,7 +24,9 @@ type h2Exchange struct {
 	cancel context.CancelCauseFunc
 	ctx    context.Context
 	dog    *watchdog
-	late   *time.Timer // for the response header, from the end of the request
+	upload *h2Upload
+	owed   atomic.Int64 // bytes that the answer's body is to have; -1 is unknown
+	late   *time.Timer  // for the response header, from the end of the request
 
 	wrote    atomic.Bool // the header went out
 	answered atomic.Bool // a response came
@@ -41,14 +43,15 @@ func (h *h2Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, err
 		h.unreserve()
 		return nil, err
 	}
-	upload := &h2Upload{src: stream}
+	upload := &h2Upload{src: stream, left: a.x.body.length}
+	x.upload = upload
 	x.late = time.AfterFunc(time.Hour, func() {
 		if !x.answered.Load() {
 			x.cancel(fail(ReasonTimeoutHeader, errHeaderLate))
 		}
 	})
 	x.late.Stop()
-	x.dog = newWatchdog(a.x.state.settings.bodyTimeout, func() { x.cancel(fail(ReasonTimeoutIdle, errIdle)) })
+	x.dog = newWatchdog(a.x.state.settings.bodyTimeout, func() { x.cancel(x.idle()) })
 	upload.dog = x.dog
 	x.dog.wait(1)
 	resp, err := h.cc.RoundTrip(x.request(upload))
@@ -64,6 +67,7 @@ func (h *h2Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, err
 		x.end()
 		return nil, err
 	}
+	x.owed.Store(resp.ContentLength)
 	x.answered.Store(true)
 	upload.keep()
 	return x.respond(resp, stream != nil), nil
@@ -147,10 +151,28 @@ func http2Header(header http.Header) http.Header {
 	return out
 }
 
+// idle finds out who let a transfer stall.
+func (x *h2Exchange) idle() *Error {
+	waits := x.dog.forClient()
+	switch {
+	case x.answered.Load():
+		return idleError(waits || x.owed.Load() < 0)
+	case waits:
+		return stalledUpload()
+	}
+	return idleError(false)
+}
+
 // classify says what an error of x/net/http2 means for the request.
 func (x *h2Exchange) classify(err error) error {
 	if cause := context.Cause(x.ctx); cause != nil {
 		return cause
+	}
+	if broken := x.upload.failed(); broken != nil {
+		return broken
+	}
+	if strings.Contains(err.Error(), "request header list larger than peer's") {
+		return refused(http.StatusRequestHeaderFieldsTooLarge, err)
 	}
 	var stream http2.StreamError
 	if errors.As(err, &stream) {
@@ -212,6 +234,8 @@ func (b *h2Body) Read(p []byte) (int, error) {
 	if err != io.EOF {
 		if cause := context.Cause(x.ctx); cause != nil {
 			err = cause
+		} else if broken := x.upload.failed(); broken != nil {
+			err = broken
 		} else if reasonOf(err) == "" {
 			err = fail(ReasonReset, err)
 		}
@@ -267,14 +291,16 @@ func (b *h2Body) Close() error {
 }
 
 // h2Upload is a request body that notes whether it was read, since x/net/http2
-// closes also those that it has not touched.
+// closes also those that it has not touched, and whether that failed.
 type h2Upload struct {
-	src io.ReadCloser
-	dog *watchdog
+	src  io.ReadCloser
+	dog  *watchdog
+	left int64 // -1 is unknown; owned by Read
 
 	mu     sync.Mutex
 	read   bool
-	kept   bool // no other attempt will want it
+	err    error // of the client
+	kept   bool  // no other attempt will want it
 	closed bool
 }
 
@@ -283,9 +309,28 @@ func (u *h2Upload) Read(p []byte) (int, error) {
 	u.mu.Lock()
 	u.read = true
 	u.mu.Unlock()
-	n, err := u.src.Read(p)
+	n, err := clientReader{u.src, u.dog}.Read(p)
 	u.dog.touch()
+	if u.left >= 0 {
+		if u.left -= int64(n); u.left < 0 {
+			err = errLongBody
+		} else if err == io.EOF && u.left > 0 {
+			err = errShortBody
+		}
+	}
+	if err != nil && err != io.EOF {
+		u.mu.Lock()
+		u.err = readError{err}
+		u.mu.Unlock()
+	}
 	return n, err
+}
+
+// failed returns what went wrong with reading the client's body, if anything.
+func (u *h2Upload) failed() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.err
 }
 
 // Close implements io.Closer.

@@ -72,7 +72,9 @@ func (e *endpoint) checkLoop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		streak = e.judge(asked, streak, err)
+		if reasonOf(err) != ReasonLocalFailure {
+			streak = e.judge(asked, streak, err)
+		}
 		timer.Reset(max(e.settings().checkInterval, time.Millisecond))
 	}
 }

@@ -67,7 +67,7 @@ func TestHealthChecks(t *testing.T) {
 }
 
 func TestOutlierDetection(t *testing.T) {
-	bad := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) }))
+	bad := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) }))
 	good := serve(t, site())
 	n := uint32(3)
 	x := newBench(t, []string{bad.addr, good.addr}, func(p *resealv1.BackendPool) {
@@ -79,7 +79,7 @@ func TestOutlierDetection(t *testing.T) {
 		resp, _ := x.do(newRequest(t, "GET", "/bytes/1", nil), nil)
 		codes[resp.StatusCode]++
 	}
-	if codes[500] != 3 || codes[200] != 17 {
+	if codes[503] != 3 || codes[200] != 17 {
 		t.Errorf("answers %v, want 3 errors before the ejection", codes)
 	}
 	x.set(func(p *resealv1.BackendPool) {}) // an update keeps it out
@@ -93,7 +93,7 @@ func TestOutlierDetection(t *testing.T) {
 }
 
 func TestLastEndpointIsNeverEjected(t *testing.T) {
-	bad := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) }))
+	bad := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) }))
 	n, all := uint32(1), uint32(100)
 	x := newBench(t, []string{bad.addr, closedPort(t)}, func(p *resealv1.BackendPool) {
 		p.OutlierDetection = &resealv1.OutlierDetection{ConsecutiveErrors: &n, MaxEjectionPercent: &all}

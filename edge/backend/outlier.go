@@ -25,8 +25,8 @@ func (e *endpoint) succeeded() {
 	}
 }
 
-// failed notes a connect failure, reset, time-out or 5xx answer, and ejects the
-// endpoint after so many in a row.
+// failed notes a connect failure, reset, time-out or answer with one of the
+// statuses that eject, and ejects the endpoint after so many in a row.
 func (e *endpoint) failed() {
 	s := e.settings()
 	n := int(e.failures.Add(1))

@@ -31,8 +31,8 @@ func (x *exchange) finish(err error) {
 		return
 	}
 	x.p.counters.Request(x.reused, time.Since(x.begin))
-	if reason := reasonOf(err); reason != "" {
-		x.p.counters.Error(reason)
+	if ofPool(err) {
+		x.p.counters.Error(reasonOf(err))
 	}
 }
 
@@ -69,9 +69,7 @@ func (a *attempt) end(err error) bool {
 		return false
 	}
 	a.e.inFlight.Add(-1)
-	switch reasonOf(err) {
-	case ReasonConnectFailure, ReasonHandshakeFailure, ReasonVerifyFailure, ReasonReset,
-		ReasonTimeoutHeader, ReasonTimeoutIdle, ReasonProtocolError:
+	if ofEndpoint(err) {
 		a.e.failed()
 	}
 	return true
@@ -79,7 +77,7 @@ func (a *attempt) end(err error) bool {
 
 // answered notes a response's status.
 func (a *attempt) answered(status int) {
-	if status >= 500 {
+	if slices.Contains(a.x.state.settings.ejectStatuses, status) {
 		a.e.failed()
 	} else {
 		a.e.succeeded()
@@ -122,7 +120,7 @@ func (x *exchange) prepare() error {
 	if x.key.serverName, err = state.serverName(x.call); err != nil {
 		return err
 	}
-	x.key.http1 = wantsUpgrade(x.req) != "" && !state.settings.speaksHTTP1Only()
+	x.key.http1 = wantsUpgrade(x.req) != "" && state.settings.protocol == resealv1.BackendPool_PROTOCOL_AUTO
 	x.header = state.settings.headerTimeout
 	if x.call.ResponseHeaderTimeout > 0 {
 		x.header = x.call.ResponseHeaderTimeout

@@ -283,7 +283,7 @@ func TestEarlyResponse(t *testing.T) {
 
 func TestSlowReader(t *testing.T) {
 	bothProtocols(t, func(t *testing.T, x *bench, _ *server) {
-		x.set(timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(300 * time.Millisecond) }))
+		x.set(timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(time.Second) }))
 		resp, err := x.b.RoundTrip(newRequest(t, "GET", "/bytes/3000000", nil), newCall())
 		if err != nil {
 			t.Fatal(err)
@@ -292,7 +292,7 @@ func TestSlowReader(t *testing.T) {
 		got := make([]byte, 0, 3_000_000)
 		buf := make([]byte, 1_000_000)
 		for {
-			time.Sleep(400 * time.Millisecond) // slower than the idle time-out
+			time.Sleep(1200 * time.Millisecond) // slower than the idle time-out
 			n, err := io.ReadFull(resp.Body, buf)
 			got = append(got, buf[:n]...)
 			if err != nil {
@@ -407,6 +407,7 @@ func TestIdleTimeoutInBody(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
 	stall := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "2") // without one nobody owes a byte: TestBlame
 		w.Write([]byte("x"))
 		w.(http.Flusher).Flush()
 		<-release

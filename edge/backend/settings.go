@@ -34,6 +34,7 @@ type settings struct {
 	retryStale     bool
 	retryStatuses  []int
 	ejectAfter     int
+	ejectStatuses  []int
 	ejectTime      time.Duration
 	maxEjectShare  int
 	algorithm      resealv1.LoadBalancing_Algorithm
@@ -87,6 +88,9 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 	}
 	s.checkThreshold.up = int(check.GetHealthyThreshold())
 	s.checkThreshold.down = int(check.GetUnhealthyThreshold())
+	for _, status := range outlier.GetStatuses() {
+		s.ejectStatuses = append(s.ejectStatuses, int(status))
+	}
 	s.retryOn(spec.GetRetries().GetOn())
 	return s
 }

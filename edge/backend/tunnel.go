@@ -63,7 +63,7 @@ func (x *exchange) openTunnel(ctx context.Context) (Tunnel, error) {
 // neverConnected reports whether no connection came about.
 func neverConnected(err error) bool {
 	switch reasonOf(err) {
-	case ReasonConnectFailure, ReasonHandshakeFailure, ReasonVerifyFailure:
+	case ReasonConnectFailure, ReasonHandshakeFailure, ReasonVerifyFailure, ReasonLocalFailure:
 		return true
 	}
 	return false
@@ -83,7 +83,7 @@ func (x *exchange) tryTunnel(ctx context.Context, e *endpoint) (Tunnel, error) {
 	x.call.Connect = g.raw.connect
 	e.succeeded()
 	t := &tunnelConn{c: g.raw, x: x, e: e}
-	t.dog = newWatchdog(x.state.settings.bodyTimeout, func() { t.end(fail(ReasonTimeoutIdle, errIdle)) })
+	t.dog = newWatchdog(x.state.settings.bodyTimeout, func() { t.end(idleError(true)) })
 	t.dog.wait(1)
 	g.raw.hooks.Store(&hooks{broken: func() { t.end(fail(ReasonReset, errClosed)) }})
 	return t, nil

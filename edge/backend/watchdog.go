@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,6 +13,7 @@ type watchdog struct {
 	limit   time.Duration
 	bite    func()
 	waiting atomic.Int32
+	client  atomic.Int32 // how many of them wait for the client
 	last    atomic.Int64 // when a byte moved, in ns since start
 	start   time.Time
 
@@ -48,6 +50,25 @@ func (w *watchdog) wait(delta int32) {
 	if w.waiting.Add(delta) == 1 && delta > 0 {
 		w.touch() // the first to wait
 	}
+}
+
+// forClient reports whether somebody waits for the client.
+func (w *watchdog) forClient() bool { return w.client.Load() > 0 }
+
+// clientReader is a client's body that notes while it is waited for.
+type clientReader struct {
+	src io.Reader
+	dog *watchdog
+}
+
+// Read implements io.Reader.
+func (r clientReader) Read(p []byte) (int, error) {
+	if r.dog == nil {
+		return r.src.Read(p)
+	}
+	r.dog.client.Add(1)
+	defer r.dog.client.Add(-1)
+	return r.src.Read(p)
 }
 
 func (w *watchdog) check() {

@@ -122,9 +122,11 @@ func TestValidateBackendPool(t *testing.T) {
 			"spec.healthCheck.serverName: is missing; a health check has no request whose host it could take, so set it or tls.serverName",
 			"spec.healthCheck.interval: 50ms is below the least, 100ms",
 		}},
-		{ok + "outlierDetection: {maxEjectionPercent: 101}\nretries: {attempts: 6, on: [502, 502]}\ntimeouts: {connect: 100000h}", []string{
+		{ok + "outlierDetection: {maxEjectionPercent: 101, statuses: [302, 503, 503]}\nretries: {attempts: 6, on: [502, 502]}\ntimeouts: {connect: 100000h}", []string{
 			"spec.timeouts.connect: 100000h is above the most, 87600h",
 			"spec.outlierDetection.maxEjectionPercent: 101 is above the most, 100",
+			"spec.outlierDetection.statuses[0]: 302 is not the status of an answer; it must be 400 to 599",
+			"spec.outlierDetection.statuses[2]: 503 is there twice",
 			"spec.retries.attempts: 6 is above the most, 5",
 			"spec.retries.on[1]: 502 is there twice",
 		}},

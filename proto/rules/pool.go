@@ -33,6 +33,7 @@ func (c *checker) backendPool(p *resealv1.BackendPool) {
 	}
 	if p.OutlierDetection != nil {
 		c.atMost("spec.outlierDetection.maxEjectionPercent", p.OutlierDetection.GetMaxEjectionPercent(), 100)
+		c.statuses("spec.outlierDetection.statuses", p.OutlierDetection.Statuses, 400)
 	}
 	c.retries(p)
 }
@@ -111,22 +112,26 @@ func (c *checker) healthCheck(p *resealv1.BackendPool) {
 	if check.Method != "" && check.Method != "GET" && check.Method != "HEAD" {
 		c.failf("spec.healthCheck.method", "%s is neither GET nor HEAD", Quote(check.Method))
 	}
-	seen := make(map[uint32]bool, len(check.ExpectedStatuses))
-	for i, status := range check.ExpectedStatuses {
-		path := ItemPath("spec.healthCheck.expectedStatuses", i)
-		switch {
-		case status < 200 || status > 599:
-			c.failf(path, "%d is not the status of an answer; it must be 200 to 599", status)
-		case seen[status]:
-			c.failf(path, "%d is there twice", status)
-		}
-		seen[status] = true
-	}
+	c.statuses("spec.healthCheck.expectedStatuses", check.ExpectedStatuses, 200)
 	if check.ServerName == "" && p.GetTls().GetServerName() == "" {
 		c.failf("spec.healthCheck.serverName", "is missing; a health check has no request whose host it could take, so set it or tls.serverName")
 	}
 	c.optional("spec.healthCheck.serverName", check.ServerName, checkServerName)
 	c.atLeast("spec.healthCheck.interval", check.Interval, 100*time.Millisecond)
+}
+
+// statuses are those of answers, each once, from least to 599.
+func (c *checker) statuses(path string, statuses []uint32, least uint32) {
+	seen := make(map[uint32]bool, len(statuses))
+	for i, status := range statuses {
+		switch {
+		case status < least || status > 599:
+			c.failf(ItemPath(path, i), "%d is not the status of an answer; it must be %d to 599", status, least)
+		case seen[status]:
+			c.failf(ItemPath(path, i), "%d is there twice", status)
+		}
+		seen[status] = true
+	}
 }
 
 func (c *checker) retries(p *resealv1.BackendPool) {

@@ -1220,19 +1220,24 @@ func (x *HealthCheck) GetUnhealthyThreshold() uint32 {
 }
 
 // OutlierDetection takes out endpoints whose requests fail. It never takes out
-// the last endpoint.
+// the last endpoint. What a client or the edge itself causes does not count, nor
+// does a tunnel or an answer without a length that is quiet for timeouts.idle.
 type OutlierDetection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Consecutive connect failures, resets, time-outs or 5xx answers that eject.
-	// Default 5. 0 switches ejection off.
+	// Consecutive connect failures, resets, time-outs or answers with one of the
+	// statuses that eject. Default 5. 0 switches ejection off.
 	ConsecutiveErrors *uint32 `protobuf:"varint,1,opt,name=consecutive_errors,json=consecutiveErrors,proto3,oneof" json:"consecutive_errors,omitempty"`
 	// How long an endpoint stays out. Default 30s.
 	EjectionTime *durationpb.Duration `protobuf:"bytes,2,opt,name=ejection_time,json=ejectionTime,proto3" json:"ejection_time,omitempty"`
 	// At most this share of the endpoints is out at one time. Default 50, at
 	// most 100.
 	MaxEjectionPercent *uint32 `protobuf:"varint,3,opt,name=max_ejection_percent,json=maxEjectionPercent,proto3,oneof" json:"max_ejection_percent,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Statuses of the endpoint's answers that count as failures, from 400 to 599.
+	// Default 502, 503 and 504. Choose only such as a client can't provoke: an
+	// unknown method is answered 501, and many applications answer bad input 500.
+	Statuses      []uint32 `protobuf:"varint,4,rep,packed,name=statuses,proto3" json:"statuses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OutlierDetection) Reset() {
@@ -1284,6 +1289,13 @@ func (x *OutlierDetection) GetMaxEjectionPercent() uint32 {
 		return *x.MaxEjectionPercent
 	}
 	return 0
+}
+
+func (x *OutlierDetection) GetStatuses() []uint32 {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
 }
 
 // BackendTimeouts bound a request.
@@ -1627,11 +1639,12 @@ const file_reseal_v1_backend_pool_proto_rawDesc = "" +
 	"\binterval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
 	"\atimeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12+\n" +
 	"\x11healthy_threshold\x18\a \x01(\rR\x10healthyThreshold\x12/\n" +
-	"\x13unhealthy_threshold\x18\b \x01(\rR\x12unhealthyThreshold\"\xed\x01\n" +
+	"\x13unhealthy_threshold\x18\b \x01(\rR\x12unhealthyThreshold\"\x89\x02\n" +
 	"\x10OutlierDetection\x122\n" +
 	"\x12consecutive_errors\x18\x01 \x01(\rH\x00R\x11consecutiveErrors\x88\x01\x01\x12>\n" +
 	"\rejection_time\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\fejectionTime\x125\n" +
-	"\x14max_ejection_percent\x18\x03 \x01(\rH\x01R\x12maxEjectionPercent\x88\x01\x01B\x15\n" +
+	"\x14max_ejection_percent\x18\x03 \x01(\rH\x01R\x12maxEjectionPercent\x88\x01\x01\x12\x1a\n" +
+	"\bstatuses\x18\x04 \x03(\rR\bstatusesB\x15\n" +
 	"\x13_consecutive_errorsB\x17\n" +
 	"\x15_max_ejection_percent\"\xf2\x01\n" +
 	"\x0fBackendTimeouts\x123\n" +

@@ -75,6 +75,9 @@ func (p *BackendPool) defaultFailureHandling() {
 	setOptional(&p.OutlierDetection.ConsecutiveErrors, 5)
 	setDuration(&p.OutlierDetection.EjectionTime, 30*time.Second)
 	setOptional(&p.OutlierDetection.MaxEjectionPercent, 50)
+	if len(p.OutlierDetection.Statuses) == 0 {
+		p.OutlierDetection.Statuses = []uint32{502, 503, 504}
+	}
 	p.Timeouts = orNew(p.Timeouts)
 	setDuration(&p.Timeouts.Connect, 2*time.Second)
 	setDuration(&p.Timeouts.Handshake, 5*time.Second)
