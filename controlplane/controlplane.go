@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/reseal/reseal/controlplane/admin"
 	"github.com/reseal/reseal/controlplane/feed"
@@ -305,29 +304,12 @@ func (c *ControlPlane) roots() *x509.CertPool {
 
 // edge names the calling edge and the labels that its join token gave it.
 func (c *ControlPlane) edge(ctx context.Context) (string, map[string]string, error) {
-	id, err := c.edgeID(ctx)
-	if err != nil {
-		return "", nil, err
-	}
-	labels, enrolled, err := c.trust.EdgeLabels(ctx, id)
-	if err != nil {
-		return "", nil, err
-	}
-	if !enrolled || len(labels) == 0 {
-		return id, nil, nil
-	}
-	return id, labels, nil
+	return c.trust.Edge(ctx)
 }
 
 func (c *ControlPlane) edgeID(ctx context.Context) (string, error) {
-	caller, err := trust.Caller(ctx)
-	if err != nil {
-		return "", err
-	}
-	if caller.Role != resealv1.Role_ROLE_EDGE {
-		return "", status.Errorf(codes.PermissionDenied, "%s is not an edge", caller)
-	}
-	return caller.Name, nil
+	id, _, err := c.trust.Edge(ctx)
+	return id, err
 }
 
 func (c *ControlPlane) author(ctx context.Context) string {

@@ -27,9 +27,10 @@ const maxRequestSize = 16 << 10
 // expired: whoever guesses learns nothing.
 var errRefused = status.Error(codes.PermissionDenied, "the join token was refused: it is unknown, used, revoked or expired")
 
-// Enroll implements resealv1.EnrollmentServiceServer. Whoever reaches the port
-// can call it, so failed calls are limited, all callers together, and few are
-// worked on at the same time.
+// Enroll implements resealv1.EnrollmentServiceServer. Whoever reaches the port can
+// call it. A token that this replica does not know is looked for in the store, a
+// limited number of times for each address; a token that it knows is never held up by
+// that. Few calls are worked on at the same time.
 func (t *Trust) Enroll(ctx context.Context, req *resealv1.EnrollRequest) (*resealv1.EnrollResponse, error) {
 	opened := t.opened.Load()
 	if opened == nil {
@@ -41,30 +42,48 @@ func (t *Trust) Enroll(ctx context.Context, req *resealv1.EnrollRequest) (*resea
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
+	known := t.knownToken(secret)
+	if known == nil && !t.guesses.allow(sourceOf(ctx)) {
+		return nil, status.Error(codes.ResourceExhausted, "too many enrolments from this address failed just now; try again in some seconds")
+	}
 	select {
 	case t.enrolling <- struct{}{}:
 		defer func() { <-t.enrolling }()
 	case <-ctx.Done():
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
-	if t.failures.Tokens() < 1 {
-		return nil, status.Error(codes.ResourceExhausted, "too many enrolments failed just now; try again in some seconds")
-	}
-	response, err := t.enroll(ctx, opened.authority, secret, req)
+	response, err := t.enroll(ctx, opened.authority, secret, known, req)
 	switch status.Code(err) {
 	case codes.PermissionDenied, codes.InvalidArgument:
-		t.failures.Allow()
 		t.logger.Warn("enrolment refused", "token", secret.id, "edge", req.GetId(), "error", err)
 	}
 	return response, err
 }
 
-func (t *Trust) enroll(ctx context.Context, authority *authority, secret credential, req *resealv1.EnrollRequest) (*resealv1.EnrollResponse, error) {
+// knownToken gives back the token that belongs to secret, if this replica knows it.
+func (t *Trust) knownToken(secret credential) *storedToken {
+	token, ok := t.registry.token(secret.id)
+	// The same work whether there is a token or not.
+	want := make([]byte, sha256.Size)
+	if ok {
+		want = token.SecretHash
+	}
+	if equal := subtle.ConstantTimeCompare(want, secret.hash()); !ok || equal != 1 {
+		return nil
+	}
+	return &token
+}
+
+// enroll uses the token that belongs to secret, starting with what is known of it,
+// nil for nothing.
+func (t *Trust) enroll(ctx context.Context, authority *authority, secret credential, known *storedToken, req *resealv1.EnrollRequest) (*resealv1.EnrollResponse, error) {
 	var request certificateRequest
 	for {
-		token, err := t.findToken(ctx, secret)
-		if err != nil {
-			return nil, err
+		token, err := known, error(nil)
+		if known = nil; token == nil {
+			if token, err = t.findToken(ctx, secret); err != nil {
+				return nil, err
+			}
 		}
 		if token.Edge != req.GetId() {
 			return nil, invalid("id", fmt.Errorf("the join token is for edge %q, not for %q", token.Edge, req.GetId()))
@@ -82,7 +101,7 @@ func (t *Trust) enroll(ctx context.Context, authority *authority, secret credent
 		}
 		err = t.useToken(ctx, *token, request.keyHash, now)
 		if errors.Is(err, errTaken) {
-			continue // at most once: a token is used once, or gone
+			continue // at most twice: what is known may be old; a token is used once, or gone
 		}
 		if err != nil {
 			return nil, t.storeError(ctx, err)

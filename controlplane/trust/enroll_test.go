@@ -59,9 +59,9 @@ func TestEnrolAndRenew(t *testing.T) {
 	if answer.GetTrustDomain() != "reseal" || answer.GetCaPem() != string(s.trust.CAPEM()) || !key.PublicKey.Equal(certificate.PublicKey) {
 		t.Error("wrong answer")
 	}
-	labels, enrolled, err := s.trust.EdgeLabels(t.Context(), "e1")
-	if err != nil || !enrolled || cmp.Diff(labels, map[string]string{"zone": "a"}) != "" {
-		t.Errorf("labels %v, %v, %v", labels, enrolled, err)
+	id, labels, err := s.trust.Edge(as("e1", certificate))
+	if err != nil || id != "e1" || cmp.Diff(labels, map[string]string{"zone": "a"}) != "" {
+		t.Errorf("%s, labels %v, %v", id, labels, err)
 	}
 
 	edge := s.enrollment(t, tls.Certificate{Certificate: [][]byte{certificate.Raw}, PrivateKey: key})
@@ -83,12 +83,64 @@ func TestEnrolAndRenew(t *testing.T) {
 	}
 }
 
-func TestEdgeLabelsOfUnknownEdge(t *testing.T) {
-	trust := openTrust(t, testConfig(t))
-	for _, id := range []string{"nobody", "", "../tokens/x"} {
-		if labels, enrolled, err := trust.EdgeLabels(t.Context(), id); labels != nil || enrolled || err != nil {
-			t.Errorf("%q: %v, %v, %v", id, labels, enrolled, err)
+// as is the context of a call of an edge.
+func as(id string, certificate *x509.Certificate) context.Context {
+	who := caller{identity: Identity{Role: resealv1.Role_ROLE_EDGE, Name: id}, certificate: certificate}
+	return context.WithValue(context.Background(), callerKey{}, who)
+}
+
+// parsed is the certificate in c.
+func parsed(t *testing.T, c tls.Certificate) *x509.Certificate {
+	t.Helper()
+	certificate, err := x509.ParseCertificate(c.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certificate
+}
+
+// TestEdgesComeBackWithoutTheStore: what a replica knows of its edges suffices
+// while the store does not answer; what it does not know, it does not guess.
+func TestEdgesComeBackWithoutTheStore(t *testing.T) {
+	cfg := testConfig(t)
+	trust := openTrust(t, cfg)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- trust.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
 		}
+	}()
+	s := serve(t, trust, true)
+	enrol := func() *x509.Certificate {
+		t.Helper()
+		answer, err := s.enrollment(t).Enroll(t.Context(), &resealv1.EnrollRequest{
+			Token: createToken(t, s, "e").GetToken(), Id: "e", CertificateRequest: newRequest(t, newKey(t)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parsePEM(t, answer.GetCertificatePem())
+	}
+	first, second := enrol(), enrol()
+	eventually(t, "the replica knows the edge", func() bool {
+		record, ok := trust.registry.edge("e")
+		return ok && record.Enrolment == second.Subject.SerialNumber
+	})
+	_, _, err := trust.Edge(as("e", first))
+	wantCode(t, err, codes.PermissionDenied, "enrolled anew")
+	if id, labels, err := trust.Edge(as("nobody", parsed(t, edgeCertificate(t, trust, "nobody", "")))); id != "nobody" || labels != nil || err != nil {
+		t.Errorf("an edge that is not known: %q, %v, %v", id, labels, err)
+	}
+	trust.client.KV = failingKV{}
+	if id, labels, err := trust.Edge(as("e", second)); id != "e" || labels["zone"] != "a" || err != nil {
+		t.Errorf("without the store: %q, %v, %v", id, labels, err)
+	}
+	for id, certificate := range map[string]*x509.Certificate{"e": first, "nobody": parsed(t, edgeCertificate(t, trust, "nobody", ""))} {
+		_, _, err := trust.Edge(as(id, certificate))
+		wantCode(t, err, codes.Unavailable)
 	}
 }
 
@@ -301,7 +353,7 @@ func TestStoreDown(t *testing.T) {
 	wantCode(t, err, codes.Unavailable)
 	_, err = s.enrollment(t).Enroll(t.Context(), &resealv1.EnrollRequest{Token: newCredential().text(trust.CAHash())})
 	wantCode(t, err, codes.Unavailable)
-	_, _, err = trust.EdgeLabels(t.Context(), "e")
+	_, _, err = trust.Edge(as("e", parsed(t, edgeCertificate(t, trust, "e", ""))))
 	wantCode(t, err, codes.Unavailable)
 }
 
@@ -325,7 +377,7 @@ func TestMalformedRecord(t *testing.T) {
 	}
 	_, err := s.admin(t).ListTokens(t.Context(), &resealv1.ListTokensRequest{})
 	wantCode(t, err, codes.Internal)
-	_, _, err = s.trust.EdgeLabels(t.Context(), "e")
+	_, _, err = s.trust.Edge(as("e", parsed(t, edgeCertificate(t, s.trust, "e", ""))))
 	wantCode(t, err, codes.Internal)
 }
 

@@ -328,7 +328,7 @@ func TestServerCertificateRenews(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- trust.Run(ctx) }()
+		go func() { done <- trust.renew(ctx) }()
 		keys := map[string]bool{}
 		for range 5 {
 			synctest.Wait()

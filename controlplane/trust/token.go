@@ -145,22 +145,23 @@ func isTokenID(text string) bool {
 // errTaken is the error of useToken when the token changed since it was read.
 var errTaken = errors.New("the token changed")
 
-// addToken stores a new token.
-func (t *Trust) addToken(ctx context.Context, id string, token joinToken) error {
+// addToken stores a new token, and returns the revision of its key.
+func (t *Trust) addToken(ctx context.Context, id string, token joinToken) (int64, error) {
 	value, err := json.Marshal(token)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	lease, err := t.client.Grant(ctx, leaseSeconds(token.ExpiresAt.Sub(token.CreatedAt)))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	// An id that exists already is as likely as a guessed one.
-	if _, err := t.client.Put(ctx, t.prefix+tokensPrefix+id, string(value), clientv3.WithLease(lease.ID)); err != nil {
+	answer, err := t.client.Put(ctx, t.prefix+tokensPrefix+id, string(value), clientv3.WithLease(lease.ID))
+	if err != nil {
 		t.dropLease(ctx, lease.ID)
-		return err
+		return 0, err
 	}
-	return nil
+	return answer.Header.Revision, nil
 }
 
 // useToken marks a token as used by the key with the given hash, and stores the

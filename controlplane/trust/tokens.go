@@ -57,9 +57,10 @@ func (t *Trust) CreateToken(ctx context.Context, req *resealv1.CreateTokenReques
 		CreatedBy:  who.identity.String(),
 		SecretHash: secret.hash(),
 	}}
-	if err := t.addToken(ctx, token.id, token.joinToken); err != nil {
+	if token.revision, err = t.addToken(ctx, token.id, token.joinToken); err != nil {
 		return nil, t.storeError(ctx, err)
 	}
+	t.registry.put(token)
 	t.logger.Info("join token created", "token", token.id, "edge", token.Edge, "labels", token.Labels, "expires", token.ExpiresAt, "by", token.CreatedBy)
 	return &resealv1.CreateTokenResponse{Token: secret.text(t.CAHash()), Info: token.info()}, nil
 }
@@ -131,27 +132,44 @@ func (t *Trust) RevokeToken(ctx context.Context, req *resealv1.RevokeTokenReques
 	if answer.Deleted == 0 {
 		return nil, notFound
 	}
+	t.registry.drop(req.GetTokenId())
 	t.logger.Info("join token revoked", "token", req.GetTokenId(), "by", who.identity.String())
 	return &resealv1.RevokeTokenResponse{}, nil
 }
 
-// EdgeLabels are the labels that the join token gave to an edge, which replace
-// those that it claims; nil when it gave none. enrolled tells whether the edge
-// is known at all. The error is a gRPC status.
-func (t *Trust) EdgeLabels(ctx context.Context, id string) (labels map[string]string, enrolled bool, err error) {
-	if checkName(id) != nil {
-		return nil, false, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	record, err := t.edge(ctx, id)
+// Edge names the calling edge, with the labels that its join token gave it, which
+// replace those that it claims; nil when it gave none. It asks the store only for an
+// edge that this replica does not know as it is. The error is a gRPC status.
+func (t *Trust) Edge(ctx context.Context) (id string, labels map[string]string, err error) {
+	who, err := callerOf(ctx)
 	if err != nil {
-		return nil, false, t.storeError(ctx, err)
+		return "", nil, err
 	}
-	if record == nil {
-		return nil, false, nil
+	if who.identity.Role != resealv1.Role_ROLE_EDGE {
+		return "", nil, status.Errorf(codes.PermissionDenied, "%s is not an edge", who.identity)
 	}
-	return record.Labels, true, nil
+	id = who.identity.Name
+	record, known := t.registry.edge(id)
+	if !known || record.Enrolment != who.certificate.Subject.SerialNumber {
+		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+		defer cancel()
+		found, err := t.edge(ctx, id)
+		if err != nil {
+			return "", nil, t.storeError(ctx, err)
+		}
+		if found == nil {
+			return id, nil, nil
+		}
+		record = *found
+	}
+	if record.Enrolment != who.certificate.Subject.SerialNumber {
+		t.logger.Warn("an edge was refused: its id was enrolled anew", "edge", id)
+		return "", nil, status.Errorf(codes.PermissionDenied, "%s was enrolled anew with another join token; this certificate is no longer good", who.identity)
+	}
+	if len(record.Labels) == 0 {
+		return id, nil, nil
+	}
+	return id, record.Labels, nil
 }
 
 // storeError is what a caller hears of an error of the store.

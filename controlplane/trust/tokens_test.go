@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -203,7 +204,11 @@ func TestFailuresAreLimited(t *testing.T) {
 		_, err := anonymous.Enroll(t.Context(), &resealv1.EnrollRequest{Token: token, Id: "e", CertificateRequest: newRequest(t, newKey(t))})
 		return err
 	}
-	s.trust.failures = rate.NewLimiter(0, 10)
+	slow := func(burst int) {
+		s.trust.guesses = newGuesses()
+		s.trust.guesses.sources[netip.MustParsePrefix("127.0.0.1/32")] = rate.NewLimiter(0, burst)
+	}
+	slow(10)
 	refused := 0
 	for range 30 {
 		switch err := enrol(newCredential().text(s.trust.CAHash())); status.Code(err) {
@@ -217,12 +222,45 @@ func TestFailuresAreLimited(t *testing.T) {
 	if refused != 10 {
 		t.Errorf("%d failures were looked at, want 10", refused)
 	}
-	wantCode(t, enrol(good), codes.ResourceExhausted)
-	s.trust.failures = rate.NewLimiter(0, 1)
+	// A token that is good is taken all the same.
+	if err := enrol(good); err != nil {
+		t.Error(err)
+	}
+	slow(1)
 	for range 3 {
 		// Successes don't count.
 		if err := enrol(createToken(t, s, "e").GetToken()); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestManySources: the table of addresses stays bounded, and one address does not
+// shut out another.
+func TestManySources(t *testing.T) {
+	g := newGuesses()
+	g.all = rate.NewLimiter(rate.Inf, 1)
+	rogue := netip.MustParsePrefix("2001:db8::/64")
+	for range failuresBurst {
+		if !g.allow(rogue) {
+			t.Fatal("the burst is smaller than it should be")
+		}
+	}
+	allowed := 0
+	for range 100 {
+		if g.allow(rogue) {
+			allowed++
+		}
+	}
+	if allowed > 20 {
+		t.Errorf("%d of 100 more were allowed", allowed)
+	}
+	for i := range 3 * maxSources {
+		if !g.allow(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)) {
+			t.Fatalf("address %d is shut out", i)
+		}
+	}
+	if len(g.sources) > maxSources {
+		t.Errorf("%d addresses are remembered", len(g.sources))
 	}
 }

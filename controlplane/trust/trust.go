@@ -20,11 +20,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"golang.org/x/time/rate"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -35,10 +35,6 @@ const (
 	defaultEdgeCertTTL = 24 * time.Hour
 	serverCertTTL      = 24 * time.Hour
 
-	// Failed enrolments a second, all callers together, and how many may come
-	// at once. Successful ones don't count.
-	failedEnrolments      = 5
-	failedEnrolmentsBurst = 50
 	// Enrolments that are worked on at the same time.
 	maxEnrolling = 16
 )
@@ -78,8 +74,9 @@ type Trust struct {
 	logger      *slog.Logger
 
 	methods   map[string][]resealv1.Role // by full method name
-	failures  *rate.Limiter              // failed enrolments
-	enrolling chan struct{}              // a slot for each enrolment under way
+	guesses   *guesses
+	registry  *registry
+	enrolling chan struct{} // a slot for each enrolment under way
 
 	opened atomic.Pointer[opened] // nil before Open
 	server atomic.Pointer[tls.Certificate]
@@ -102,7 +99,8 @@ func New(cfg Config) *Trust {
 		edgeCertTTL: cfg.EdgeCertTTL,
 		logger:      cfg.Logger,
 		methods:     allowedRoles(),
-		failures:    rate.NewLimiter(failedEnrolments, failedEnrolmentsBurst),
+		guesses:     newGuesses(),
+		registry:    newRegistry(),
 		enrolling:   make(chan struct{}, maxEnrolling),
 	}
 	if t.prefix == "" {
@@ -146,12 +144,22 @@ func (t *Trust) CAHash() string {
 	return ""
 }
 
-// Run renews the server's certificate at half of its life, until ctx ends.
-// Errors: ErrNotOpen.
+// Run renews the server's certificate at half of its life, and follows which edges
+// are enrolled, until ctx ends. Errors: ErrNotOpen.
 func (t *Trust) Run(ctx context.Context) error {
 	if t.opened.Load() == nil {
 		return ErrNotOpen
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var following sync.WaitGroup
+	defer following.Wait()
+	defer cancel()
+	following.Go(func() { t.follow(ctx) })
+	return t.renew(ctx)
+}
+
+// renew keeps the server's certificate fresh until ctx ends.
+func (t *Trust) renew(ctx context.Context) error {
 	for {
 		timer := time.NewTimer(time.Until(renewAt(t.server.Load().Leaf)))
 		select {
