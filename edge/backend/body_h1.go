@@ -32,7 +32,9 @@ func (b *h1Body) Read(p []byte) (int, error) {
 	}
 	dog := b.x.dog.Load()
 	dog.wait(1)
+	b.x.untaken.Store(0)
 	n, err := b.src.Read(p)
+	b.x.untaken.Store(time.Now().UnixNano())
 	dog.wait(-1)
 	if b.left.Load() > 0 {
 		b.left.Add(-int64(n))

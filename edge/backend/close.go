@@ -42,7 +42,7 @@ func (c *conn) close() {
 		c.e.pool.counters.Closed(kind, c.peerEnded.Load())
 		b.untrack(c)
 		if c.slot {
-			c.e.slotFreed()
+			c.e.slotFreed(c)
 		}
 	})
 }

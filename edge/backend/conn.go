@@ -30,6 +30,8 @@ type conn struct {
 	version  uint16
 	slot     bool // counts in the endpoint's open connections
 
+	reclaimed bool // taken from its client; guarded by endpoint.mu
+
 	readMu     sync.Mutex   // held by whoever reads from tc
 	writes     atomic.Int32 // Writes under way
 	writing    atomic.Int64 // when the last Write began, in Unix ns; 0: it is through

@@ -43,6 +43,7 @@ type h1Conn struct {
 	rested bool      // it has been idle
 	served int
 	owner  owner
+	holder *share // of the client whose request it serves
 }
 
 const (
@@ -70,13 +71,20 @@ func newH1Conn(c *conn) *h1Conn {
 	}
 	h.timer.Stop()
 	h.state.Store(h1Active)
-	c.hooks.Store(&hooks{broken: func() {
+	c.hooks.Store(&hooks{leave: h.leave, broken: func() {
 		if x := h.exchange.Load(); x != nil {
 			x.abort(fail(ReasonReset, errClosed))
 		}
 	}})
 	c.e.pool.b.spawn(h.watch)
 	return h
+}
+
+// leave takes a connection that is ending from its client.
+func (c *h1Conn) leave() {
+	c.e.mu.Lock()
+	defer c.e.mu.Unlock()
+	c.e.unhold(c)
 }
 
 // watch waits for responses until the connection ends.
@@ -203,6 +211,7 @@ func (c *h1Conn) rest(now time.Time) bool {
 func (c *h1Conn) granted(w *waiter) grant {
 	c.served++
 	c.owner = ownerOf(w.call)
+	c.e.hold(c, w.call.Client)
 	c.count(gaugeActive)
 	return grant{h1: c, reused: c.served > 1, stale: c.served > 1 || c.rested}
 }

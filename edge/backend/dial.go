@@ -140,7 +140,7 @@ func (e *endpoint) offerRaw(set *connSet, c *conn) {
 	}
 	w := set.waiters[0]
 	set.waiters = append(set.waiters[:0], set.waiters[1:]...)
-	e.waiting--
+	e.exit(w)
 	c.count(gaugeActive)
 	w.got <- grant{raw: c}
 }
@@ -162,7 +162,7 @@ func (e *endpoint) failWaiters(set *connSet, settings *settings, begin time.Time
 			continue
 		}
 		most--
-		e.waiting--
+		e.exit(w)
 		w.got <- grant{err: err}
 	}
 	set.waiters = left

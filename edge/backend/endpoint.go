@@ -19,11 +19,13 @@ type endpoint struct {
 	failures  atomic.Int32                  // of requests in a row
 	ejectedAt atomic.Int64                  // Unix ns; 0 is never
 
-	mu      sync.Mutex // guards what follows
-	sets    map[connKey]*connSet
-	open    int // connections and dials that hold a slot
-	waiting int
-	retired bool
+	mu        sync.Mutex // guards what follows
+	sets      map[connKey]*connSet
+	open      int // connections and dials that hold a slot
+	waiting   int
+	retired   bool
+	clients   map[uint64]*share // client connections that hold or want a connection
+	reclaimed int               // connections taken from their clients that are not closed yet
 }
 
 // connSet is the connections of one identity at one endpoint.
@@ -58,7 +60,7 @@ type grant struct {
 }
 
 func newEndpoint(p *pool, address string) *endpoint {
-	return &endpoint{pool: p, address: address, sets: map[connKey]*connSet{}}
+	return &endpoint{pool: p, address: address, sets: map[connKey]*connSet{}, clients: map[uint64]*share{}}
 }
 
 func (e *endpoint) settings() *settings { return e.pool.state.Load().settings }
@@ -94,7 +96,7 @@ func (e *endpoint) acquireOnce(ctx context.Context, key connKey, w *waiter) (gra
 			return g, nil
 		}
 	}
-	if e.waiting >= settings.maxPending {
+	if e.waiting >= settings.maxPending && !e.displace(w) {
 		e.tidy(set)
 		e.mu.Unlock()
 		return grant{}, fail(ReasonOverloaded, errQueueFull)
@@ -106,7 +108,7 @@ func (e *endpoint) acquireOnce(ctx context.Context, key connKey, w *waiter) (gra
 	} else { // its turn came before
 		set.waiters = slices.Insert(set.waiters, 0, w)
 	}
-	e.waiting++
+	e.enter(w)
 	e.dialMore(set, settings)
 	e.mu.Unlock()
 	return e.await(ctx, set, w, settings)
@@ -134,7 +136,7 @@ func (e *endpoint) leave(set *connSet, w *waiter) {
 	e.mu.Lock()
 	if i := slices.Index(set.waiters, w); i >= 0 {
 		set.waiters = slices.Delete(set.waiters, i, i+1)
-		e.waiting--
+		e.exit(w)
 		e.tidy(set)
 		e.mu.Unlock()
 		return
@@ -214,12 +216,14 @@ func (e *endpoint) offer(c *h1Conn, settings *settings) bool {
 		return false
 	}
 	set := e.set(c.key)
-	for i, w := range set.waiters {
-		if w.raw || w.fresh && c.served > 0 || !settings.mayUse(w.call, c.served, c.owner) {
-			continue
-		}
+	e.unhold(c)
+	may := func(w *waiter) bool {
+		return !w.raw && !(w.fresh && c.served > 0) && settings.mayUse(w.call, c.served, c.owner)
+	}
+	if i := e.next(set, settings, may); i >= 0 {
+		w := set.waiters[i]
 		set.waiters = slices.Delete(set.waiters, i, i+1)
-		e.waiting--
+		e.exit(w)
 		w.got <- c.granted(w)
 		return true
 	}
@@ -282,7 +286,7 @@ func (e *endpoint) serve(set *connSet, settings *settings) {
 			waiters = append(waiters, w)
 			continue
 		}
-		e.waiting--
+		e.exit(w)
 		w.got <- c.granted(w)
 	}
 	clear(set.waiters[len(waiters):])
@@ -302,7 +306,9 @@ func (e *endpoint) dialMore(set *connSet, settings *settings) {
 	}
 	for set.dials < want {
 		if e.open >= settings.maxOpen {
-			e.evict()
+			if !e.evict() {
+				e.reclaim(set, settings)
+			}
 			return
 		}
 		e.open++
@@ -317,8 +323,8 @@ func (e *endpoint) manyDials(set *connSet, settings *settings) bool {
 }
 
 // evict closes an idle connection, of whatever identity, so that its slot
-// becomes free. e.mu is held.
-func (e *endpoint) evict() {
+// becomes free, if there is one. e.mu is held.
+func (e *endpoint) evict() bool {
 	settings := e.settings()
 	var from *connSet
 	var oldest time.Time
@@ -329,22 +335,26 @@ func (e *endpoint) evict() {
 		for _, c := range set.h2 {
 			if c.idleNow() && !slices.ContainsFunc(set.waiters, func(w *waiter) bool { return c.fits(w, settings) }) {
 				c.retireLocked()
-				return
+				return true
 			}
 		}
 	}
 	if from == nil {
-		return
+		return false
 	}
 	c := from.idle[0]
 	from.idle = slices.Delete(from.idle, 0, 1)
 	c.drop()
+	return true
 }
 
 // slotFreed gives back the slot of a connection that is closed.
-func (e *endpoint) slotFreed() {
+func (e *endpoint) slotFreed(c *conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if c.reclaimed {
+		e.reclaimed--
+	}
 	e.freeSlot()
 }
 

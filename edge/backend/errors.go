@@ -28,6 +28,7 @@ const (
 	ReasonUnknownPool      = "unknown_pool"      // 503: no pool of that name
 	ReasonBadRequest       = "bad_request"       // 400, 431: the request can't be sent on
 	ReasonClientStalled    = "client_stalled"    // 408: the client sent no byte of its body in time
+	ReasonClientShare      = "client_share"      // 503: others waited for what this client connection had too much of
 	ReasonLocalFailure     = "local_failure"     // 503: the edge itself lacks what a connection needs
 )
 
@@ -125,6 +126,8 @@ var (
 	errNoSettings   = errors.New("the endpoint sent no HTTP/2 SETTINGS")
 	errNotH2        = errors.New("the endpoint did not agree to h2 by ALPN")
 	errQueueFull    = errors.New("connections.maxPending requests wait already")
+	errClientShare  = errors.New("the client held more connections than its share of connections.maxPerEndpoint, and kept this one waiting")
+	errQueueShare   = errors.New("connections.maxPending requests wait already, most of them of this client connection")
 	errQueueLate    = errors.New("no connection became free in time")
 	errEndless1xx   = errors.New("more than 100 informational responses")
 	errNoUpgrade    = errors.New("the backend switched protocols unasked")
@@ -142,7 +145,7 @@ func statusOf(reason string) int {
 	switch reason {
 	case ReasonClientStalled:
 		return http.StatusRequestTimeout
-	case ReasonNoEndpoint, ReasonOverloaded, ReasonUnknownPool, ReasonLocalFailure:
+	case ReasonNoEndpoint, ReasonOverloaded, ReasonUnknownPool, ReasonLocalFailure, ReasonClientShare:
 		return http.StatusServiceUnavailable
 	case ReasonMisdirected:
 		return http.StatusMisdirectedRequest

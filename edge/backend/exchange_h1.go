@@ -27,6 +27,7 @@ type h1Exchange struct {
 	done   chan struct{}         // closed when the stream's goroutine is through
 	begin  chan struct{}         // closed when the stream may be sent
 
+	untaken  atomic.Int64 // since when the answer waits to be read on, in Unix ns; 0: it does not
 	answered atomic.Bool  // the response's header is there
 	owed     atomic.Int64 // bytes that its body is to have; -1 is unknown
 	sending  atomic.Bool  // the stream is not through yet
@@ -301,6 +302,7 @@ func (x *h1Exchange) respond(ctx context.Context, resp *http.Response) (*http.Re
 		x.partDone()
 		return resp, nil
 	}
+	x.untaken.Store(time.Now().UnixNano())
 	body := &h1Body{x: x, src: resp.Body}
 	body.left.Store(resp.ContentLength)
 	resp.Body = body

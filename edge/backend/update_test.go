@@ -41,10 +41,9 @@ func updateServers(t *testing.T, gate *concurrency) []*server {
 
 // concurrency counts how many requests are held at a time.
 type concurrency struct {
-	mu      sync.Mutex
-	now     int
-	most    int
-	arrived chan struct{}
+	mu   sync.Mutex
+	now  int
+	most int
 }
 
 func (c *concurrency) hold(ctx context.Context) {

@@ -71,8 +71,13 @@ func (r clientReader) Read(p []byte) (int, error) {
 	return r.src.Read(p)
 }
 
+// idleFor is how long no byte has moved.
+func (w *watchdog) idleFor() time.Duration {
+	return time.Since(w.start) - time.Duration(w.last.Load())
+}
+
 func (w *watchdog) check() {
-	idle := time.Since(w.start) - time.Duration(w.last.Load())
+	idle := w.idleFor()
 	w.mu.Lock()
 	if w.stopped {
 		w.mu.Unlock()

@@ -954,7 +954,11 @@ type Connections struct {
 	MaxLifetime *durationpb.Duration `protobuf:"bytes,4,opt,name=max_lifetime,json=maxLifetime,proto3" json:"max_lifetime,omitempty"`
 	// Requests after which a connection is closed. Default: no limit.
 	MaxRequests uint32 `protobuf:"varint,5,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
-	// Connections per endpoint, idle ones included. Default 1024.
+	// Connections per endpoint, idle ones included. Default 1024. When a request
+	// finds none free, a client connection that holds more HTTP/1 connections than
+	// an even share, and has let one wait for it for 1s, gives that one back: its
+	// request ends with the reason client_share. Requests of such a client
+	// connection wait behind those of others.
 	MaxPerEndpoint uint32 `protobuf:"varint,6,opt,name=max_per_endpoint,json=maxPerEndpoint,proto3" json:"max_per_endpoint,omitempty"`
 	// Requests that may wait for a connection, per endpoint; more are refused
 	// with 503. Default 1024.
