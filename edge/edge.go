@@ -71,6 +71,10 @@ type Config struct {
 	ForgetSessions bool
 	// KeepKeys keeps the fleet's ticket keys in StateDir, sealed.
 	KeepKeys bool
+	// MemoryLimit is what the process may use, in bytes: near it, new connections
+	// and requests are refused. 0: no limit. The caller sets the runtime's own
+	// (debug.SetMemoryLimit), which is the process's.
+	MemoryLimit int64
 	// Version is told to the control plane.
 	Version string
 	// Logger is for the operator of this process. Required.
@@ -89,6 +93,7 @@ type Edge struct {
 	startedAt time.Time
 	registry  *prometheus.Registry
 	tally     *tally.Tally
+	memory    *memory
 	sessions  *session.Store
 	backend   *backend.Backend
 	frontend  *frontend.Frontend
@@ -127,6 +132,7 @@ func New(cfg Config) *Edge {
 		startedAt: time.Now(),
 		registry:  registry,
 		tally:     counters,
+		memory:    &memory{limit: cfg.MemoryLimit},
 		enrolled:  make(chan struct{}),
 		reload:    make(chan struct{}, 1),
 		sessions:  session.New(session.Config{Logger: cfg.Logger.With("part", "session")}),
@@ -142,11 +148,14 @@ func New(cfg Config) *Edge {
 		TicketKeys: func(ring, listener, policyKey string) frontend.TicketKeys {
 			return e.keyring.Keys(ring, listener, policyKey)
 		},
-		Logger:    cfg.Logger.With("part", "frontend"),
-		AccessLog: cfg.AccessLog,
+		MemoryLimit: cfg.MemoryLimit,
+		MemoryUsed:  e.memory.Used,
+		Logger:      cfg.Logger.With("part", "frontend"),
+		AccessLog:   cfg.AccessLog,
 	})
 	registerFeedMetrics(registry, e)
 	registerLogMetrics(registry, cfg.AccessLogDropped)
+	registerMemoryMetrics(registry, cfg.MemoryLimit)
 	return e
 }
 
@@ -305,6 +314,7 @@ func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn, keeper *session
 	group.Go(func() error { return e.frontend.Run(ctx) })
 	group.Go(func() error { return e.startFromLastGood(ctx) })
 	group.Go(func() error { return e.tend(ctx) })
+	group.Go(func() error { return e.memory.run(ctx) })
 	err := group.Wait()
 	stopInner()
 	err = errors.Join(err, behind.Wait())

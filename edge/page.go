@@ -70,3 +70,10 @@ func registerLogMetrics(registry *prometheus.Registry, dropped func() uint64) {
 		Help: "Records of the access log that were lost because its file could not be written.",
 	}, func() float64 { return float64(dropped()) }))
 }
+
+func registerMemoryMetrics(registry *prometheus.Registry, limit int64) {
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "reseal_memory_limit_bytes",
+		Help: "What the edge may use of memory before it refuses new connections and requests; 0: no limit.",
+	}, func() float64 { return float64(limit) }))
+}

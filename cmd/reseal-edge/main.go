@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	// Images from scratch have no system roots; these are used where the
@@ -65,6 +66,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.DurationVar(&cfg.FeedWait, "feed-wait", edge.DefaultFeedWait, "how long a start waits for the feed before it serves the last good configuration")
 	keepSessions := flags.Bool("keep-sessions", true, "keep backend sessions in the state directory, so that a restart costs no full handshake")
 	flags.BoolVar(&cfg.KeepKeys, "keep-keys", true, "keep the fleet's ticket keys in the state directory, sealed, to resume sessions after a start without control plane")
+	memory := flags.String("memory-limit", "auto", "near it, new connections and requests are refused (503 memory_limit), `SIZE` as in 512MiB; 0: no limit; auto: GOMEMLIMIT, or 3/4 of what the control group or the machine has")
 	accessLog := flags.String("access-log", "-", "JSON access log, `FILE`, opened anew on SIGHUP; -: standard output; empty: off")
 	if done, code := flags.Parse(args, version); done {
 		return code
@@ -85,6 +87,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	cfg.Logger, cfg.Version = logger, version
 	cfg.ForgetSessions = !*keepSessions
+	if cfg.MemoryLimit, err = memoryLimit(*memory); err != nil {
+		_, code := flags.Usagef("--memory-limit: %v", err)
+		return code
+	}
+	if cfg.MemoryLimit > 0 {
+		debug.SetMemoryLimit(cfg.MemoryLimit) // collect garbage more often before memory is short
+	}
 	access, err := openAccessLog(*accessLog, stdout, logger)
 	if err != nil {
 		_, code := flags.Usagef("--access-log: %v", err)

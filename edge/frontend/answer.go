@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
+	"time"
 
 	"github.com/reseal/reseal/edge/exchange"
 )
@@ -49,7 +51,7 @@ func (q *request) abort(status int, reason string, err error) {
 // sayGoodbye asks the client to leave when it should. HTTP/2 sends GOAWAY
 // instead of the header field.
 func (q *request) sayGoodbye() {
-	if q.handler.generation.leaving.Load() {
+	if q.handler.generation.leaving.Load() || q.client.refused {
 		q.w.Header().Set("Connection", "close")
 	}
 }
@@ -79,8 +81,10 @@ func (q *request) blame(err error) (status int, reason string) {
 		return http.StatusBadRequest, "bad_request"
 	case q.client.aborted.Load():
 		return http.StatusServiceUnavailable, "drain_timeout"
-	case errors.Is(cause, errClientStalled):
+	case errors.Is(cause, errClientStalled), q.client.stalled.Load():
 		return statusClientClosed, "client_stalled"
+	case errors.Is(cause, errBodyStalled):
+		return http.StatusRequestTimeout, "timeout_body"
 	case cause != nil || q.body.failed():
 		return statusClientClosed, "client_abort"
 	case errors.As(err, &known):
@@ -161,6 +165,9 @@ func (q *request) copyBody(response *http.Response) bool {
 				writeErr = q.control.Flush()
 			}
 			guard.end()
+			if written > 0 {
+				q.client.taken.Store(time.Now().UnixNano())
+			}
 			if writeErr != nil {
 				q.writeFailed(writeErr)
 				return false
@@ -182,14 +189,27 @@ func (q *request) copyBody(response *http.Response) bool {
 
 // stalled ends the request of a client that takes nothing.
 func (q *request) stalled() {
+	idle := q.handler.generation.settings.idle
+	if time.Since(time.Unix(0, q.client.taken.Load())) >= idle {
+		// It takes nothing of any answer: more streams would go the same way.
+		q.client.stalled.Store(true)
+	}
 	q.cancel(errClientStalled)
+	if q.client.stalled.Load() {
+		_ = q.client.Close() // without close_notify, which it would not take either
+		return
+	}
 	_ = q.control.SetWriteDeadline(q.started) // in the past: ends the write
 }
 
 // writeFailed is the end of a request whose client took no more.
 func (q *request) writeFailed(err error) {
 	status, reason := q.blame(err)
-	if reason == "upstream_error" {
+	switch {
+	case reason != "upstream_error":
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		status, reason = statusClientClosed, "client_stalled"
+	default:
 		status, reason = statusClientClosed, "client_abort"
 	}
 	q.abort(status, reason, err)

@@ -23,12 +23,19 @@ const (
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
+// minBodyRate is what a client must send of a body of known length, in bytes per
+// second of our waiting for it, once timeouts.idle has passed. It is far below
+// what any network gives; without it, a byte now and then would hold a request for
+// ever. A body of unknown length may be a stream, on which silence is bounded alone.
+const minBodyRate = 100
+
 // requestBody is a client's body. The upstream may read it until the handler
 // returns, and not a moment longer.
 type requestBody struct {
 	src     io.ReadCloser
 	request *http.Request // whose Trailer is complete when src has ended
 	bytes   atomic.Int64
+	guard   *stallGuard
 
 	mu       sync.Mutex
 	idle     sync.Cond // no Read is under way
@@ -38,9 +45,17 @@ type requestBody struct {
 	err      error // of the last Read
 }
 
-func newRequestBody(request *http.Request) *requestBody {
+// newRequestBody calls stalled when the client sends nothing for the idle time,
+// or too little.
+func newRequestBody(request *http.Request, idle time.Duration, stalled func()) *requestBody {
 	b := &requestBody{src: request.Body, request: request}
 	b.idle.L = &b.mu
+	b.guard = newStallGuard(idle, stalled)
+	if request.ContentLength > 0 {
+		b.guard.most = func() time.Duration {
+			return idle + time.Duration(b.bytes.Load())*time.Second/minBodyRate
+		}
+	}
 	return b
 }
 
@@ -53,7 +68,9 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	}
 	b.reading = true
 	b.mu.Unlock()
+	b.guard.begin()
 	n, err := b.src.Read(p)
+	b.guard.end()
 	b.bytes.Add(int64(n))
 	if errors.Is(err, io.EOF) {
 		exchange.FilterTrailer(b.request.Trailer) // what came, announced or not
@@ -97,7 +114,11 @@ func (b *requestBody) finish(w http.ResponseWriter, control *http.ResponseContro
 	defer b.mu.Unlock()
 	again := b.finished
 	b.closed, b.finished = true, true
-	if again || errors.Is(b.err, io.EOF) {
+	if again {
+		return
+	}
+	defer b.guard.stop()
+	if errors.Is(b.err, io.EOF) {
 		return
 	}
 	linger := lingerTime
@@ -131,17 +152,19 @@ func closeAfterAnswer(w http.ResponseWriter) {
 	_, _ = over.Read(make([]byte, 1)) // the error is the purpose
 }
 
-// stallGuard ends a write that a client does not take.
+// stallGuard ends a read or write for which a client is waited for.
 type stallGuard struct {
 	limit time.Duration
-	since atomic.Int64 // start of the write under way in Unix ns, 0: none
+	most  func() time.Duration // of all waits together, nil: no bound. Set before the first begin
+	since atomic.Int64         // start of the wait under way in Unix ns, 0: none
+	spent atomic.Int64         // ns in waits that are over, if most is set
 	timer *time.Timer
 
 	mu      sync.Mutex
 	stopped bool
 }
 
-// newStallGuard calls stalled when a write takes longer than limit.
+// newStallGuard calls stalled when a wait takes longer than limit.
 func newStallGuard(limit time.Duration, stalled func()) *stallGuard {
 	g := &stallGuard{limit: limit}
 	g.mu.Lock()
@@ -152,20 +175,38 @@ func newStallGuard(limit time.Duration, stalled func()) *stallGuard {
 		if g.stopped {
 			return
 		}
-		left := limit
-		if since := g.since.Load(); since != 0 {
-			if left = limit - time.Since(time.Unix(0, since)); left <= 0 {
-				stalled()
-				return
-			}
+		left := g.left()
+		if left <= 0 {
+			stalled()
+			return
 		}
 		g.timer.Reset(left)
 	})
 	return g
 }
 
+// left is how long the wait under way, or the next one, may last at least.
+func (g *stallGuard) left() time.Duration {
+	since := g.since.Load()
+	if since == 0 {
+		return g.limit
+	}
+	waited := time.Since(time.Unix(0, since))
+	left := g.limit - waited
+	if g.most != nil {
+		left = min(left, g.most()-time.Duration(g.spent.Load())-waited)
+	}
+	return left
+}
+
 func (g *stallGuard) begin() { g.since.Store(time.Now().UnixNano()) }
-func (g *stallGuard) end()   { g.since.Store(0) }
+
+func (g *stallGuard) end() {
+	since := g.since.Swap(0)
+	if g.most != nil {
+		g.spent.Add(time.Now().UnixNano() - since)
+	}
+}
 
 // stop returns when stalled is not running and will not run.
 func (g *stallGuard) stop() {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -20,11 +21,14 @@ type clientConn struct {
 	id         uint64
 	gone       chan struct{} // closed by Close
 	slot       *slot
+	refused    bool // its requests are, since memory is at its bound
 	generation atomic.Pointer[generation]
 	requests   atomic.Uint64
-	received   atomic.Bool // any byte after a PROXY header
-	peerClosed atomic.Bool // TCP, not only TLS
-	aborted    atomic.Bool // closed by us to end a drain
+	received   atomic.Bool  // any byte after a PROXY header
+	peerClosed atomic.Bool  // TCP, not only TLS
+	taken      atomic.Int64 // Unix ns: when the client last took bytes of an answer
+	aborted    atomic.Bool  // closed by us to end a drain
+	stalled    atomic.Bool  // closed by us because the client took nothing
 
 	// Set before the first request.
 	source netip.AddrPort // the client, as a PROXY header says
@@ -39,11 +43,15 @@ type clientConn struct {
 	active bool
 	closed bool
 	ending func() // called by Close
+
+	writes  sync.Mutex
+	writeBy time.Time // that users of the connection set
 }
 
 func newClientConn(s *slot, conn *net.TCPConn) *clientConn {
 	c := &clientConn{Conn: conn, tcp: conn, id: s.frontend.clients.Add(1), gone: make(chan struct{}), slot: s, active: true}
 	c.addressed(conn.RemoteAddr(), conn.LocalAddr())
+	c.taken.Store(time.Now().UnixNano())
 	s.counters.Opened()
 	s.counters.Active(1)
 	return c
@@ -71,6 +79,38 @@ func (c *clientConn) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// Write fails when the client does not take p for somewhat more than the
+// listener's idle time, whatever p is: answers, alerts, acknowledgements of
+// HTTP/2. Those who know what is written give up before, and say why.
+func (c *clientConn) Write(p []byte) (int, error) {
+	by := time.Now().Add(writeBound(c.slot.state.Load().Spec.GetTimeouts().GetIdle().AsDuration()))
+	c.writes.Lock()
+	if !c.writeBy.IsZero() && c.writeBy.Before(by) {
+		by = c.writeBy
+	}
+	_ = c.tcp.SetWriteDeadline(by) // fails only on a closed connection
+	c.writes.Unlock()
+	return c.tcp.Write(p)
+}
+
+func writeBound(idle time.Duration) time.Duration { return idle + idle/4 }
+
+// SetWriteDeadline implements net.Conn.
+func (c *clientConn) SetWriteDeadline(t time.Time) error {
+	c.writes.Lock()
+	defer c.writes.Unlock()
+	c.writeBy = t
+	return c.tcp.SetWriteDeadline(t)
+}
+
+// SetDeadline implements net.Conn.
+func (c *clientConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.tcp.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *clientConn) SetReadDeadline(t time.Time) error { return c.tcp.SetReadDeadline(t) }
 
 // setActive moves the connection between the gauges.
 func (c *clientConn) setActive(active bool) {
@@ -109,9 +149,10 @@ func (c *clientConn) Close() error {
 	if ending != nil {
 		ending()
 	}
-	err := c.Conn.Close()
+	err := c.tcp.Close() // a handshake may just be putting a PROXY header's Conn in front
 	c.slot.counters.Closed(resealv1.CloseKind_CLOSE_KIND_UNSPECIFIED, c.peerClosed.Load())
 	c.slot.gate.leave()
+	c.slot.frontend.memory.give(connectionBytes)
 	if g := c.generation.Load(); g != nil {
 		g.remove(c)
 	}

@@ -11,10 +11,11 @@
 // Reasons in the access log, beside those of the upstream:
 //
 //   - refused here: no_route, misdirected, method_not_allowed, header_too_large,
-//     bad_host, bad_target, bad_request; plain_http, proxy_protocol and
-//     http2_flood are not requests and only counted or answered;
+//     too_many_fields, bad_host, bad_target, bad_request, memory_limit;
+//     plain_http, proxy_protocol and http2_flood are not requests and only
+//     counted or answered;
 //   - ended by the client: client_abort, client_stalled, both with status 499;
-//   - ended by a bound: timeout_request, timeout_idle, drain_timeout;
+//   - ended by a bound: timeout_body, timeout_request, timeout_idle, drain_timeout;
 //   - failed behind: protocol_error, reset, upstream_error; internal is a bug.
 package frontend
 
@@ -48,6 +49,14 @@ type Config struct {
 	// the fleet. It must not block. Nil: each listener has keys that are made and
 	// rotated by crypto/tls, here alone.
 	TicketKeys func(keyring, listener, policyKey string) TicketKeys
+	// MemoryLimit is what the process may use, in bytes. As what connections and
+	// requests are reckoned to hold comes near it, new connections are refused, and
+	// then new requests, with 503. 0: no limit.
+	MemoryLimit int64
+	// MemoryUsed, if set, is what the process is measured to use. New connections
+	// and requests are refused when that comes near the limit, too. It must not
+	// block.
+	MemoryUsed func() int64
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 	// AccessLog gets one record per request, or per connection for protocol
@@ -203,6 +212,7 @@ type Match struct {
 type Frontend struct {
 	cfg      Config
 	tickets  *tickets
+	memory   *memory
 	clients  atomic.Uint64 // numbers client connections
 	draining atomic.Bool
 
@@ -230,6 +240,7 @@ func New(cfg Config) *Frontend {
 	return &Frontend{
 		cfg:     cfg,
 		tickets: newTickets(),
+		memory:  &memory{limit: cfg.MemoryLimit, used: cfg.MemoryUsed},
 		slots:   map[string]*slot{},
 		sockets: map[string]*socket{},
 	}

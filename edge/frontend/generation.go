@@ -62,7 +62,7 @@ func (g *generation) newServer() *http.Server {
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: g.settings.maxConcurrentStreams,
 			SendPingTimeout:      g.settings.idle,
-			WriteByteTimeout:     g.settings.idle,
+			WriteByteTimeout:     writeBound(g.settings.idle),
 		},
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, clientKey{}, clientOf(conn))

@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"bytes"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -21,9 +22,10 @@ import (
 // so that the refusal is answered in its turn, counted and logged like any other.
 type guard struct {
 	*tls.Conn
-	client   *clientConn
-	maxHead  int
-	headTime time.Duration
+	client    *clientConn
+	maxHead   int
+	maxFields int
+	headTime  time.Duration
 
 	// Used by Read alone, which net/http never calls twice at a time.
 	state  guardState
@@ -61,11 +63,13 @@ const (
 	halfClosed                   // the client sends no more
 )
 
+var newline = []byte{'\n'}
+
 // substitute is the head that stands in for one that is refused.
 const substitute = "GET / HTTP/1.1\r\nHost: refused.invalid\r\n\r\n"
 
 func newGuard(conn *tls.Conn, client *clientConn, with settings) *guard {
-	return &guard{Conn: conn, client: client, maxHead: 2 * with.maxHeaderBytes, headTime: with.header, past: make(chan struct{})}
+	return &guard{Conn: conn, client: client, maxHead: 2 * with.maxHeaderBytes, maxFields: with.maxHeaderFields, headTime: with.header, past: make(chan struct{})}
 }
 
 // Read implements net.Conn.
@@ -180,6 +184,9 @@ func (g *guard) admit(data []byte, own bool) []byte {
 			case end == 2: // an empty line before a request (RFC 9112 section 2.2)
 				g.keep(data[pass+2:], own)
 				return data[:pass]
+			case bytes.Count(data[pass:pass+end], newline)-2 > g.maxFields:
+				// Before anybody parses it: parsed fields cost many times their bytes.
+				return g.refuse(data[:pass], http.StatusRequestHeaderFieldsTooLarge, "too_many_fields", nil)
 			}
 			head, err := exchange.CheckHead(data[pass:pass+end], true)
 			switch {

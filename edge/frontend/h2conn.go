@@ -40,8 +40,13 @@ const errFlood = http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 type h2Conn struct {
 	*tls.Conn
 	client *clientConn
-	in     frameScanner // used by Read alone
 	out    frameScanner // used by Write alone
+
+	// Used by Read alone.
+	in       frameScanner
+	inHeader bool // more frames of a header block, or the first frame of all, must come
+	inBlock  bool // the last frame was one of a header block
+	timed    bool // a deadline is set for it
 
 	mu       sync.Mutex
 	credit   float64
@@ -53,12 +58,14 @@ type h2Conn struct {
 func newH2Conn(conn *tls.Conn, client *clientConn) *h2Conn {
 	c := &h2Conn{Conn: conn, client: client, credit: floodCredit, refilled: time.Now(), young: map[uint32]time.Time{}}
 	c.in = frameScanner{skip: len(http2.ClientPreface), frame: c.received}
+	c.inHeader = true
 	c.out = frameScanner{frame: c.sent}
 	return c
 }
 
 // Read implements net.Conn. It fails with errFlood.
 func (c *h2Conn) Read(p []byte) (int, error) {
+	c.boundHeader()
 	n, err := c.Conn.Read(p)
 	c.in.scan(p[:n])
 	if c.isFlooded() {
@@ -74,6 +81,20 @@ func (c *h2Conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// boundHeader gives the client the listener's header time for the preface with
+// its first frame, and for a header block (RFC 9113 section 4.3), from its first
+// frame to the end of its last.
+func (c *h2Conn) boundHeader() {
+	unfinished := c.inHeader || c.inBlock && c.in.skip > 0
+	switch {
+	case unfinished && !c.timed:
+		_ = c.SetReadDeadline(time.Now().Add(c.client.slot.state.Load().settings().header)) // fails only on a closed connection
+	case !unfinished && c.timed:
+		_ = c.SetReadDeadline(time.Time{}) // likewise
+	}
+	c.timed = unfinished
+}
+
 func (c *h2Conn) isFlooded() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -82,6 +103,8 @@ func (c *h2Conn) isFlooded() bool {
 
 // received accounts for a frame of the client.
 func (c *h2Conn) received(f frame) {
+	c.inBlock = f.kind == http2.FrameHeaders || f.kind == http2.FrameContinuation
+	c.inHeader = c.inBlock && !f.has(http2.FlagHeadersEndHeaders) // the same bit for both
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch f.kind {

@@ -17,6 +17,7 @@ type h2Raw struct {
 	t *testing.T
 	*http2.Framer
 	conn   *tls.Conn
+	path   string
 	block  bytes.Buffer
 	encode *hpack.Encoder
 }
@@ -26,7 +27,7 @@ type h2Raw struct {
 func (e *edge) h2Dial(settings ...http2.Setting) *h2Raw {
 	e.t.Helper()
 	conn := e.dial(func(cfg *tls.Config) { cfg.NextProtos = []string{"h2"} })
-	h := &h2Raw{t: e.t, Framer: http2.NewFramer(conn, conn), conn: conn}
+	h := &h2Raw{t: e.t, Framer: http2.NewFramer(conn, conn), conn: conn, path: "/"}
 	h.encode = hpack.NewEncoder(&h.block)
 	h.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
@@ -41,7 +42,7 @@ func (e *edge) h2Dial(settings ...http2.Setting) *h2Raw {
 // fields encodes a request's header.
 func (h *h2Raw) fields(method string, more ...string) []byte {
 	h.block.Reset()
-	fields := append([]string{":method", method, ":scheme", "https", ":authority", "app.test", ":path", "/"}, more...)
+	fields := append([]string{":method", method, ":scheme", "https", ":authority", "app.test", ":path", h.path}, more...)
 	for i := 0; i < len(fields); i += 2 {
 		_ = h.encode.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
 	}

@@ -23,6 +23,7 @@ type handler struct{ generation *generation }
 var (
 	errRequestTimeout = errors.New("the route's request timeout has passed")
 	errClientStalled  = errors.New("the client did not take the response for too long")
+	errBodyStalled    = errors.New("the client did not send its body for too long")
 )
 
 // request is one request on its way.
@@ -49,6 +50,7 @@ type request struct {
 	status   int // 0: nothing was answered
 	reason   string
 	err      error
+	held     int64 // bytes of memory that it is reckoned to hold
 	received int64 // bytes after a switch of protocols
 	sent     int64 // bytes of the response's body, or after a switch
 	aborting bool
@@ -70,11 +72,12 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.head = client.guard.serve()
 		defer client.guard.served()
 	}
+	q.held = requestBytes(r)
 	q.x = Exchange{Client: client.id, First: client.requests.Add(1) == 1, Gone: client.gone, Source: client.source, RequestNames: q.head.Names}
 	defer func() {
 		if bug := recover(); bug != nil {
-			q.abort(http.StatusInternalServerError, "internal", fmt.Errorf("panic: %v", bug))
-			h.generation.slot.frontend.cfg.Logger.Error("panic while serving a request", "listener", client.slot.name, "panic", bug, "stack", string(debug.Stack()))
+			client.slot.panicked("a request", bug)
+			q.panicked(fmt.Errorf("panic: %v", bug))
 		}
 		q.finish()
 		if q.aborting {
@@ -84,10 +87,39 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q.serve()
 }
 
+// panicked answers a request whose serving has panicked.
+func (q *request) panicked(err error) {
+	q.early.Lock()
+	q.answering = true
+	q.early.Unlock()
+	if q.status != 0 {
+		q.abort(q.status, "internal", err)
+		return
+	}
+	q.err = err
+	clear(q.w.Header())
+	q.fail(http.StatusInternalServerError, "internal")
+}
+
+// panicked counts and logs a panic while serving what.
+func (s *slot) panicked(what string, bug any) {
+	s.counters.Error("internal")
+	s.frontend.cfg.Logger.Error("panic while serving "+what, "listener", s.name, "panic", fmt.Sprint(bug), "stack", string(debug.Stack()))
+}
+
 // serve answers the request.
 func (q *request) serve() {
-	if q.r.ProtoMajor == 1 && q.r.ContentLength != 0 {
-		_ = q.control.EnableFullDuplex() // HTTP/1.x always can
+	if q.r.ContentLength != 0 {
+		if q.r.ProtoMajor == 1 {
+			_ = q.control.EnableFullDuplex() // HTTP/1.x always can
+		}
+		q.body = newRequestBody(q.r, q.handler.generation.settings.idle, q.bodyStalled)
+	}
+	if q.client.refused || !q.handler.generation.slot.frontend.memory.take(q.held, forRequest) {
+		q.held = 0
+		q.r.Header = http.Header{}
+		q.refuse(http.StatusServiceUnavailable, "memory_limit")
+		return
 	}
 	if !q.admit() {
 		return
@@ -138,7 +170,9 @@ func (q *request) admit() bool {
 	case q.r.Method == http.MethodConnect:
 		q.refuse(http.StatusMethodNotAllowed, "method_not_allowed")
 	case headerBytes(q.r) > q.handler.generation.settings.maxHeaderBytes:
-		q.refuse(http.StatusRequestHeaderFieldsTooLarge, "header_too_large")
+		q.refuseHeader("header_too_large")
+	case headerFields(q.r) > q.handler.generation.settings.maxHeaderFields:
+		q.refuseHeader("too_many_fields")
 	case !q.oneLength():
 		q.refuse(http.StatusBadRequest, "bad_request")
 	case !ok || !q.oneHost():
@@ -190,6 +224,13 @@ func (q *request) oneHost() bool {
 	return true
 }
 
+// refuseHeader refuses a header that is too much and lets go of it, since the
+// client may not take the answer for a while.
+func (q *request) refuseHeader(reason string) {
+	q.r.Header = http.Header{}
+	q.refuse(http.StatusRequestHeaderFieldsTooLarge, reason)
+}
+
 // outgoing is the request as it goes to the backend.
 func (q *request) outgoing() *http.Request {
 	q.upgrade = upgradeOf(q.r)
@@ -215,7 +256,6 @@ func (q *request) outgoing() *http.Request {
 	out.Body = nil
 	if q.r.ContentLength != 0 {
 		exchange.FilterTrailer(q.r.Trailer) // what is announced
-		q.body = newRequestBody(q.r)
 		out.Body = q.body
 	}
 	return out
@@ -237,6 +277,12 @@ func (q *request) interim(code int, header textproto.MIMEHeader) error {
 	return nil
 }
 
+// bodyStalled ends the request of a client that does not send its body.
+func (q *request) bodyStalled() {
+	q.cancel(errBodyStalled)
+	_ = q.control.SetReadDeadline(q.started) // in the past: ends the read
+}
+
 // endBody ends the upstream's reading of the client's body.
 func (q *request) endBody() {
 	if q.status != http.StatusSwitchingProtocols {
@@ -254,6 +300,7 @@ func (q *request) finish() {
 	}
 	q.cancel(nil)
 	q.endBody()
+	q.handler.generation.slot.frontend.memory.give(q.held)
 	duration := time.Since(q.started)
 	q.handler.generation.slot.counters.Request(q.status, !q.x.First, duration)
 	q.log(duration)

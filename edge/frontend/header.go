@@ -129,6 +129,15 @@ func headerBytes(req *http.Request) int {
 	return size
 }
 
+// headerFields is the number of fields of a request's header.
+func headerFields(req *http.Request) int {
+	fields := 1 // Host, which net/http has taken out
+	for _, values := range req.Header {
+		fields += len(values)
+	}
+	return fields
+}
+
 // trailerNames are the announced trailers, sorted.
 func trailerNames(trailer http.Header) []string {
 	var names []string

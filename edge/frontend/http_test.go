@@ -701,24 +701,79 @@ func TestServerNames(t *testing.T) {
 }
 
 func TestPanic(t *testing.T) {
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
-		if r.URL.Path == "/bug" {
-			panic("a bug")
+	for _, http2 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("h2=%v", http2), func(t *testing.T) {
+			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+				switch r.URL.Path {
+				case "/bug":
+					panic("a bug")
+				case "/late":
+					return &http.Response{StatusCode: 200, Header: http.Header{"X": {"y"}}, Body: buggyBody{}, ContentLength: -1}, nil
+				}
+				return textResponse(200, "ok"), nil
+			}})
+			client := e.client(http2)
+			response := must[*http.Response](t)(client.Get("https://app.test/bug"))
+			if got := bodyOf(t, response); response.StatusCode != 500 || response.Header.Get(ReasonHeader) != "internal" || !strings.HasPrefix(got, "500 ") {
+				t.Errorf("answer %d %q %q", response.StatusCode, response.Header, got)
+			}
+			if record := e.logged(1); record["reason"] != "internal" || record["status"] != 500.0 || record["error"] != "panic: a bug" {
+				t.Errorf("logged %v", record)
+			}
+			// After the answer has begun it can only be cut.
+			response = must[*http.Response](t)(client.Get("https://app.test/late"))
+			if body, err := io.ReadAll(response.Body); err == nil {
+				t.Errorf("a whole answer: %q", body)
+			}
+			response.Body.Close()
+			if got := bodyOf(t, must[*http.Response](t)(client.Get("https://app.test/"))); got != "ok" {
+				t.Errorf("got %q", got)
+			}
+			if n := read(e.count("main"), func(c *counts) int { return c.errors["internal"] }); n != 2 {
+				t.Errorf("%d panics are counted, want 2", n)
+			}
+		})
+	}
+}
+
+// buggyBody panics when it is read.
+type buggyBody struct{}
+
+func (buggyBody) Read([]byte) (int, error)    { panic("a bug in a body") }
+func (buggyBody) Write(p []byte) (int, error) { return len(p), nil }
+func (buggyBody) Close() error                { return nil }
+func (buggyBody) CloseWrite() error           { return nil }
+
+// TestPanicInTunnel: the process lives, and the client sees a cut connection.
+func TestPanicInTunnel(t *testing.T) {
+	for name, tunnel := range map[string]func() (Tunnel, error){
+		"dialling": func() (Tunnel, error) { panic("a bug") },
+		"copying":  func() (Tunnel, error) { return buggyBody{}, nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEdge(t, upstreamFuncs{tunnel: func(context.Context, *Exchange) (Tunnel, error) { return tunnel() }},
+				func(l *Listener) { l.Spec.Protocol, l.TLS.NextProtos = resealv1.Listener_PROTOCOL_TLS, nil })
+			if _, err := io.ReadAll(e.dial(func(c *tls.Config) { c.NextProtos = nil })); err == nil {
+				t.Error("the client sees an end in order")
+			}
+			if record := e.logged(1); record["reason"] != "internal" {
+				t.Errorf("logged %v", record)
+			}
+			c := e.count("main")
+			eventually(t, "it is counted and ended", func() bool {
+				return read(c, func(c *counts) bool { return c.errors["internal"] == 1 && c.gone == 1 })
+			})
+		})
+	}
+	t.Run("upgrade", func(t *testing.T) {
+		e := newEdge(t, upstreamFuncs{roundTrip: func(*http.Request, *Exchange) (*http.Response, error) {
+			return upgraded("websocket", buggyBody{}), nil
+		}})
+		conn := e.dial()
+		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: app.test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+		_, _ = io.ReadAll(conn)
+		if record := e.logged(1); record["reason"] != "internal" {
+			t.Errorf("logged %v", record)
 		}
-		return textResponse(200, "ok"), nil
-	}})
-	client := e.client(true)
-	if response, err := client.Get("https://app.test/bug"); err == nil {
-		response.Body.Close()
-		t.Error("an answer")
-	}
-	if record := e.logged(1); record["reason"] != "internal" || record["status"] != 500.0 || record["error"] != "panic: a bug" {
-		t.Errorf("logged %v", record)
-	}
-	if got := bodyOf(t, must[*http.Response](t)(client.Get("https://app.test/"))); got != "ok" {
-		t.Errorf("got %q", got)
-	}
-	if opened := read(e.count("main"), func(c *counts) int { return c.opened }); opened != 1 {
-		t.Errorf("%d connections", opened)
-	}
+	})
 }

@@ -34,9 +34,14 @@ const patience = 10 * time.Second
 
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !condition(); time.Sleep(2 * time.Millisecond) {
+	within(t, patience, what, condition)
+}
+
+func within(t *testing.T, bound time.Duration, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(bound); !condition(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %s", what, patience)
+			t.Fatalf("%s: not within %s", what, bound)
 		}
 	}
 }
@@ -158,14 +163,18 @@ type edge struct {
 // test's end it stops it and checks that all that was opened was closed.
 func newEdge(t *testing.T, upstream Upstream, change ...func(*Listener)) *edge {
 	t.Helper()
+	return newEdgeOf(t, Config{Upstream: upstream}, change...)
+}
+
+// newEdgeOf is newEdge with more of a Config.
+func newEdgeOf(t *testing.T, cfg Config, change ...func(*Listener)) *edge {
+	t.Helper()
 	e := &edge{t: t, counters: map[string]*counts{}}
 	e.cert, e.roots = selfSigned(t, "app.test", "*.wild.test")
-	e.frontend = New(Config{
-		Upstream:  upstream,
-		Counters:  func(name string) Counters { return e.count(name) },
-		Logger:    slog.New(slog.DiscardHandler),
-		AccessLog: slog.New(slog.NewJSONHandler(logWriter{e}, nil)),
-	})
+	cfg.Counters = func(name string) Counters { return e.count(name) }
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg.AccessLog = slog.New(slog.NewJSONHandler(logWriter{e}, nil))
+	e.frontend = New(cfg)
 	e.apply(e.listener("main", change...))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -190,6 +199,8 @@ func newEdge(t *testing.T, upstream Upstream, change ...func(*Listener)) *edge {
 				t.Errorf("%s: opened %d, closed %d, active %d, idle %d", name, c.opened, c.gone, c.active, c.idle)
 			}
 		}
+		// Handlers end soon after their connections.
+		eventually(t, "all memory that was reckoned is given back", func() bool { return e.frontend.memory.held.Load() == 0 })
 	})
 	return e
 }

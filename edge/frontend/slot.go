@@ -44,14 +44,18 @@ func newSlot(f *Frontend, name string) *slot {
 type settings struct {
 	protocol             resealv1.Listener_Protocol
 	maxHeaderBytes       int
+	maxHeaderFields      int
 	maxConcurrentStreams int
 	header, idle         time.Duration
 }
+
+func (s settings) http() bool { return s.protocol != resealv1.Listener_PROTOCOL_TLS }
 
 func (s *state) settings() settings {
 	return settings{
 		protocol:             s.Spec.GetProtocol(),
 		maxHeaderBytes:       int(s.Spec.GetLimits().GetMaxHeaderBytes()),
+		maxHeaderFields:      int(s.Spec.GetLimits().GetMaxHeaderFields()),
 		maxConcurrentStreams: int(s.Spec.GetLimits().GetMaxConcurrentStreams()),
 		header:               s.Spec.GetTimeouts().GetHeader().AsDuration(),
 		idle:                 s.Spec.GetTimeouts().GetIdle().AsDuration(),
@@ -147,11 +151,26 @@ func (s *slot) join(c *clientConn) (*generation, bool) {
 
 // take serves an accepted connection.
 func (s *slot) take(conn *net.TCPConn) {
+	admitted := s.frontend.memory.take(connectionBytes, forConnection)
+	if !admitted && (!s.state.Load().settings().http() || !s.frontend.memory.take(connectionBytes, forRefusal)) {
+		s.counters.Error("memory_limit")
+		_ = conn.Close()
+		return
+	}
 	s.gate.enter()
 	client := newClientConn(s, conn)
+	client.refused = !admitted
 	if _, ok := s.join(client); !ok {
 		_ = client.Close() // the listener was removed a moment ago
 		return
 	}
-	s.frontend.work.Go(func() { s.serve(client) })
+	s.frontend.work.Go(func() {
+		defer func() {
+			if bug := recover(); bug != nil {
+				s.panicked("a connection", bug)
+				_ = client.Close()
+			}
+		}()
+		s.serve(client)
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,6 +67,16 @@ func (s *slot) tunnel(c *clientConn, conn *tls.Conn) {
 	started := time.Now()
 	st := s.state.Load()
 	t := &tunnelRecord{x: Exchange{Client: c.id, First: true, Gone: c.gone, Source: c.source}}
+	defer func() {
+		if bug := recover(); bug != nil {
+			s.panicked("a tunnel", bug)
+			t.status, t.reason, t.err = http.StatusInternalServerError, "internal", fmt.Errorf("panic: %v", bug)
+			c.reset()
+		}
+		duration := time.Since(started)
+		s.counters.Request(t.status, false, duration)
+		s.logTunnel(c, t, duration)
+	}()
 	if match, ok := st.Route(c.sni, ""); ok {
 		t.match = match
 		s.relay(c, conn, st, t)
@@ -73,9 +84,6 @@ func (s *slot) tunnel(c *clientConn, conn *tls.Conn) {
 		s.counters.Error("no_route")
 		t.status, t.reason = http.StatusNotFound, "no_route"
 	}
-	duration := time.Since(started)
-	s.counters.Request(t.status, false, duration)
-	s.logTunnel(c, t, duration)
 }
 
 // tunnelRecord is what became of a connection of protocol tls.
@@ -140,6 +148,7 @@ const (
 	theClient
 	theBackend
 	theClock
+	theBug
 )
 
 func (r *relay) run() {
@@ -190,6 +199,12 @@ func (r *relay) toClient() {
 
 // copy moves bytes one way. At their end it half-closes the other side.
 func (r *relay) copy(dst io.Writer, src io.Reader, count *atomic.Int64, from, to side, end func() error) {
+	defer func() {
+		if bug := recover(); bug != nil {
+			clientOf(r.client).slot.panicked("a tunnel", bug)
+			r.fail(theBug, fmt.Errorf("panic: %v", bug))
+		}
+	}()
 	buffer := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buffer)
 	for {
@@ -232,7 +247,7 @@ func (r *relay) fail(by side, err error) {
 // cut resets the client's connection when the backend's has failed, so that the
 // client does not take a part for the whole.
 func (r *relay) cut(c *clientConn) {
-	if r.side == theBackend {
+	if r.side == theBackend || r.side == theBug {
 		c.reset()
 	}
 }
@@ -250,8 +265,12 @@ func (r *relay) reason(c *clientConn) (string, error) {
 		return "drain_timeout", r.err
 	case r.side == theClock:
 		return "timeout_idle", r.err
+	case r.side == theClient && errors.Is(r.err, os.ErrDeadlineExceeded):
+		return "client_stalled", r.err
 	case r.side == theClient:
 		return "client_abort", r.err
+	case r.side == theBug:
+		return "internal", r.err
 	case errors.As(r.err, &known):
 		_, reason := known.HTTPStatus()
 		return reason, r.err

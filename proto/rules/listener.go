@@ -8,8 +8,12 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// maxRouteWeight keeps sums of weights far from overflow.
-const maxRouteWeight = 1_000_000
+const (
+	// maxRouteWeight keeps sums of weights far from overflow.
+	maxRouteWeight = 1_000_000
+	// maxHeaderFields keeps a header from costing many times its bytes.
+	maxHeaderFields = 10_000
+)
 
 func (c *checker) listener(l *resealv1.Listener) {
 	c.err("spec.address", checkHostPort(l.Address, true))
@@ -27,6 +31,7 @@ func (c *checker) listener(l *resealv1.Listener) {
 		c.each("spec.proxyProtocol.trustedCIDRs", l.ProxyProtocol.TrustedCidrs, checkCIDR)
 	}
 	c.each("spec.forwarded.trustedCIDRs", l.GetForwarded().GetTrustedCidrs(), checkCIDR)
+	c.atMost("spec.limits.maxHeaderFields", l.GetLimits().GetMaxHeaderFields(), maxHeaderFields)
 	if l.Protocol != resealv1.Listener_PROTOCOL_TLS {
 		return
 	}

@@ -115,6 +115,7 @@ func (l *Listener) WithDefaults() *Listener {
 	setUint(&l.Limits.MaxConnections, 65536)
 	setUint(&l.Limits.MaxHeaderBytes, 65536)
 	setUint(&l.Limits.MaxConcurrentStreams, 250)
+	setUint(&l.Limits.MaxHeaderFields, 100)
 	l.Timeouts = orNew(l.Timeouts)
 	setDuration(&l.Timeouts.Handshake, 10*time.Second)
 	setDuration(&l.Timeouts.Header, 10*time.Second)

@@ -350,12 +350,14 @@ type ListenerLimits struct {
 	// Open client connections; further ones wait in the accept queue. Default
 	// 65536.
 	MaxConnections uint32 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
-	// Bytes of a request header. Default 65536.
+	// Bytes of a request header, decompressed. Above: 431. Default 65536.
 	MaxHeaderBytes uint32 `protobuf:"varint,2,opt,name=max_header_bytes,json=maxHeaderBytes,proto3" json:"max_header_bytes,omitempty"`
 	// Streams per HTTP/2 connection. Default 250.
 	MaxConcurrentStreams uint32 `protobuf:"varint,3,opt,name=max_concurrent_streams,json=maxConcurrentStreams,proto3" json:"max_concurrent_streams,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// Fields of a request header, at most 10000. Above: 431. Default 100.
+	MaxHeaderFields uint32 `protobuf:"varint,4,opt,name=max_header_fields,json=maxHeaderFields,proto3" json:"max_header_fields,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ListenerLimits) Reset() {
@@ -409,6 +411,13 @@ func (x *ListenerLimits) GetMaxConcurrentStreams() uint32 {
 	return 0
 }
 
+func (x *ListenerLimits) GetMaxHeaderFields() uint32 {
+	if x != nil {
+		return x.MaxHeaderFields
+	}
+	return 0
+}
+
 // ListenerTimeouts bound client connections in time.
 type ListenerTimeouts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -416,7 +425,13 @@ type ListenerTimeouts struct {
 	Handshake *durationpb.Duration `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
 	// Request header, from its first byte. Default 10s.
 	Header *durationpb.Duration `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
-	// Idle keep-alive connections. Default 75s.
+	// Silence: keep-alive connections without a request; a client that sends
+	// nothing of a request's body (408), or takes nothing of an answer; a tunnel
+	// on which nothing moves. A body with Content-Length must also come at 100
+	// bytes per second, counted after this time and only while it is waited for;
+	// one of unknown length may be a stream and is bounded by silence alone, or by
+	// the Route's timeouts.request. A client that takes nothing of any answer for
+	// this time loses its connection, whatever else it has open. Default 75s.
 	Idle *durationpb.Duration `protobuf:"bytes,3,opt,name=idle,proto3" json:"idle,omitempty"`
 	// How long requests in flight may go on when the listener is removed or the
 	// edge stops. Default 30s.
@@ -513,11 +528,12 @@ const file_reseal_v1_listener_proto_rawDesc = "" +
 	"\rProxyProtocol\x12#\n" +
 	"\rtrusted_cidrs\x18\x01 \x03(\tR\ftrustedCIDRs\"0\n" +
 	"\tForwarded\x12#\n" +
-	"\rtrusted_cidrs\x18\x01 \x03(\tR\ftrustedCIDRs\"\x99\x01\n" +
+	"\rtrusted_cidrs\x18\x01 \x03(\tR\ftrustedCIDRs\"\xc5\x01\n" +
 	"\x0eListenerLimits\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x12(\n" +
 	"\x10max_header_bytes\x18\x02 \x01(\rR\x0emaxHeaderBytes\x124\n" +
-	"\x16max_concurrent_streams\x18\x03 \x01(\rR\x14maxConcurrentStreams\"\xde\x01\n" +
+	"\x16max_concurrent_streams\x18\x03 \x01(\rR\x14maxConcurrentStreams\x12*\n" +
+	"\x11max_header_fields\x18\x04 \x01(\rR\x0fmaxHeaderFields\"\xde\x01\n" +
 	"\x10ListenerTimeouts\x127\n" +
 	"\thandshake\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\thandshake\x121\n" +
 	"\x06header\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06header\x12-\n" +
