@@ -37,6 +37,10 @@ type connCache struct {
 	early     []*tls.ClientSessionState // given before the handshake completed
 }
 
+// maxOffered bounds a ticket that can be offered, in bytes: with all else that a
+// ClientHello holds it must fit into extensions of 64 KiB (RFC 8446 section 4.1.2).
+const maxOffered = 60 << 10
+
 // supply is whether a connection's server has given a session.
 type supply struct {
 	tls13 bool        // set before the supply is shared
@@ -70,7 +74,14 @@ func (c *connCache) Put(_ string, state *tls.ClientSessionState) {
 		c.mu.Unlock()
 		return
 	}
-	if ticket, _, err := state.ResumptionState(); err != nil || len(ticket) == 0 {
+	ticket, _, err := state.ResumptionState()
+	if len(ticket) > maxOffered {
+		// As good as none. That the server gives such is known with the next read,
+		// as if it had given none.
+		c.mu.Unlock()
+		return
+	}
+	if err != nil || len(ticket) == 0 {
 		// A server may send an empty ticket to say that it gives none (RFC 5077
 		// section 3.3), as JSSE does; the session may have an ID all the same.
 		c.empty = true

@@ -102,3 +102,37 @@ func TestStockFollowsTheLoad(t *testing.T) {
 		t.Errorf("full handshakes: %v", fmt.Sprint(total, slices.Collect(maps.Keys(total))))
 	}
 }
+
+// A ticket that no ClientHello can hold is as good as none. One that is large is
+// offered.
+func TestLargeTickets(t *testing.T) {
+	for version, mechanism := range map[uint16]resealv1.Mechanism{tls.VersionTLS12: ticket, tls.VersionTLS13: psk} {
+		for size, resumes := range map[int]bool{20_000: true, maxOffered: true, maxOffered + 1: false, 65_000: false} {
+			p := newPeer(t, Config{})
+			base := p.server.Clone()
+			p.server = base.Clone()
+			p.server.MaxVersion = version
+			p.server.WrapSession = func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
+				sealed, err := base.EncryptTicket(cs, ss)
+				padded := make([]byte, size)
+				copy(padded[size-len(sealed):], sealed)
+				padded[0], padded[1] = byte(len(sealed)>>8), byte(len(sealed))
+				return padded, err
+			}
+			p.server.UnwrapSession = func(identity []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+				if len(identity) < 2 {
+					return nil, nil
+				}
+				return base.DecryptTicket(identity[len(identity)-(int(identity[0])<<8|int(identity[1])):], cs)
+			}
+			p.want("a", 0, noSession)
+			for range 2 {
+				if resumes {
+					p.want("a", mechanism, 0)
+				} else {
+					p.want("a", 0, unsupported)
+				}
+			}
+		}
+	}
+}
