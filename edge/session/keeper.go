@@ -2,21 +2,37 @@ package session
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 )
 
-// sessionsFile is the file in the state directory.
-const sessionsFile = "sessions"
+// The sessions are kept in two files: all of them as they once were, and those of
+// the identities that changed since. The second names the first by its hash, so
+// that each may be replaced at any time, and a crash in between leaves what was
+// there before. When the second gets large, the first is written anew.
+const (
+	sessionsFile = "sessions"
+	changesFile  = "sessions-changes"
+)
 
 const (
 	// saveDelay is how long a change waits for further ones before it is saved.
 	saveDelay = time.Second
 	// saveAgain is how long after a failure the next try is made.
 	saveAgain = 10 * time.Second
+	// saveRate bounds what is written on average, in bytes a second: after a large
+	// save the next one waits.
+	saveRate = 256 << 10
+	// A file of changes may grow to a part of the other one, 1/changesPart, and
+	// always to leastChanges bytes.
+	changesPart  = 8
+	leastChanges = 64 << 10
 )
 
 // State keeps sealed files. Read's error for an absent file is fs.ErrNotExist.
@@ -43,6 +59,12 @@ type KeeperConfig struct {
 // before any handshake; then Run.
 type Keeper struct {
 	cfg KeeperConfig
+
+	// Of the goroutine that runs.
+	base    [sha256.Size]byte   // hash of the first file, zero while there is none
+	size    int                 // its size
+	changed map[string]struct{} // the identities of the second file
+	next    time.Time           // when the next save may be made
 }
 
 // NewKeeper makes a Keeper that does nothing yet.
@@ -65,17 +87,7 @@ func (k *Keeper) Load() (int, error) {
 		return 0, fmt.Errorf("load the kept sessions: %w", err)
 	}
 	defer clear(data)
-	if len(data) > flagsAt && data[flagsAt]&flagClean != 0 {
-		// From now on tickets are used. A crash before the next save must not
-		// find them unused.
-		data[flagsAt] &^= flagClean
-		if err := k.cfg.State.Write(sessionsFile, data); err != nil {
-			k.cfg.Logger.Warn("sessions can't be kept; tickets that may be used only once are dropped", "error", err)
-		} else {
-			data[flagsAt] |= flagClean
-		}
-	}
-	n, err := k.cfg.Store.Import(data, time.Now())
+	entries, clean, err := parseContainer(data, maxContainer)
 	if errors.Is(err, errRelease) {
 		k.cfg.Logger.Info("the kept sessions are not used", "reason", err.Error())
 		return 0, nil
@@ -83,15 +95,51 @@ func (k *Keeper) Load() (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("load the kept sessions: %w", err)
 	}
-	return n, nil
+	if clean {
+		// From now on tickets are used. A crash before the next save must not
+		// find them unused.
+		data[flagsAt] &^= flagClean
+		if err := k.cfg.State.Write(sessionsFile, data); err != nil {
+			k.cfg.Logger.Warn("sessions can't be kept; tickets that may be used only once are dropped", "error", err)
+			clean = false
+		}
+	} else if entries, err = k.loadChanges(entries, sha256.Sum256(data)); err != nil {
+		k.cfg.Logger.Warn("the newest of the kept sessions are lost", "error", err)
+	}
+	return k.cfg.Store.take(entries, clean, time.Now()), nil
+}
+
+// loadChanges returns entries with those that changed since in their place.
+func (k *Keeper) loadChanges(entries []entry, base [sha256.Size]byte) ([]entry, error) {
+	data, err := k.cfg.State.Read(changesFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return entries, nil
+	}
+	if err != nil {
+		return entries, err
+	}
+	defer clear(data)
+	if len(data) < len(base) || [sha256.Size]byte(data) != base {
+		return entries, nil // of another file, which was replaced
+	}
+	newer, _, err := parseContainer(data[len(base):], maxContainer)
+	if err != nil {
+		return entries, err
+	}
+	replaced := map[string]bool{}
+	for _, e := range newer {
+		replaced[e.identity] = true
+	}
+	entries = slices.DeleteFunc(entries, func(e entry) bool { return replaced[e.identity] })
+	return append(newer, entries...), nil
 }
 
 // flagsAt is where a container's flags stand.
 const flagsAt = len(containerMagic) + 1
 
-// Run saves the sessions within 2 s of a change, and a last time when ctx ends,
-// which must be after the last handshake. Failures are logged, not returned: the
-// edge works without.
+// Run saves the sessions within 2 s of a change, later after large saves, and a
+// last time when ctx ends, which must be after the last handshake. Failures are
+// logged, not returned: the edge works without.
 func (k *Keeper) Run(ctx context.Context) error {
 	changes, stop := k.cfg.Store.Watch()
 	defer stop()
@@ -102,15 +150,15 @@ func (k *Keeper) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			k.saved(k.save(true), &failing)
+			k.saved(k.saveAll(true), &failing)
 			return nil
 		case <-changes:
 			if !waiting {
 				waiting = true
-				due.Reset(saveDelay)
+				due.Reset(max(saveDelay, time.Until(k.next)))
 			}
 		case <-due.C:
-			waiting = !k.saved(k.save(false), &failing)
+			waiting = !k.saved(k.save(), &failing)
 			if waiting {
 				due.Reset(saveAgain)
 			}
@@ -118,10 +166,42 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-func (k *Keeper) save(clean bool) error {
+// save writes what changed since the last save.
+func (k *Keeper) save() error {
+	changes := k.cfg.Store.takeChanges()
+	if changes.all || k.size == 0 {
+		return k.saveAll(false)
+	}
+	for identity := range changes.identities {
+		k.changed[identity] = struct{}{}
+	}
+	part, ok := k.cfg.Store.exportOf(slices.Sorted(maps.Keys(k.changed)), time.Now())
+	data := slices.Concat(k.base[:], part)
+	clear(part)
+	defer clear(data)
+	if !ok || len(data) > max(leastChanges, k.size/changesPart) {
+		return k.saveAll(false)
+	}
+	return k.write(changesFile, data)
+}
+
+// saveAll writes all anew.
+func (k *Keeper) saveAll(clean bool) error {
+	k.cfg.Store.takeChanges() // all of them are in it
 	data := k.cfg.Store.Export(time.Now(), clean)
 	defer clear(data)
-	return k.cfg.State.Write(sessionsFile, data)
+	k.size = 0 // on failure all is to be written again
+	if err := k.write(sessionsFile, data); err != nil {
+		return err
+	}
+	k.base, k.size, k.changed = sha256.Sum256(data), len(data), map[string]struct{}{}
+	// It is of the old one, so it says nothing any more.
+	return k.cfg.State.Remove(changesFile)
+}
+
+func (k *Keeper) write(name string, data []byte) error {
+	k.next = time.Now().Add(time.Duration(len(data)) * time.Second / saveRate)
+	return k.cfg.State.Write(name, data)
 }
 
 // saved logs when saving starts to fail and when it works again.
@@ -138,7 +218,7 @@ func (k *Keeper) saved(err error, failing *bool) bool {
 
 // Erase removes what earlier runs kept.
 func (k *Keeper) Erase() error {
-	if err := k.cfg.State.Remove(sessionsFile); err != nil {
+	if err := errors.Join(k.cfg.State.Remove(sessionsFile), k.cfg.State.Remove(changesFile)); err != nil {
 		return fmt.Errorf("erase the kept sessions: %w", err)
 	}
 	return nil

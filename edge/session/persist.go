@@ -14,7 +14,12 @@ import (
 // made after it: only then does Import trust that a ticket was not used.
 func (s *Store) Export(now time.Time, clean bool) []byte {
 	c := newContainer(maxContainer, clean)
-	records := s.copyAll(now)
+	s.export(c, s.copyAll(now))
+	return c.data
+}
+
+// export reports whether all records had room.
+func (s *Store) export(c *container, records []exported) bool {
 	refused := 0
 	for pass := range stockFactor * s.maxSessions {
 		for _, r := range records {
@@ -31,11 +36,19 @@ func (s *Store) Export(now time.Time, clean bool) []byte {
 				refused++
 			}
 			if refused > 16 {
-				return c.data // full
+				return false // full
 			}
 		}
 	}
-	return c.data
+	return refused == 0
+}
+
+// exportOf is Export of some identities. One that has nothing any more stands
+// there with nothing. ok is false when there is too much.
+func (s *Store) exportOf(identities []string, now time.Time) (data []byte, ok bool) {
+	c := newContainer(maxContainer, false)
+	ok = s.export(c, s.copySome(identities, now))
+	return c.data, ok
 }
 
 // exported is a record as it was at one moment, its sessions newest first.
@@ -64,12 +77,8 @@ func (s *Store) copyAll(now time.Time) []exported {
 		rank := 0
 		for place := g.order.Front(); place != nil; place = place.Next() {
 			r := place.Value.(*record)
-			out := exported{identity: r.identity, rank: rank, knowledge: r.knowledge}
-			for _, h := range slices.Backward(r.sessions) {
-				if now.Before(h.useBy) {
-					out.sessions = append(out.sessions, *h)
-				}
-			}
+			out := r.copy(now)
+			out.rank = rank
 			if len(out.sessions) > 0 || out.known() {
 				all = append(all, out)
 				rank++
@@ -80,6 +89,30 @@ func (s *Store) copyAll(now time.Time) []exported {
 		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.identity, b.identity))
 	})
 	return all
+}
+
+func (s *Store) copySome(identities []string, now time.Time) []exported {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	some := make([]exported, 0, len(identities))
+	for _, identity := range identities {
+		out := exported{identity: identity}
+		if r := s.find(identity); r != nil {
+			out = r.copy(now)
+		}
+		some = append(some, out)
+	}
+	return some
+}
+
+func (r *record) copy(now time.Time) exported {
+	out := exported{identity: r.identity, knowledge: r.knowledge}
+	for _, h := range slices.Backward(r.sessions) {
+		if now.Before(h.useBy) {
+			out.sessions = append(out.sessions, *h)
+		}
+	}
+	return out
 }
 
 // Import takes in the sessions of an Export and returns how many. Expired ones
@@ -94,6 +127,10 @@ func (s *Store) Import(data []byte, now time.Time) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	return s.take(entries, clean, now), nil
+}
+
+func (s *Store) take(entries []entry, clean bool, now time.Time) int {
 	taken := 0
 	// Backwards, so that the newest and the most recently used end on top.
 	for _, e := range slices.Backward(entries) {
@@ -102,7 +139,7 @@ func (s *Store) Import(data []byte, now time.Time) (int, error) {
 			taken++
 		}
 	}
-	return taken, nil
+	return taken
 }
 
 // restore makes an own session of an entry, or nil when it must not be used.
@@ -165,7 +202,7 @@ func (s *Store) add(g *group, r *record, h *held) {
 	r.sessions = slices.Insert(r.sessions, i, h)
 	g.bytes += h.size
 	r.serve(time.Now())
-	s.changed()
+	s.changed(r.identity)
 }
 
 // Retain drops the identities of all groups but these: sessions that were kept
@@ -177,7 +214,7 @@ func (s *Store) Retain(groups ...string) {
 		if !slices.Contains(groups, name) {
 			g.forget("")
 			delete(s.groups, name)
-			s.changed()
+			s.changedAll()
 		}
 	}
 }
@@ -213,12 +250,50 @@ func (s *Store) Watch() (changes <-chan struct{}, stop func()) {
 	}
 }
 
-// changed tells those who watch. Store.mu is held.
-func (s *Store) changed() {
+// changed tells those who watch that sessions of an identity, or what is known of
+// its server, changed. Store.mu is held.
+func (s *Store) changed(identity string) {
+	if s.kept != nil && !s.kept.all {
+		s.kept.identities[identity] = struct{}{}
+		s.kept.all = len(s.kept.identities) > maxChanges
+	}
+	s.tell()
+}
+
+// changedAll is changed of any number of identities.
+func (s *Store) changedAll() {
+	if s.kept != nil {
+		s.kept.all = true
+	}
+	s.tell()
+}
+
+func (s *Store) tell() {
 	for c := range s.watchers {
 		select {
 		case c <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// maxChanges bounds the identities that are named as changed.
+const maxChanges = 16384
+
+// changes are the identities that changed since the keeper looked last.
+type changes struct {
+	identities map[string]struct{}
+	all        bool // that would be too many to name
+}
+
+// takeChanges returns what changed since the last call, at first all.
+func (s *Store) takeChanges() changes {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last := changes{all: true}
+	if s.kept != nil {
+		last = *s.kept
+	}
+	s.kept = &changes{identities: map[string]struct{}{}}
+	return last
 }

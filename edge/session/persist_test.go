@@ -269,7 +269,7 @@ func TestKeeper(t *testing.T) {
 		}
 		for range 100 {
 			p.store.mu.Lock()
-			p.store.changed()
+			p.store.changed("a")
 			p.store.mu.Unlock()
 			time.Sleep(10 * time.Millisecond)
 		}
@@ -433,6 +433,105 @@ func FuzzParseSession(f *testing.F) {
 		same, err := session.withChains(session.chains)
 		if err != nil || !bytes.Equal(same.encoded, encoded) {
 			t.Fatalf("another encoding, %v", err)
+		}
+	})
+}
+
+// Of many sessions only those that changed are written again, and after a crash
+// all are there.
+func TestKeeperWritesWhatChanged(t *testing.T) {
+	state := &files{}
+	p := newPeer(t, Config{})
+	p.server.MaxVersion = tls.VersionTLS12
+	p.want("a|0", 0, noSession)
+	p.want("a|other", 0, noSession)
+	first, other := p.store.find("a|0").sessions[0], p.store.find("a|other").sessions[0]
+	load := func(t *testing.T) *Store {
+		t.Helper()
+		store := New(Config{})
+		if _, err := NewKeeper(KeeperConfig{Store: store, State: state}).Load(); err != nil {
+			t.Fatal(err)
+		}
+		return store
+	}
+	synctest.Test(t, func(t *testing.T) {
+		for _, h := range []*held{first, other} { // the bubble's clock starts in 2000
+			h.born, h.useBy = time.Now(), time.Now().Add(10*time.Hour)
+		}
+		put := func(identity string, h *held) {
+			p.store.mu.Lock()
+			defer p.store.mu.Unlock()
+			_, r := p.store.use(identity)
+			r.sessions = []*held{h.copy()}
+			p.store.changed(identity)
+		}
+		for i := range 500 {
+			put(fmt.Sprintf("a|%d", i), first)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- NewKeeper(KeeperConfig{Store: p.store, State: state}).Run(ctx) }()
+		rest := func() { time.Sleep(10 * time.Second); synctest.Wait() }
+		rest()
+		base, _ := state.Read(sessionsFile)
+		for i := range 3 {
+			put("a|7", other)
+			put(fmt.Sprintf("a|new %d", i), other)
+			rest()
+		}
+		p.store.mu.Lock()
+		p.store.groups["a"].drop(p.store.find("a|8"))
+		p.store.changed("a|8")
+		p.store.mu.Unlock()
+		rest()
+		now, _ := state.Read(sessionsFile)
+		part, _ := state.Read(changesFile)
+		if !bytes.Equal(base, now) || len(part) == 0 || len(part) > len(base)/20 {
+			t.Errorf("%d bytes of changes, of %d", len(part), len(base))
+		}
+		crashed := load(t)
+		for identity, want := range map[string]*held{"a|1": first, "a|7": other, "a|new 0": other, "a|new 2": other, "a|8": nil} {
+			r := crashed.find(identity)
+			if (r != nil && len(r.sessions) == 1) != (want != nil) || want != nil && !r.sessions[0].same(want) {
+				t.Errorf("%s: %+v after a crash", identity, r)
+			}
+		}
+		// Changes of another file say nothing, and damaged ones harm nothing.
+		for _, data := range [][]byte{append([]byte{part[0] ^ 1}, part[1:]...), part[:len(part)-1], part[:5]} {
+			if err := state.Write(changesFile, data); err != nil {
+				t.Fatal(err)
+			}
+			if r := load(t).find("a|7"); r == nil || !r.sessions[0].same(first) {
+				t.Errorf("%+v with %d bytes of changes", r, len(data))
+			}
+		}
+		// Many changes are a new file.
+		for i := range 300 {
+			put(fmt.Sprintf("a|%d", i), other)
+		}
+		rest()
+		if _, err := state.Read(changesFile); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("changes are left: %v", err)
+		}
+		if r := load(t).find("a|299"); !r.sessions[0].same(other) {
+			t.Error("a change is lost")
+		}
+		// However many there are, what is written is bounded.
+		before, began := state.written(), time.Now()
+		for range 100 {
+			for i := range 300 {
+				put(fmt.Sprintf("a|%d", i), first)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		synctest.Wait()
+		bytes := (state.written() - before) * len(base)
+		if rate := bytes / int(time.Since(began).Seconds()); rate > 3*saveRate/2 || bytes == 0 {
+			t.Errorf("%d bytes a second", rate)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	})
 }

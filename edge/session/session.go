@@ -55,6 +55,7 @@ type Store struct {
 	groups map[string]*group
 	// watchers are told of changes.
 	watchers map[chan struct{}]struct{}
+	kept     *changes // for the keeper, once there is one
 }
 
 // New returns an empty Store.
@@ -302,7 +303,7 @@ func (s *Store) Unclean(identity string) {
 func (s *Store) Forget(prefix string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer s.changed()
+	defer s.changedAll()
 	for _, g := range s.groups {
 		g.forget(prefix)
 		if len(g.records) == 0 && hasGroupPrefix(g.name, prefix) {

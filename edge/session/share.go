@@ -150,7 +150,7 @@ func (s *Store) dealOne(identity string, recipients int, seed bool, now time.Tim
 		g.stale(r)
 		r.lastDeal = now
 	}
-	s.changed()
+	s.changed(identity)
 	if newest.version != tls.VersionTLS13 {
 		return slices.Repeat([][]*held{{newest.copy()}}, recipients), r.knowledge
 	}
@@ -385,7 +385,7 @@ func (s *Store) Expel(edge string) {
 			}
 		}
 	}
-	s.changed()
+	s.changedAll()
 }
 
 // descend gives a session that was kept on a connection what it has of the one

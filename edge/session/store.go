@@ -165,6 +165,7 @@ func (g *group) evictOldest(remember int) {
 	r := g.order.Back().Value.(*record)
 	why := r.loss(resealv1.MissReason_MISS_REASON_EVICTED)
 	g.drop(r)
+	r.store.changed(r.identity)
 	g.lose(r.identity, why, remember)
 }
 
@@ -265,7 +266,7 @@ func (s *Store) discard(identity string, h *held, why resealv1.MissReason) *reco
 	r := g.records[identity]
 	if r != nil {
 		g.remove(r, h, why)
-		s.changed()
+		s.changed(identity)
 	}
 	return r
 }
@@ -428,7 +429,7 @@ func (s *Store) keep(cache *connCache, h *held) {
 	g.bytes += h.size
 	r.progress, r.escaped = now, false
 	r.serve(now)
-	s.changed()
+	s.changed(r.identity)
 	for len(r.sessions) > s.most(r) {
 		g.remove(r, r.sessions[0], resealv1.MissReason_MISS_REASON_EVICTED)
 	}

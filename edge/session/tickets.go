@@ -98,6 +98,9 @@ func (r *record) learn(kind reuseKind, now time.Time) {
 	if r.reuse != kind && kind == reuseOnce {
 		r.store.logger.Info("backend takes each TLS 1.3 ticket only once", "identity", r.identity)
 	}
+	if r.reuse != kind {
+		r.store.changed(r.identity)
+	}
 	r.reuse, r.learned = kind, now
 }
 

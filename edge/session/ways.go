@@ -144,6 +144,7 @@ func (r *record) goes(way idWay, now time.Time) {
 	case wayAsked:
 	}
 	r.way, r.learned = way, now
+	r.store.changed(r.identity)
 }
 
 // fileID keeps the session of a full handshake under its ID, unless the server
