@@ -228,8 +228,9 @@ func FuzzServer(f *testing.F) {
 		memory := &scripted{session: sessionOf(suite, true), kept: int(kept), tail: tail}
 		c := Client(memory, Config{Session: memory.session, Config: plainConfig("h2")})
 		err := c.Handshake()
-		if whole := memory.size > 0 && memory.kept >= memory.size; (err == nil) != whole {
-			t.Fatalf("%d bytes of %d of a flight: %v", memory.kept, memory.size, err)
+		// What the test adds may be the byte that was cut off, once in 256 times.
+		if whole := memory.sent != nil && bytes.HasPrefix(memory.served, memory.flight); (err == nil) != whole {
+			t.Fatalf("%d bytes of %d of a flight: %v", memory.kept, len(memory.flight), err)
 		}
 		if got, err := io.ReadAll(c); len(got) > 0 || err == nil && len(tail) > 0 {
 			t.Fatalf("read %q, %v", got, err)
@@ -244,17 +245,18 @@ type scripted struct {
 	listener
 	session Session
 	kept    int
-	size    int // of the right flight
 	tail    []byte
+	flight  []byte // the right one
+	served  []byte
 	answer  *bytes.Reader
 }
 
 func (s *scripted) Read(p []byte) (int, error) {
 	if s.answer == nil {
 		f := &fake{session: s.session, suite: suiteByID(s.session.CipherSuite), clientHello: s.sent[headerSize:]}
-		flight := f.flight(nil)
-		s.size = len(flight)
-		s.answer = bytes.NewReader(slices.Concat(flight[:min(s.kept, len(flight))], s.tail))
+		s.flight = f.flight(nil)
+		s.served = slices.Concat(s.flight[:min(s.kept, len(s.flight))], s.tail)
+		s.answer = bytes.NewReader(s.served)
 	}
 	return s.answer.Read(p)
 }
