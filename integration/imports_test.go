@@ -93,8 +93,10 @@ func mayImport(from, to string) bool {
 		}
 		// The root package wires its children; children import neither it nor
 		// each other. edge/exchange is the words that both legs have in common;
-		// what is below a child is that child's own.
-		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || strings.HasPrefix(to, from+"/"))
+		// what is below a child is that child's own. A probe tries the protocol of
+		// edge/session/abbreviated itself.
+		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || strings.HasPrefix(to, from+"/") ||
+			from == "edge/probe" && to == "edge/session/abbreviated")
 	case "cmd":
 		return toTop == "proto" || toTop == "controlplane" || toTop == "edge" || toTop == "cmd"
 	case "integration":
@@ -118,7 +120,9 @@ func TestMayImport(t *testing.T) {
 		{"controlplane/feed", "edge/exchange", false},
 		{"edge/session", "edge/session/abbreviated", true},
 		{"edge/session/abbreviated", "edge/session", false},
-		{"edge/probe", "edge/session/abbreviated", false},
+		{"edge/probe", "edge/session/abbreviated", true},
+		{"edge/probe", "edge/session", false},
+		{"edge/backend", "edge/session/abbreviated", false},
 		{"edge/plan", "proto/reseal/v1", true},
 		{"edge/plan", "proto/manifest", false},
 		{"controlplane/store", "proto/reseal/v1", true},

@@ -92,7 +92,16 @@ func TestProbe(t *testing.T) {
 		},
 		{
 			"jetty tls13 stateful", peers.JettyArranged, peers.Options{Mode: peers.TLS13, Stateful: true}, "psk", 1, 1, "yes", nil, "yes",
-			[]string{"takes each ticket once", "1 with a full and 1 with a resumed handshake"},
+			[]string{"TLS 1.3: each ticket once, one per handshake"},
+		},
+		{
+			"jetty stock", peers.Jetty, peers.Options{Mode: peers.TLS12Tickets}, "session_id", 0, 0, "no", []string{"close_notify yes"}, "yes",
+			[]string{"TLS 1.2: resumes by session ID when no ticket extension is sent (JSSE that chooses certificates by SNI); Reseal does so by itself; " +
+				"HAProxy needs no-tls-tickets, nginx proxy_ssl_conf_command Options -SessionTicket, a Java service -Djdk.tls.server.enableSessionTicketExtension=false"},
+		},
+		{
+			"jetty stock tls13", peers.Jetty, peers.Options{Mode: peers.TLS13}, "psk", 2, 1, "yes", []string{"close_notify yes"}, "yes",
+			[]string{"TLS 1.3: each ticket once, one per handshake"},
 		},
 		{"openssl tls13", peers.OpenSSL, peers.Options{Mode: peers.TLS13}, "psk", 2, 1, "no", livesOn, "no", []string{"TLS 1.3"}},
 		{"openssl tickets", peers.OpenSSL, peers.Options{Mode: peers.TLS12Tickets}, "ticket", 1, 0, "no", nil, "no", []string{"by ticket"}},

@@ -112,6 +112,8 @@ func firsts(s *resealv1.Stats) uint64 {
 const (
 	noSession   = "no_session"
 	switchedOff = "disabled"
+	declined    = "declined"
+	spent       = "single_use_spent"
 )
 
 func (d *diagnosis) reasons(total *resealv1.Stats, edges map[string]*resealv1.Stats) {
@@ -139,6 +141,9 @@ func (d *diagnosis) addReason(label string, needed uint64, total *resealv1.Stats
 		return
 	}
 	explained := explainMiss(missByLabel(label))
+	if label == declined && total.GetMisses()[spent] > 0 {
+		explained = explainSpent()
+	}
 	d.Reasons = append(d.Reasons, reasonView{
 		Reason: label, Count: count, Needed: needed, Excess: count - needed,
 		Edges:   perEdge(edges, func(s *resealv1.Stats) uint64 { return s.GetMisses()[label] }),
@@ -238,10 +243,12 @@ func (d *diagnosis) evidence(main reasonView, pool *resealv1.BackendPool, total 
 		if pool.GetTls().GetServerName() == "" {
 			d.say("spec.tls.serverName is empty, so each host of the requests has sessions of its own.")
 		}
-	case resealv1.Label(resealv1.MissReason_MISS_REASON_DECLINED), resealv1.Label(resealv1.MissReason_MISS_REASON_DECLINED_AFTER_UNCLEAN_CLOSE):
-		if len(unclean) > 0 {
+	case declined, resealv1.Label(resealv1.MissReason_MISS_REASON_DECLINED_AFTER_UNCLEAN_CLOSE):
+		switch {
+		case main.Reason == declined && total.GetMisses()[spent] > 0:
+		case len(unclean) > 0:
 			d.say("Connections that did not end in good order: %s.", counted(unclean))
-		} else {
+		default:
 			d.say("All connections ended in good order, so that is not why.")
 		}
 	}

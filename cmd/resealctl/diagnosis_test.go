@@ -121,6 +121,21 @@ func TestDiagnose(t *testing.T) {
 	}
 }
 
+// A backend that takes each ticket once has forgotten nothing.
+func TestDiagnoseSingleUse(t *testing.T) {
+	pool := &resealv1.BackendPool{Endpoints: []*resealv1.Endpoint{{Address: "h:1"}}}
+	d := diagnose("p", "", pool, statsOf(nil, map[string]uint64{"no_session": 1, "declined": 30, "single_use_spent": 3}))
+	text := strings.Join(d.Sentences, " ")
+	for _, want := range []string{"main reason is declined", "The backend takes each TLS 1.3 ticket once", "Let the backend take tickets again"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in %q", want, text)
+		}
+	}
+	if strings.Contains(text, "forgotten") || strings.Contains(text, "good order") {
+		t.Error(text)
+	}
+}
+
 func TestDiagnoseSaysWhoCloses(t *testing.T) {
 	stats := statsOf(nil, map[string]uint64{"no_session": 1, "expired": 2})
 	stats.Pools[0].Connections = &resealv1.ConnectionStats{Opened: 100}

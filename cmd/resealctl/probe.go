@@ -34,7 +34,8 @@ const (
 const probeLong = `Find out what a TLS backend can do, by some 10 to 40 handshakes and requests,
 one after the other, and say what to put into the manifest:
 
-  - TLS versions, and how each resumes sessions: session ID, ticket or PSK
+  - TLS versions, and how each resumes sessions: session ID, ticket or PSK, and
+    whether session IDs only without the session_ticket extension
   - how many tickets a connection gets, how long they live, whether each is
     taken only once
   - whether a session lives through close_notify, FIN without close_notify, RST,

@@ -77,6 +77,7 @@ func (f *fakeServer) ProbeBackend(_ context.Context, req *resealv1.ProbeBackendR
 		Took: durationpb.New(1234 * time.Millisecond), Alpn: "h2", Notes: []string{"one thing was not tried", "nor was another"},
 		Versions: []*resealv1.ProbeVersion{
 			{Version: tls12, Supported: true, CipherSuite: "SUITE12", Curve: "P256", Mechanism: resealv1.Mechanism_MECHANISM_SESSION_ID, SingleUse: no,
+				WithoutTicketExtension: yes, EmptyTicket: true,
 				Survives: []*resealv1.ProbeSurvival{
 					{Ending: resealv1.ProbeEnding_PROBE_ENDING_CLOSE_NOTIFY, Answer: yes, Tried: 2, Resumed: 2},
 					{Ending: resealv1.ProbeEnding_PROBE_ENDING_ABORT, Answer: no, Tried: 2, Note: "the answer is short"},
@@ -95,7 +96,7 @@ func (f *fakeServer) ProbeBackend(_ context.Context, req *resealv1.ProbeBackendR
 				Answered: &resealv1.ProbeServerHello{Version: tls12, SessionId: "11111111"}, Requests: 1,
 				Ending: resealv1.ProbeEnding_PROBE_ENDING_CLOSE_NOTIFY, Close: resealv1.CloseKind_CLOSE_KIND_TIMEOUT},
 			{Number: 2, Address: "10.0.0.2:443", Purpose: "again", Resumed: true,
-				Offered:  &resealv1.ProbeClientHello{Version: tls12, SessionId: "11111111", SessionIdGiven: true},
+				Offered:  &resealv1.ProbeClientHello{Version: tls12, SessionId: "11111111", SessionIdGiven: true, WithoutTicketExtension: true},
 				Answered: &resealv1.ProbeServerHello{Version: tls12, SessionId: "11111111", Echoed: true},
 				Ending:   resealv1.ProbeEnding_PROBE_ENDING_RESET, Close: resealv1.CloseKind_CLOSE_KIND_RESET_BY_US},
 			{Number: 3, Address: "10.0.0.2:443", Purpose: "psk", Resumed: true, Tickets: 2,

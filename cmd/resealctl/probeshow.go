@@ -118,7 +118,13 @@ func (p *probeRun) printTLS(r *resealv1.ProbeReport) {
 		if how == "" {
 			how = "nothing: " + v.GetUnresumed()
 		}
+		if v.GetWithoutTicketExtension() == resealv1.ProbeAnswer_PROBE_ANSWER_YES {
+			how += ", only without ticket extension"
+		}
 		tickets := fmt.Sprint(v.GetTickets())
+		if v.GetEmptyTicket() && v.GetTickets() == 0 {
+			tickets += ", an empty one"
+		}
 		if v.GetTicketsResumed() > 0 {
 			tickets += fmt.Sprintf(", %d resumed", v.GetTicketsResumed())
 		}
@@ -265,6 +271,8 @@ func offeredText(h *resealv1.ProbeClientHello) string {
 		return text + ", psk " + h.GetPsk()
 	case h.GetTicket() != "":
 		return text + ", ticket " + h.GetTicket()
+	case h.GetSessionIdGiven() && h.GetWithoutTicketExtension():
+		return text + ", no ticket extension, session ID " + h.GetSessionId()
 	case h.GetSessionIdGiven():
 		return text + ", session ID " + h.GetSessionId()
 	}

@@ -59,6 +59,14 @@ func explainMiss(reason resealv1.MissReason) explanation {
 	return explainFrontendMiss(reason)
 }
 
+// explainSpent explains declined at a backend that takes each ticket once, as
+// single_use_spent beside it shows: it had not forgotten what was offered.
+func explainSpent() explanation {
+	return explanation{
+		"The backend takes each TLS 1.3 ticket once: sessions that were offered a second time, which is how that is found out, were answered with a full handshake.",
+		"Let the backend take tickets again (stateless tickets: a JSSE service with one name in its certificate, OpenSSL without early data) or give more per connection (OpenSSL: num_tickets), and keep connections open for longer, so that fewer are needed. resealctl probe shows how many it gives."}
+}
+
 // explainFrontendMiss explains the reasons of listeners.
 func explainFrontendMiss(reason resealv1.MissReason) explanation {
 	switch reason {

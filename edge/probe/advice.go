@@ -33,6 +33,7 @@ func (r *run) advise() {
 	}}
 	a.endpoints()
 	a.resumption()
+	a.ways()
 	a.endings()
 	a.sharing()
 	a.keepAlive()
@@ -65,6 +66,19 @@ func (a *adviser) preferred() (newest, better *resealv1.ProbeVersion) {
 	return newest, better
 }
 
+// ways says how a version resumes when that is not what clients expect, and what
+// follows for them.
+func (a *adviser) ways() {
+	for _, version := range a.report.Versions {
+		switch {
+		case version.WithoutTicketExtension == answerYes:
+			a.say("%s: resumes by session ID when no ticket extension is sent (JSSE that chooses certificates by SNI); Reseal does so by itself; HAProxy needs no-tls-tickets, nginx proxy_ssl_conf_command Options -SessionTicket, a Java service -Djdk.tls.server.enableSessionTicketExtension=false.", versionName(version))
+		case version.SingleUse == answerYes && version.Version == resealv1.TLSVersion_TLS_VERSION_TLS1_3:
+			a.say("%s: each ticket once, %s. Edges queue for the next when they have none.", versionName(version), ticketCount(version))
+		}
+	}
+}
+
 func (a *adviser) resumption() {
 	newest, better := a.preferred()
 	switch {
@@ -80,8 +94,8 @@ func (a *adviser) resumption() {
 		return
 	}
 	a.say("Edges will speak %s and resume by %s: sessions.mode: auto, the default, is right.", versionName(newest), mechanismWords[newest.Mechanism])
-	if newest.SingleUse == answerYes {
-		a.say("It takes each ticket once, and gives %s: edges keep unused ones and wait for the next when they have none.", ticketCount(newest))
+	if newest.SingleUse == answerYes && newest.Version == resealv1.TLSVersion_TLS_VERSION_TLS1_2 {
+		a.say("It takes each session once.")
 	}
 	if hint := newest.LifetimeHint.AsDuration(); hint > 0 && hint < 10*time.Minute {
 		a.say("Its tickets live for only %s: after a longer pause the next connection costs a full handshake.", hint)
@@ -95,7 +109,12 @@ func (a *adviser) resumption() {
 }
 
 func ticketCount(version *resealv1.ProbeVersion) string {
-	if version.TicketsResumed == 0 {
+	switch {
+	case version.TicketsResumed == 1 && version.Tickets > 1:
+		return fmt.Sprintf("one per handshake (%d with a full one)", version.Tickets)
+	case version.TicketsResumed == 1:
+		return "one per handshake"
+	case version.TicketsResumed == 0:
 		return fmt.Sprintf("%d with a full handshake", version.Tickets)
 	}
 	return fmt.Sprintf("%d with a full and %d with a resumed handshake", version.Tickets, version.TicketsResumed)

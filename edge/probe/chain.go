@@ -32,6 +32,9 @@ type chain struct {
 	offers map[string]*uses
 	// given are the session IDs that servers gave, hashed.
 	given map[string]bool
+	// asked and bare are what became of sessions of TLS 1.2 that were offered with
+	// the session_ticket extension in the ClientHello, and without it.
+	asked, bare uses
 }
 
 // uses are the times that one session or ticket was offered and resumed.
@@ -99,10 +102,15 @@ func (c *chain) completed(l *link) {
 		if c.offers[key] == nil {
 			c.offers[key] = &uses{}
 		}
-		c.offers[key].offered++
-		if l.record.Resumed {
-			c.offers[key].resumed++
+		c.offers[key].add(l.record.Resumed)
+		if hello.GetWithoutTicketExtension() {
+			c.bare.add(l.record.Resumed)
+		} else {
+			c.asked.add(l.record.Resumed)
 		}
+	}
+	if l.flight.emptyTicket {
+		c.facts.EmptyTicket = true
 	}
 	if c.version == tls.VersionTLS12 && (!l.record.Resumed || l.flight.tickets > 0) {
 		c.origin = l.target
@@ -111,6 +119,13 @@ func (c *chain) completed(l *link) {
 	}
 	if !l.record.Resumed {
 		c.tickets, c.spent = nil, nil
+	}
+}
+
+func (u *uses) add(resumed bool) {
+	u.offered++
+	if resumed {
+		u.resumed++
 	}
 }
 

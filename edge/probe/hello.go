@@ -117,7 +117,7 @@ func parseClientHello(stream []byte) (clientHello, bool) {
 		return hello, false
 	}
 	hello.sessionID = bytes.Clone(id)
-	hello.offered = &resealv1.ProbeClientHello{SessionId: shortHash(id)}
+	hello.offered = &resealv1.ProbeClientHello{SessionId: shortHash(id), WithoutTicketExtension: true}
 	newest := version
 	if !body.Empty() && !body.ReadUint16LengthPrefixed(&extensions) {
 		return hello, false
@@ -131,6 +131,9 @@ func parseClientHello(stream []byte) (clientHello, bool) {
 		newest = max(newest, readClientExtension(hello.offered, extension, data))
 	}
 	hello.offered.Version = versionOf(newest)
+	if newest > tls.VersionTLS12 {
+		hello.offered.WithoutTicketExtension = false
+	}
 	return hello, true
 }
 
@@ -140,7 +143,7 @@ func readClientExtension(offered *resealv1.ProbeClientHello, extension uint16, d
 	var list, item cryptobyte.String
 	switch extension {
 	case extensionSessionTicket:
-		offered.Ticket = shortHash(data)
+		offered.Ticket, offered.WithoutTicketExtension = shortHash(data), false
 	case extensionPreSharedKey:
 		if data.ReadUint16LengthPrefixed(&list) && list.ReadUint16LengthPrefixed(&item) {
 			offered.Psk = shortHash(item)
@@ -181,6 +184,7 @@ type serverFlight struct {
 	// tickets are those of TLS 1.2, which come in the clear.
 	tickets      int
 	lifetimeHint time.Duration
+	emptyTicket  bool
 }
 
 // parseServerFlight reads what a server sent in answer to a hello whose session
@@ -208,7 +212,11 @@ func parseServerFlight(stream, offered []byte) serverFlight {
 func (f *serverFlight) readTicket(body cryptobyte.String) {
 	var seconds uint32
 	var ticket cryptobyte.String
-	if body.ReadUint32(&seconds) && body.ReadUint16LengthPrefixed(&ticket) && len(ticket) > 0 {
+	switch {
+	case !body.ReadUint32(&seconds) || !body.ReadUint16LengthPrefixed(&ticket):
+	case ticket.Empty():
+		f.emptyTicket = true
+	default:
 		f.tickets++
 		f.lifetimeHint = time.Duration(seconds) * time.Second
 	}

@@ -142,7 +142,7 @@ func TestOpenSSLSingleUse(t *testing.T) {
 	if v.Mechanism != resealv1.Mechanism_MECHANISM_PSK || v.Tickets != 3 || v.TicketsResumed == 0 || v.SingleUse != answerYes {
 		t.Errorf("TLS 1.3: %v", v)
 	}
-	if !strings.Contains(r.Advice, "takes each ticket once") || strings.Contains(r.Advice, "sharing: fleet") {
+	if !strings.Contains(r.Advice, "TLS 1.3: each ticket once, one per handshake (3 with a full one)") || strings.Contains(r.Advice, "sharing: fleet") {
 		t.Errorf("advice %q", r.Advice)
 	}
 	if v := version(t, r, tls12); v.Supported {

@@ -106,12 +106,15 @@ func (r *run) probeVersion(ctx context.Context, version uint16) error {
 		facts.Curve = l.state.CurveID.String()
 	}
 	r.firstOf(l)
-	if facts.Mechanism, facts.Unresumed = c.promise(l); facts.Mechanism == 0 {
-		return nil
+	facts.Mechanism, facts.Unresumed = c.promise(l)
+	if facts.Mechanism != 0 {
+		r.chains = append(r.chains, c)
+		err = r.runChain(ctx, c, l.record.Ending)
+		r.conclude(c)
 	}
-	r.chains = append(r.chains, c)
-	err = r.runChain(ctx, c, l.record.Ending)
-	r.conclude(c)
+	if err == nil && version == tls.VersionTLS12 {
+		err = r.probeBare(ctx, c)
+	}
 	return err
 }
 
@@ -172,7 +175,7 @@ func (c *chain) promise(l *link) (resealv1.Mechanism, string) {
 	case l.record.Tickets > 0:
 		return resealv1.Mechanism_MECHANISM_TICKET, ""
 	case len(l.flight.sessionID) == 0:
-		return 0, "it gives out neither a session ID nor a ticket"
+		return 0, noSessions
 	case len(l.flight.sessionID) != offeredIDSize:
 		return 0, fmt.Sprintf("its session IDs have %d bytes, and only IDs of %d bytes can be offered", len(l.flight.sessionID), offeredIDSize)
 	case c.handshaker == nil:
@@ -180,6 +183,8 @@ func (c *chain) promise(l *link) (resealv1.Mechanism, string) {
 	}
 	return resealv1.Mechanism_MECHANISM_SESSION_ID, ""
 }
+
+const noSessions = "it gives out neither a session ID nor a ticket"
 
 // runChain ends each connection in another way and offers its session on the
 // next one. first is how the connection before ended.

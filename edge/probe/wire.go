@@ -70,6 +70,13 @@ func (w *wire) stop() (sent, got []byte) {
 	return sent, got
 }
 
+// received is what came so far, while it is recorded.
+func (w *wire) received() []byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.got
+}
+
 // ended says how the peer has ended the connection so far.
 func (w *wire) ended() (fin, rst bool) {
 	w.mu.Lock()

@@ -460,7 +460,14 @@ type ProbeVersion struct {
 	// Whether each ticket or session is taken only once.
 	SingleUse ProbeAnswer `protobuf:"varint,11,opt,name=single_use,json=singleUse,proto3,enum=reseal.v1.ProbeAnswer" json:"single_use,omitempty"`
 	// What a session lives through.
-	Survives      []*ProbeSurvival `protobuf:"bytes,12,rep,name=survives,proto3" json:"survives,omitempty"`
+	Survives []*ProbeSurvival `protobuf:"bytes,12,rep,name=survives,proto3" json:"survives,omitempty"`
+	// Whether sessions are resumed by ID only when the ClientHello holds no
+	// session_ticket extension (TLS 1.2), as by JSSE that chooses certificates by
+	// server name. No: they are resumed with it too, or without it neither.
+	WithoutTicketExtension ProbeAnswer `protobuf:"varint,13,opt,name=without_ticket_extension,json=withoutTicketExtension,proto3,enum=reseal.v1.ProbeAnswer" json:"without_ticket_extension,omitempty"`
+	// Whether it answered the session_ticket extension with an empty ticket, by
+	// which a server says that it gives none after all (RFC 5077 section 3.3).
+	EmptyTicket   bool `protobuf:"varint,14,opt,name=empty_ticket,json=emptyTicket,proto3" json:"empty_ticket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -577,6 +584,20 @@ func (x *ProbeVersion) GetSurvives() []*ProbeSurvival {
 		return x.Survives
 	}
 	return nil
+}
+
+func (x *ProbeVersion) GetWithoutTicketExtension() ProbeAnswer {
+	if x != nil {
+		return x.WithoutTicketExtension
+	}
+	return ProbeAnswer_PROBE_ANSWER_UNSPECIFIED
+}
+
+func (x *ProbeVersion) GetEmptyTicket() bool {
+	if x != nil {
+		return x.EmptyTicket
+	}
+	return false
 }
 
 // ProbeSurvival is whether a session lives through something.
@@ -1028,8 +1049,11 @@ type ProbeClientHello struct {
 	// Whether the session ID is one that a server gave. Else it is random and
 	// offers nothing: clients send one to see whether it is echoed.
 	SessionIdGiven bool `protobuf:"varint,7,opt,name=session_id_given,json=sessionIdGiven,proto3" json:"session_id_given,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Whether it offered TLS 1.2 at most and left the session_ticket extension out
+	// (RFC 5077 section 3.2), which clients send also without a ticket.
+	WithoutTicketExtension bool `protobuf:"varint,8,opt,name=without_ticket_extension,json=withoutTicketExtension,proto3" json:"without_ticket_extension,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *ProbeClientHello) Reset() {
@@ -1107,6 +1131,13 @@ func (x *ProbeClientHello) GetAlpn() []string {
 func (x *ProbeClientHello) GetSessionIdGiven() bool {
 	if x != nil {
 		return x.SessionIdGiven
+	}
+	return false
+}
+
+func (x *ProbeClientHello) GetWithoutTicketExtension() bool {
+	if x != nil {
+		return x.WithoutTicketExtension
 	}
 	return false
 }
@@ -1247,7 +1278,7 @@ const file_reseal_v1_probe_proto_rawDesc = "" +
 	"\x10same_certificate\x18\r \x01(\x0e2\x16.reseal.v1.ProbeAnswerR\x0fsameCertificate\x12<\n" +
 	"\vconnections\x18\x0e \x03(\v2\x1a.reseal.v1.ProbeConnectionR\vconnections\x12\x16\n" +
 	"\x06advice\x18\x0f \x01(\tR\x06advice\x12*\n" +
-	"\x04pool\x18\x10 \x01(\v2\x16.reseal.v1.BackendPoolR\x04pool\"\xee\x03\n" +
+	"\x04pool\x18\x10 \x01(\v2\x16.reseal.v1.BackendPoolR\x04pool\"\xe3\x04\n" +
 	"\fProbeVersion\x12/\n" +
 	"\aversion\x18\x01 \x01(\x0e2\x15.reseal.v1.TLSVersionR\aversion\x12\x1c\n" +
 	"\tsupported\x18\x02 \x01(\bR\tsupported\x12\x14\n" +
@@ -1262,7 +1293,9 @@ const file_reseal_v1_probe_proto_rawDesc = "" +
 	" \x01(\v2\x19.google.protobuf.DurationR\flifetimeHint\x125\n" +
 	"\n" +
 	"single_use\x18\v \x01(\x0e2\x16.reseal.v1.ProbeAnswerR\tsingleUse\x124\n" +
-	"\bsurvives\x18\f \x03(\v2\x18.reseal.v1.ProbeSurvivalR\bsurvives\"\xb3\x01\n" +
+	"\bsurvives\x18\f \x03(\v2\x18.reseal.v1.ProbeSurvivalR\bsurvives\x12P\n" +
+	"\x18without_ticket_extension\x18\r \x01(\x0e2\x16.reseal.v1.ProbeAnswerR\x16withoutTicketExtension\x12!\n" +
+	"\fempty_ticket\x18\x0e \x01(\bR\vemptyTicket\"\xb3\x01\n" +
 	"\rProbeSurvival\x12.\n" +
 	"\x06ending\x18\x01 \x01(\x0e2\x16.reseal.v1.ProbeEndingR\x06ending\x12.\n" +
 	"\x06answer\x18\x02 \x01(\x0e2\x16.reseal.v1.ProbeAnswerR\x06answer\x12\x14\n" +
@@ -1302,7 +1335,7 @@ const file_reseal_v1_probe_proto_rawDesc = "" +
 	"\x06ending\x18\n" +
 	" \x01(\x0e2\x16.reseal.v1.ProbeEndingR\x06ending\x12*\n" +
 	"\x05close\x18\v \x01(\x0e2\x14.reseal.v1.CloseKindR\x05close\x12\x14\n" +
-	"\x05error\x18\f \x01(\tR\x05error\"\xeb\x01\n" +
+	"\x05error\x18\f \x01(\tR\x05error\"\xa5\x02\n" +
 	"\x10ProbeClientHello\x12/\n" +
 	"\aversion\x18\x01 \x01(\x0e2\x15.reseal.v1.TLSVersionR\aversion\x12\x1d\n" +
 	"\n" +
@@ -1312,7 +1345,8 @@ const file_reseal_v1_probe_proto_rawDesc = "" +
 	"\vserver_name\x18\x05 \x01(\tR\n" +
 	"serverName\x12\x12\n" +
 	"\x04alpn\x18\x06 \x03(\tR\x04alpn\x12(\n" +
-	"\x10session_id_given\x18\a \x01(\bR\x0esessionIdGiven\"\xff\x01\n" +
+	"\x10session_id_given\x18\a \x01(\bR\x0esessionIdGiven\x128\n" +
+	"\x18without_ticket_extension\x18\b \x01(\bR\x16withoutTicketExtension\"\xff\x01\n" +
 	"\x10ProbeServerHello\x12/\n" +
 	"\aversion\x18\x01 \x01(\x0e2\x15.reseal.v1.TLSVersionR\aversion\x12\x1d\n" +
 	"\n" +
@@ -1385,24 +1419,25 @@ var file_reseal_v1_probe_proto_depIdxs = []int32{
 	11, // 12: reseal.v1.ProbeVersion.lifetime_hint:type_name -> google.protobuf.Duration
 	0,  // 13: reseal.v1.ProbeVersion.single_use:type_name -> reseal.v1.ProbeAnswer
 	5,  // 14: reseal.v1.ProbeVersion.survives:type_name -> reseal.v1.ProbeSurvival
-	1,  // 15: reseal.v1.ProbeSurvival.ending:type_name -> reseal.v1.ProbeEnding
-	0,  // 16: reseal.v1.ProbeSurvival.answer:type_name -> reseal.v1.ProbeAnswer
-	0,  // 17: reseal.v1.ProbeKeepAlive.reusable:type_name -> reseal.v1.ProbeAnswer
-	11, // 18: reseal.v1.ProbeKeepAlive.idle:type_name -> google.protobuf.Duration
-	12, // 19: reseal.v1.ProbeAddress.expires_at:type_name -> google.protobuf.Timestamp
-	0,  // 20: reseal.v1.ProbeAddress.shares:type_name -> reseal.v1.ProbeAnswer
-	11, // 21: reseal.v1.ProbeConnection.at:type_name -> google.protobuf.Duration
-	9,  // 22: reseal.v1.ProbeConnection.offered:type_name -> reseal.v1.ProbeClientHello
-	10, // 23: reseal.v1.ProbeConnection.answered:type_name -> reseal.v1.ProbeServerHello
-	1,  // 24: reseal.v1.ProbeConnection.ending:type_name -> reseal.v1.ProbeEnding
-	16, // 25: reseal.v1.ProbeConnection.close:type_name -> reseal.v1.CloseKind
-	14, // 26: reseal.v1.ProbeClientHello.version:type_name -> reseal.v1.TLSVersion
-	14, // 27: reseal.v1.ProbeServerHello.version:type_name -> reseal.v1.TLSVersion
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	0,  // 15: reseal.v1.ProbeVersion.without_ticket_extension:type_name -> reseal.v1.ProbeAnswer
+	1,  // 16: reseal.v1.ProbeSurvival.ending:type_name -> reseal.v1.ProbeEnding
+	0,  // 17: reseal.v1.ProbeSurvival.answer:type_name -> reseal.v1.ProbeAnswer
+	0,  // 18: reseal.v1.ProbeKeepAlive.reusable:type_name -> reseal.v1.ProbeAnswer
+	11, // 19: reseal.v1.ProbeKeepAlive.idle:type_name -> google.protobuf.Duration
+	12, // 20: reseal.v1.ProbeAddress.expires_at:type_name -> google.protobuf.Timestamp
+	0,  // 21: reseal.v1.ProbeAddress.shares:type_name -> reseal.v1.ProbeAnswer
+	11, // 22: reseal.v1.ProbeConnection.at:type_name -> google.protobuf.Duration
+	9,  // 23: reseal.v1.ProbeConnection.offered:type_name -> reseal.v1.ProbeClientHello
+	10, // 24: reseal.v1.ProbeConnection.answered:type_name -> reseal.v1.ProbeServerHello
+	1,  // 25: reseal.v1.ProbeConnection.ending:type_name -> reseal.v1.ProbeEnding
+	16, // 26: reseal.v1.ProbeConnection.close:type_name -> reseal.v1.CloseKind
+	14, // 27: reseal.v1.ProbeClientHello.version:type_name -> reseal.v1.TLSVersion
+	14, // 28: reseal.v1.ProbeServerHello.version:type_name -> reseal.v1.TLSVersion
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_probe_proto_init() }
