@@ -253,6 +253,7 @@ func (s *Store) Watch() (changes <-chan struct{}, stop func()) {
 // changed tells those who watch that sessions of an identity, or what is known of
 // its server, changed. Store.mu is held.
 func (s *Store) changed(identity string) {
+	s.touch(identity)
 	if s.kept != nil && !s.kept.all {
 		s.kept.identities[identity] = struct{}{}
 		s.kept.all = len(s.kept.identities) > maxChanges
@@ -260,8 +261,18 @@ func (s *Store) changed(identity string) {
 	s.tell()
 }
 
+// touch notes that what Holds says of an identity's group may have changed.
+func (s *Store) touch(identity string) {
+	if g := s.groups[groupName(identity)]; g != nil {
+		g.touched = true
+	}
+}
+
 // changedAll is changed of any number of identities.
 func (s *Store) changedAll() {
+	for _, g := range s.groups {
+		g.touched = true
+	}
 	if s.kept != nil {
 		s.kept.all = true
 	}

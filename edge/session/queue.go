@@ -194,7 +194,9 @@ func (r *record) lead(o offer, terms Terms, now time.Time) offer {
 		r.progress = now
 	}
 	if h := o.session; h != nil {
-		h.taken++
+		if h.taken++; h.taken == 1 {
+			r.store.touch(r.identity)
+		}
 		h.busy++
 		h.lastOffer = now
 		o.proof = o.again && r.reuse != reuseMany

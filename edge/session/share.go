@@ -31,6 +31,9 @@ const (
 	// maxSkew is how far the clocks of two edges may differ.
 	maxSkew = 5 * time.Minute
 
+	// lookAgain is how often Holds looks for sessions that became too old.
+	lookAgain = 5 * time.Second
+
 	maxOffer      = 62 << 10 // bytes of sessions for one edge
 	maxDealt      = 10_000   // identities in one round
 	maxAdopted    = 8        // TLS 1.3 sessions of an identity
@@ -247,12 +250,24 @@ func (s *Store) Holds(group string) (some, spare bool) {
 		return false, false
 	}
 	now := time.Now()
+	if !g.touched && now.Before(g.looked.Add(lookAgain)) {
+		return g.some, g.extra
+	}
+	defer func() { g.some, g.extra, g.looked, g.touched = some, spare, now, false }()
 	for place := g.order.Front(); place != nil && !spare; place = place.Next() {
 		r := place.Value.(*record)
 		some = some || r.shareable(now) != nil
 		spare = slices.ContainsFunc(r.sessions, func(h *held) bool { return h.young(now) && !h.worn() })
 	}
 	return some, spare
+}
+
+// Fresh reports whether Deal without seed may have something to give.
+func (s *Store) Fresh(group string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.groups[group]
+	return g != nil && g.fresh > 0
 }
 
 // worn reports whether a session may be spent, if its server takes each once.

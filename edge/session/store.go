@@ -79,6 +79,11 @@ type group struct {
 	lost      map[string]*list.Element
 	lostOrder *list.List // of loss, newest first
 	fresh     int        // records that are
+
+	// What Holds said last, and when; touched since sessions came or went.
+	some, extra bool
+	looked      time.Time
+	touched     bool
 }
 
 // loss is an identity whose sessions were dropped: to bound memory, or because

@@ -9,9 +9,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"iter"
 	"math/big"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -88,13 +90,20 @@ func (a *authority) issue(t testing.TB, id string, key *ecdsa.PrivateKey, edits 
 	return credentials{a.sign(t, template, key), key, a.roots}
 }
 
-// box is a Sessions that remembers what was adopted.
-type box struct{ adopted []string }
+// box is a Sessions that remembers what was adopted, and which groups were asked
+// for something to give.
+type box struct {
+	adopted []string
+	fresh   string // group
+	dealt   []string
+}
 
 func (b *box) Watch() (<-chan struct{}, func()) { return nil, func() {} }
+func (b *box) Fresh(group string) bool          { return group == b.fresh }
 func (b *box) Holds(string) (some, spare bool)  { return false, false }
 func (b *box) Expel(string)                     {}
-func (b *box) Deal(string, int, bool) iter.Seq2[string, [][]byte] {
+func (b *box) Deal(group string, _ int, _ bool) iter.Seq2[string, [][]byte] {
+	b.dealt = append(b.dealt, group)
 	return func(func(string, [][]byte) bool) {}
 }
 
@@ -298,5 +307,27 @@ func TestReplaysAreBounded(t *testing.T) {
 	}
 	if err := r.take(sum(maxReplays), now.Add(3*time.Minute), now.Add(2*time.Minute)); err != nil || len(r.seen) != 1 {
 		t.Errorf("old ones stay: %v, %d", err, len(r.seen))
+	}
+}
+
+// Pools that have nothing new cost nothing when an edge looks for it, several
+// times a second.
+func TestOnlyPoolsWithNewSessionsAreDealt(t *testing.T) {
+	sessions := &box{fresh: "g7"}
+	s := New(Config{Edge: "e1", BootID: "b1", Sessions: sessions})
+	var pools []Pool
+	for i := range 100 {
+		pools = append(pools, Pool{Name: fmt.Sprintf("p%d", i), Group: fmt.Sprintf("g%d", i)})
+	}
+	s.Update(pools)
+	x := &exchange{share: s, holding: &resealv1.ExchangeHolding{}, again: time.NewTimer(time.Hour)}
+	defer x.again.Stop()
+	for range 3 {
+		if err := x.offerNew(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(sessions.dealt, []string{"g7", "g7", "g7"}) {
+		t.Errorf("dealt %v", sessions.dealt)
 	}
 }

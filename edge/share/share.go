@@ -39,6 +39,9 @@ type Sessions interface {
 	// Holds reports whether there are sessions of a group to deal, and spare
 	// ones, that no other edge was given.
 	Holds(group string) (some, spare bool)
+	// Fresh reports whether Deal without seed may have something to give. It
+	// costs nothing.
+	Fresh(group string) bool
 	// Deal returns per identity what each of recipients edges gets, nil for
 	// nothing: new sessions, or with seed all.
 	Deal(group string, recipients int, seed bool) iter.Seq2[string, [][]byte]

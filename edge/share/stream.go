@@ -252,6 +252,9 @@ func (x *exchange) offerNew(now time.Time) error {
 		return err
 	}
 	for _, pool := range pools {
+		if !x.share.cfg.Sessions.Fresh(pool.Group) {
+			continue
+		}
 		if err := x.deal(pool, x.members(pool.Name), false); err != nil {
 			return err
 		}
