@@ -51,7 +51,7 @@ func (q *request) abort(status int, reason string, err error) {
 // sayGoodbye asks the client to leave when it should. HTTP/2 sends GOAWAY
 // instead of the header field.
 func (q *request) sayGoodbye() {
-	if q.handler.generation.leaving.Load() || q.client.refused {
+	if q.handler.generation.leaving.Load() || q.client.refused || q.client.leaving.Load() {
 		q.w.Header().Set("Connection", "close")
 	}
 }

@@ -30,6 +30,9 @@ type clientConn struct {
 	aborted    atomic.Bool  // closed by us to end a drain
 	stalled    atomic.Bool  // closed by us because the client took nothing
 
+	leaving   atomic.Bool // must leave, since its certificate is refused now
+	policyKey string      // of the policy under which it said hello
+
 	// Set before the first request.
 	source netip.AddrPort // the client, as a PROXY header says
 	port   uint16         // that the client connected to
@@ -42,7 +45,8 @@ type clientConn struct {
 	mu     sync.Mutex
 	active bool
 	closed bool
-	ending func() // called by Close
+	ending func()    // called by Close
+	conn   *tls.Conn // above, after the handshake
 
 	writes  sync.Mutex
 	writeBy time.Time // that users of the connection set
@@ -115,13 +119,17 @@ func (c *clientConn) SetReadDeadline(t time.Time) error { return c.tcp.SetReadDe
 // setActive moves the connection between the gauges.
 func (c *clientConn) setActive(active bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.closed || c.active == active {
+		c.mu.Unlock()
 		return
 	}
 	c.gauge(-1)
 	c.active = active
 	c.gauge(1)
+	c.mu.Unlock()
+	if !active && c.leaving.Load() {
+		c.seeOut()
+	}
 }
 
 // gauge moves the gauge of the present state.

@@ -11,7 +11,7 @@
 // Reasons in the access log, beside those of the upstream:
 //
 //   - refused here: no_route, misdirected, method_not_allowed, header_too_large,
-//     too_many_fields, bad_host, bad_target, bad_request, memory_limit;
+//     too_many_fields, client_certificate, bad_host, bad_target, bad_request, memory_limit;
 //     plain_http, proxy_protocol and http2_flood are not requests and only
 //     counted or answered;
 //   - ended by the client: client_abort, client_stalled, both with status 499;

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -191,15 +193,21 @@ func (g *generation) wait(d time.Duration) bool {
 
 // abort closes all connections.
 func (g *generation) abort() {
-	g.mu.Lock()
-	var left []*clientConn
-	for c := range g.conns {
-		left = append(left, c)
-	}
-	g.mu.Unlock()
+	left := g.connections()
 	if len(left) > 0 {
 		g.slot.frontend.cfg.Logger.Warn("closing connections that outlasted the drain", "listener", g.slot.name, "connections", len(left))
 	}
+	abort(left)
+}
+
+func (g *generation) connections() []*clientConn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Collect(maps.Keys(g.conns))
+}
+
+// abort closes connections at the end of a drain.
+func abort(left []*clientConn) {
 	for _, c := range left {
 		c.aborted.Store(true)
 		_ = c.Close() // without close_notify, since a client that does not read would hold it up

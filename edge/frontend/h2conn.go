@@ -63,10 +63,16 @@ func newH2Conn(conn *tls.Conn, client *clientConn) *h2Conn {
 	return c
 }
 
-// Read implements net.Conn. It fails with errFlood.
+// Read implements net.Conn. It fails with errFlood and errLeave.
 func (c *h2Conn) Read(p []byte) (int, error) {
 	c.boundHeader()
+	if c.client.leaves(nil) {
+		return 0, errLeave
+	}
 	n, err := c.Conn.Read(p)
+	if err != nil && c.client.leaves(err) {
+		return 0, errLeave
+	}
 	c.in.scan(p[:n])
 	if c.isFlooded() {
 		return 0, errFlood

@@ -22,11 +22,17 @@ type h2Raw struct {
 	encode *hpack.Encoder
 }
 
-// h2Dial opens a connection to the listener "main" and sends preface and
+// h2Dial opens a connection to the listener "main" and sends preface and empty
 // settings.
-func (e *edge) h2Dial(settings ...http2.Setting) *h2Raw {
+func (e *edge) h2Dial(change ...func(*tls.Config)) *h2Raw {
 	e.t.Helper()
-	conn := e.dial(func(cfg *tls.Config) { cfg.NextProtos = []string{"h2"} })
+	return e.h2DialWith(nil, change...)
+}
+
+// h2DialWith is h2Dial with settings.
+func (e *edge) h2DialWith(settings []http2.Setting, change ...func(*tls.Config)) *h2Raw {
+	e.t.Helper()
+	conn := e.dial(append(change, func(cfg *tls.Config) { cfg.NextProtos = []string{"h2"} })...)
 	h := &h2Raw{t: e.t, Framer: http2.NewFramer(conn, conn), conn: conn, path: "/"}
 	h.encode = hpack.NewEncoder(&h.block)
 	h.ReadMetaHeaders = hpack.NewDecoder(4096, nil)

@@ -121,6 +121,10 @@ func (q *request) serve() {
 		q.refuse(http.StatusServiceUnavailable, "memory_limit")
 		return
 	}
+	if q.client.leaving.Load() {
+		q.refuse(http.StatusMisdirectedRequest, "client_certificate") // try another connection (RFC 9110 section 15.5.20)
+		return
+	}
 	if !q.admit() {
 		return
 	}

@@ -29,9 +29,13 @@ func (s *slot) serve(c *clientConn) {
 		return
 	}
 	_ = c.SetDeadline(time.Time{}) // likewise
-	c.tls = conn.ConnectionState()
+	allowed := c.completed(conn)
 	c.tickets.count(s.counters, c.tls, time.Since(start))
 	c.sni, _ = hostName(c.tls.ServerName)
+	if !allowed {
+		_ = conn.Close()
+		return
+	}
 	s.pass(c, conn)
 }
 
@@ -39,7 +43,7 @@ func (s *slot) serve(c *clientConn) {
 // is what is in force when it says hello, however long it waited with that.
 func (s *slot) configForClient(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	c, st := hello.Conn.(*clientConn), s.state.Load()
-	c.tickets = st.tickets.handshake()
+	c.tickets, c.policyKey = st.tickets.handshake(), st.PolicyKey
 	return c.tickets.config(st.TLS, hello), nil
 }
 

@@ -64,7 +64,9 @@ func (s *state) settings() settings {
 
 // update puts next in force. It returns a generation that must drain, or nil.
 func (s *slot) update(next *state) (drain *generation) {
-	s.state.Store(next)
+	if before := s.state.Swap(next); before != nil && before.PolicyKey != next.PolicyKey {
+		s.frontend.work.Go(func() { s.dismiss(next) })
+	}
 	s.gate.limit(int64(next.Spec.GetLimits().GetMaxConnections()))
 	s.mu.Lock()
 	old, want := s.current, next.settings()

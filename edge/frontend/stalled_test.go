@@ -131,7 +131,7 @@ var stalls = map[string]func(e *edge){
 		_ = h.WriteWindowUpdate(1, 1<<30)
 	},
 	"h2 closed windows": func(e *edge) {
-		h := e.h2Dial(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+		h := e.h2DialWith([]http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 0}})
 		h.path = "/big"
 		for i := range uint32(200) {
 			_ = h.request(2*i+1, "GET", true)

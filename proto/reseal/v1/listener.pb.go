@@ -433,8 +433,9 @@ type ListenerTimeouts struct {
 	// the Route's timeouts.request. A client that takes nothing of any answer for
 	// this time loses its connection, whatever else it has open. Default 75s.
 	Idle *durationpb.Duration `protobuf:"bytes,3,opt,name=idle,proto3" json:"idle,omitempty"`
-	// How long requests in flight may go on when the listener is removed or the
-	// edge stops. Default 30s.
+	// How long requests in flight may go on when the listener is removed, when its
+	// TLSPolicy changes so that their client's certificate would be refused, or when
+	// the edge stops. Default 30s.
 	Drain         *durationpb.Duration `protobuf:"bytes,4,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
