@@ -1,14 +1,14 @@
 package edge
 
 import (
-	"context"
-	"crypto/sha256"
+	"fmt"
 	"maps"
-	"os"
+	"runtime/debug"
 	"slices"
 	"time"
 
 	"github.com/reseal/reseal/edge/backend"
+	"github.com/reseal/reseal/edge/feed"
 	"github.com/reseal/reseal/edge/frontend"
 	"github.com/reseal/reseal/edge/plan"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
@@ -18,8 +18,9 @@ const (
 	// A request that was routed by the old plan may ask for its pool a moment
 	// after the new plan is in force.
 	leaveAfter = 5 * time.Second
-	// How often files that the plan read are looked at.
-	fileInterval = 5 * time.Second
+	// maxAttempts bounds the plans of one candidate that turn out not to fit this
+	// machine. Each takes back all that the one before found to be wrong.
+	maxAttempts = 24
 )
 
 type leavingPool struct {
@@ -27,69 +28,97 @@ type leavingPool struct {
 	until time.Time
 }
 
-// Apply makes snapshot the configuration in force, or says what is wrong with
-// it and changes nothing. It is safe for concurrent use.
-func (e *Edge) Apply(_ context.Context, snapshot *resealv1.Snapshot) []*resealv1.Violation {
-	e.apply.mu.Lock()
-	defer e.apply.mu.Unlock()
-	e.apply.snapshot = snapshot
-	return e.applyLocked(snapshot)
+// put makes as much of a candidate the configuration in force as this edge can
+// serve. A panic is a fault of this program: it refuses the candidate, and what was
+// in force stays. Only the owner calls it.
+func (e *Edge) put(candidate feed.Candidate) (outcome feed.Outcome) {
+	defer func() {
+		if reason := recover(); reason != nil {
+			e.cfg.Logger.Error("a panic while a configuration was applied", "revision", candidate.Snapshot.Revision(), "reason", fmt.Sprint(reason), "stack", string(debug.Stack()))
+			outcome = feed.Outcome{Violations: []*resealv1.Violation{{
+				Description: "this edge failed while it applied the configuration, which is a bug; its log has the details",
+			}}}
+		}
+	}()
+	draft := plan.NewDraft(candidate.Snapshot, candidate.Unusable, plan.Env{ReadFile: e.files.Read}, e.apply.plan)
+	defer func() {
+		files := draft.Files()
+		e.apply.files.Store(&files)
+	}()
+	compiled := e.fit(draft)
+	for _, fault := range draft.Panics() {
+		e.cfg.Logger.Error("a panic while a resource was compiled", "resource", fault.Resource.Key(), "reason", fmt.Sprint(fault.Reason), "stack", string(fault.Stack))
+	}
+	if compiled == nil {
+		return feed.Outcome{Violations: draft.Violations(), HeldBack: draft.HeldBack()}
+	}
+	now := &inForce{pools: e.apply.pools}
+	if before := e.apply.inForce.Load(); before != nil {
+		now.revision = before.revision
+	}
+	if len(draft.Violations()) == 0 {
+		now.revision = candidate.Snapshot.Revision()
+	} else {
+		outcome = feed.Outcome{
+			Violations: draft.Violations(), HeldBack: draft.HeldBack(), InForce: compiled.Snapshot().All(),
+		}
+	}
+	e.apply.plan = compiled
+	e.apply.inForce.Store(now)
+	e.cfg.Logger.Info("configuration applied", "revision", candidate.Snapshot.Revision(),
+		"listeners", len(compiled.Listeners), "pools", len(compiled.Pools), "refused", len(outcome.Violations))
+	return outcome
 }
 
-// unchanged moves the revision of the configuration in force: the newer one
-// holds the same for this edge.
-func (e *Edge) unchanged(revision int64) {
-	e.apply.mu.Lock()
-	defer e.apply.mu.Unlock()
-	e.apply.serving = revision
+// fit puts the plan of a draft in force, as much of it as fits this machine, and
+// returns it, or nil.
+func (e *Edge) fit(draft *plan.Draft) *plan.Plan {
+	for range maxAttempts {
+		compiled := draft.Compile()
+		if compiled == nil || draft.Unchanged() {
+			return compiled
+		}
+		change, violations := e.frontend.Prepare(frontendListeners(compiled))
+		if len(violations) == 0 {
+			for _, warning := range compiled.Warnings {
+				e.cfg.Logger.Warn("configuration", "warning", warning)
+			}
+			e.swap(compiled, change)
+			return compiled
+		}
+		if !draft.Refuse(violations) {
+			return nil
+		}
+	}
+	return nil
 }
 
-// applyLastGood applies a kept snapshot unless the feed was faster.
-func (e *Edge) applyLastGood(_ context.Context, snapshot *resealv1.Snapshot) {
-	e.apply.mu.Lock()
-	defer e.apply.mu.Unlock()
-	if e.apply.serving != 0 {
-		return
-	}
-	if violations := e.applyLocked(snapshot); len(violations) > 0 {
-		e.cfg.Logger.Error("the kept configuration is refused", "error", &resealv1.ViolationsError{Violations: violations})
-		return
-	}
-	if e.apply.snapshot == nil {
-		e.apply.snapshot = snapshot
-	}
-	e.cfg.Logger.Warn("serving the kept configuration: the control plane can't be reached", "revision", snapshot.Revision())
-}
-
-func (e *Edge) applyLocked(snapshot *resealv1.Snapshot) []*resealv1.Violation {
-	compiled, violations := plan.Compile(snapshot, plan.Env{ReadFile: os.ReadFile})
-	if compiled != nil {
-		// Also of a refused plan: a file that was wrong may be mended.
-		e.apply.files.watch(compiled.Files)
-	}
-	if len(violations) > 0 {
-		return violations
-	}
-	for _, warning := range compiled.Warnings {
-		e.cfg.Logger.Warn("configuration", "warning", warning)
-	}
-	change, violations := e.frontend.Prepare(frontendListeners(compiled))
-	if len(violations) > 0 {
-		return violations
-	}
+// swap serves compiled from now on. When that fails by a panic before the listeners
+// have changed, pools go back to what they were.
+func (e *Edge) swap(compiled *plan.Plan, change *frontend.Change) {
+	pools, leaving, committing := e.apply.pools, e.apply.leaving, false
+	defer func() {
+		reason := recover()
+		if reason == nil {
+			return
+		}
+		if !committing {
+			change.Abort()
+			e.apply.pools, e.apply.leaving = pools, leaving
+			e.updateBackend()
+		}
+		panic(reason)
+	}()
 	// New pools come before the routes that name them, old ones go after.
 	next := backendPools(compiled)
 	e.shareSessions(next)
 	e.retirePools(next)
 	e.apply.pools = next
 	e.updateBackend()
+	committing = true
 	change.Commit()
 	e.apply.listeners = listenerNames(compiled)
 	e.forgetCounters()
-	e.apply.serving = snapshot.Revision()
-	e.cfg.Logger.Info("configuration applied", "revision", snapshot.Revision(),
-		"listeners", len(compiled.Listeners), "pools", len(compiled.Pools))
-	return nil
 }
 
 // retirePools notes the pools that next no longer holds.
@@ -97,12 +126,13 @@ func (e *Edge) retirePools(next []backend.Pool) {
 	named := func(name string) func(backend.Pool) bool {
 		return func(pool backend.Pool) bool { return pool.Name == name }
 	}
+	leaving := slices.Clone(e.apply.leaving)
 	for _, pool := range e.apply.pools {
 		if !slices.ContainsFunc(next, named(pool.Name)) {
-			e.apply.leaving = append(e.apply.leaving, leavingPool{pool, time.Now().Add(leaveAfter)})
+			leaving = append(leaving, leavingPool{pool, time.Now().Add(leaveAfter)})
 		}
 	}
-	e.apply.leaving = slices.DeleteFunc(e.apply.leaving, func(leaving leavingPool) bool {
+	e.apply.leaving = slices.DeleteFunc(leaving, func(leaving leavingPool) bool {
 		return slices.ContainsFunc(next, named(leaving.pool.Name))
 	})
 }
@@ -118,30 +148,6 @@ func (e *Edge) updateBackend() {
 		identities = append(identities, pool.Identity)
 	}
 	e.sessions.Retain(identities...) // those of an older configuration end
-}
-
-// tend ends pools that left the plan and applies the configuration again when a
-// file that it read has changed.
-func (e *Edge) tend(ctx context.Context) error {
-	ticker := time.NewTicker(time.Second)
-	defer ticker.Stop()
-	lastFiles := time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		case <-e.reload:
-			lastFiles = time.Time{}
-		}
-		e.apply.mu.Lock()
-		e.endLeavingPools()
-		if time.Since(lastFiles) >= fileInterval {
-			lastFiles = time.Now()
-			e.reloadFiles()
-		}
-		e.apply.mu.Unlock()
-	}
 }
 
 func (e *Edge) endLeavingPools() {
@@ -166,46 +172,6 @@ func (e *Edge) forgetCounters() {
 		pools = append(pools, leaving.pool.Name)
 	}
 	e.tally.Forget(pools, e.apply.listeners)
-}
-
-func (e *Edge) reloadFiles() {
-	if e.apply.snapshot == nil || !e.apply.files.changed() {
-		return
-	}
-	e.cfg.Logger.Info("a file of the configuration has changed")
-	if violations := e.applyLocked(e.apply.snapshot); len(violations) > 0 {
-		e.cfg.Logger.Error("the changed file is refused, the old content stays in force", "error", &resealv1.ViolationsError{Violations: violations})
-	}
-}
-
-// fileWatch remembers the content of files, as hashes.
-type fileWatch struct {
-	sums map[string][sha256.Size]byte
-}
-
-func (w *fileWatch) watch(files []string) {
-	w.sums = make(map[string][sha256.Size]byte, len(files))
-	for _, file := range files {
-		w.sums[file] = fileSum(file)
-	}
-}
-
-func (w *fileWatch) changed() bool {
-	for file, sum := range w.sums {
-		if fileSum(file) != sum {
-			return true
-		}
-	}
-	return false
-}
-
-// fileSum is zero for a file that can't be read.
-func fileSum(file string) (sum [sha256.Size]byte) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return sum
-	}
-	return sha256.Sum256(data)
 }
 
 func backendPools(compiled *plan.Plan) []backend.Pool {

@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,6 +27,7 @@ import (
 
 	"github.com/reseal/reseal/edge/backend"
 	"github.com/reseal/reseal/edge/feed"
+	"github.com/reseal/reseal/edge/files"
 	"github.com/reseal/reseal/edge/frontend"
 	"github.com/reseal/reseal/edge/identity"
 	"github.com/reseal/reseal/edge/keyring"
@@ -106,19 +106,8 @@ type Edge struct {
 	enrolled chan struct{}
 	reload   chan struct{} // holds a token after Reload
 
-	apply applyState
-}
-
-// applyState is the configuration in force. Applies are serialised.
-type applyState struct {
-	mu       sync.Mutex
-	snapshot *resealv1.Snapshot // newest that was given to apply, also a refused one
-	serving  int64              // revision of the plan in force, 0: none
-	pools    []backend.Pool     // those of the plan in force
-	leaving  []leavingPool      // no longer in the plan
-	files    fileWatch
-
-	listeners []string // names of those of the plan in force
+	files files.Reader
+	apply configuration
 }
 
 // New makes an edge that does nothing before Run.
@@ -135,6 +124,7 @@ func New(cfg Config) *Edge {
 		memory:    &memory{limit: cfg.MemoryLimit},
 		enrolled:  make(chan struct{}),
 		reload:    make(chan struct{}, 1),
+		apply:     newConfiguration(),
 		sessions:  session.New(session.Config{Logger: cfg.Logger.With("part", "session")}),
 	}
 	e.backend = backend.New(backend.Config{
@@ -262,7 +252,6 @@ func (e *Edge) newFeed(conn *grpc.ClientConn, dir *state.Dir) {
 		Client:    resealv1.NewFeedServiceClient(conn),
 		State:     dir,
 		Apply:     e.applyWithKeys,
-		Serving:   e.servingRevision,
 		Unchanged: e.unchanged,
 		Probe:     e.probe,
 		Drain:     e.frontend.Drain,
@@ -297,6 +286,7 @@ func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn, keeper *session
 	defer stopInner()
 	var behind errgroup.Group
 	behind.Go(func() error { return e.backend.Run(inner) })
+	behind.Go(func() error { return e.own(inner) })
 	behind.Go(func() error { return reporter.Run(inner) })
 	behind.Go(func() error { return e.keyring.Run(inner) })
 	// Sessions are kept last: the closing connections still bring some.
@@ -313,8 +303,8 @@ func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn, keeper *session
 	group.Go(func() error { return e.share.Run(ctx) })
 	group.Go(func() error { return e.frontend.Run(ctx) })
 	group.Go(func() error { return e.startFromLastGood(ctx) })
-	group.Go(func() error { return e.tend(ctx) })
 	group.Go(func() error { return e.memory.run(ctx) })
+	group.Go(func() error { return e.watchFiles(ctx) })
 	err := group.Wait()
 	stopInner()
 	err = errors.Join(err, behind.Wait())
@@ -334,14 +324,13 @@ func (e *Edge) startFromLastGood(ctx context.Context) error {
 		return nil
 	case <-wait.C:
 	}
-	snapshot, err := e.feed.LoadLastGood()
-	switch {
+	switch err := e.feed.ApplyLastGood(ctx); {
+	case errors.Is(err, fs.ErrNotExist) && e.feed.Connected():
+		e.cfg.Logger.Warn("no configuration yet: none came from the control plane that can be served, and none is kept")
 	case errors.Is(err, fs.ErrNotExist):
 		e.cfg.Logger.Warn("no configuration yet: the control plane can't be reached and none is kept", "control_plane", e.cfg.ControlPlane)
 	case err != nil:
 		e.cfg.Logger.Error("the kept configuration can't be used", "error", err)
-	default:
-		e.applyLastGood(ctx, snapshot)
 	}
 	return nil
 }
@@ -395,7 +384,7 @@ func (e *Edge) Handler() http.Handler { return newHandler(e) }
 
 // applyWithKeys gives the ticket keys a moment at the start: an edge that serves
 // before it has them declines tickets that the rest of the fleet accepts.
-func (e *Edge) applyWithKeys(ctx context.Context, snapshot *resealv1.Snapshot) []*resealv1.Violation {
+func (e *Edge) applyWithKeys(ctx context.Context, candidate feed.Candidate) feed.Outcome {
 	wait := time.NewTimer(time.Until(e.keysBy))
 	defer wait.Stop()
 	select {
@@ -403,5 +392,5 @@ func (e *Edge) applyWithKeys(ctx context.Context, snapshot *resealv1.Snapshot) [
 	case <-e.keyring.Synced():
 	case <-wait.C:
 	}
-	return e.Apply(ctx, snapshot)
+	return e.Apply(ctx, candidate)
 }

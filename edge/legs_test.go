@@ -27,6 +27,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/edge/feed"
 	"github.com/reseal/reseal/edge/share"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -268,10 +269,11 @@ func newLegs(t *testing.T, backend string, change ...func(l *resealv1.Listener, 
 			ClientAuth: &resealv1.ClientAuth{Mode: resealv1.ClientAuth_MODE_OPTIONAL, CaPem: authority().pem},
 		}}, Metadata: &resealv1.Metadata{Name: "policy"}},
 	}
-	x.apply()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	behind, stopBehind := context.WithCancel(context.Background())
+	running.Go(func() { _ = x.edge.own(behind) })
+	x.apply()
 	running.Go(func() { _ = x.edge.backend.Run(behind) })
 	front := make(chan struct{})
 	running.Go(func() { defer close(front); _ = x.edge.frontend.Run(ctx) })
@@ -290,8 +292,8 @@ func (x *bothLegs) apply(more ...*resealv1.Resource) {
 	x.resources = append(x.resources, more...)
 	x.revision++
 	snapshot := resealv1.NewSnapshot("test", x.revision, x.resources)
-	if violations := x.edge.Apply(context.Background(), snapshot); len(violations) > 0 {
-		x.t.Fatal(&resealv1.ViolationsError{Violations: violations})
+	if outcome := x.edge.Apply(context.Background(), feed.Candidate{Snapshot: snapshot}); len(outcome.Violations) > 0 {
+		x.t.Fatal(&resealv1.ViolationsError{Violations: outcome.Violations})
 	}
 }
 

@@ -15,7 +15,7 @@ func newHandler(e *Edge) http.Handler {
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		switch {
-		case e.servingRevision() == 0:
+		case e.apply.inForce.Load() == nil:
 			http.Error(w, "no configuration yet", http.StatusServiceUnavailable)
 		case e.frontend.Draining():
 			http.Error(w, "draining", http.StatusServiceUnavailable)
@@ -32,10 +32,12 @@ func newHandler(e *Edge) http.Handler {
 	return mux
 }
 
+// servingRevision is the newest revision that was in force as a whole, 0 for none.
 func (e *Edge) servingRevision() int64 {
-	e.apply.mu.Lock()
-	defer e.apply.mu.Unlock()
-	return e.apply.serving
+	if now := e.apply.inForce.Load(); now != nil {
+		return now.revision
+	}
+	return 0
 }
 
 func registerFeedMetrics(registry *prometheus.Registry, e *Edge) {
@@ -56,7 +58,7 @@ func registerFeedMetrics(registry *prometheus.Registry, e *Edge) {
 		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "reseal_config_revision",
-			Help: "Revision of the configuration that the edge serves, 0 for none.",
+			Help: "The newest revision that the edge served as a whole, 0 for none.",
 		}, func() float64 { return float64(e.servingRevision()) }),
 	)
 }

@@ -11,13 +11,13 @@ import (
 // probe finds out what an endpoint can do, if a pool in force has it. It uses
 // sessions of its own, so that no session of the pool is lost to it.
 func (e *Edge) probe(ctx context.Context, order *resealv1.ProbeOrder) *resealv1.ProbeReport {
-	e.apply.mu.Lock()
 	var pool *probe.Pool
-	for _, p := range e.apply.pools {
-		if p.Name == order.GetPool() {
-			pool = &probe.Pool{Spec: p.Spec, TLS: p.TLS}
+	if now := e.apply.inForce.Load(); now != nil {
+		for _, p := range now.pools {
+			if p.Name == order.GetPool() {
+				pool = &probe.Pool{Spec: p.Spec, TLS: p.TLS}
+			}
 		}
 	}
-	e.apply.mu.Unlock()
 	return probe.CarryOut(ctx, order, pool, func() probe.Handshaker { return session.New(session.Config{}) })
 }

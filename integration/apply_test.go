@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -170,29 +171,48 @@ func (p *pair) refused(t *testing.T) {
 	}
 	defer func() { _ = taken.Close() }()
 	good := p.Edges()[0].AckedRevision
-	revision := p.Apply(harness.Listener("taken", taken.Addr().String(), "edge: a", "  pool: app\n"))
-	_, edges := p.WaitEdges("refused", func(e harness.EdgeStatus) bool { return e.State == "refused" }, "edge-a")
+	other := p.Address()
+	revision := p.Apply(harness.Listener("taken", taken.Addr().String(), "edge: a", "  pool: app\n") + harness.Listener("other", other, "edge: a", "  pool: app\n"))
+	_, edges := p.WaitEdges("partly", func(e harness.EdgeStatus) bool { return e.State == "partly" }, "edge-a")
 	switch nack := edges[0].Nack; {
 	case nack == nil || len(nack.Violations) == 0:
 		t.Errorf("no violations: %+v", edges[0])
 	case nack.Revision != revision || nack.ServingRevision != good:
 		t.Errorf("refused %d and serves %d, want %d and %d", nack.Revision, nack.ServingRevision, revision, good)
+	case !nack.Partly || !slices.Equal(nack.HeldBack, []string{"Listener/taken"}):
+		t.Errorf("held back: %+v", nack)
 	case nack.Violations[0].Resource != "Listener/taken" || nack.Violations[0].Field != "spec.address" || !strings.Contains(nack.Violations[0].Description, "in use"):
 		t.Errorf("violations: %+v", nack.Violations)
 	}
 	p.WaitEdges("synced", func(e harness.EdgeStatus) bool { return e.State == "synced" && e.AckedRevision >= revision }, "edge-b")
 	table := p.Ctl("get", "edges")
-	if !strings.Contains(table, "REFUSED") || !strings.Contains(table, "Listener/taken") {
+	if !strings.Contains(table, "PARTLY") || !strings.Contains(table, "Listener/taken") {
 		t.Errorf("get edges does not show the refusal:\n%s", table)
 	}
 	description := p.Ctl("describe", "edge", "edge-a")
-	for _, want := range []string{"REFUSED", "Listener/taken", "spec.address", "in use"} {
+	for _, want := range []string{"PARTLY", "Listener/taken", "spec.address", "in use", "the rest of it is in force"} {
 		if !strings.Contains(description, want) {
 			t.Errorf("describe edge does not show %q:\n%s", want, description)
 		}
 	}
 	p.serve(0)
 	p.serve(1)
+	// What was applied with it, and what is applied later, is in force.
+	get := func(address string) {
+		t.Helper()
+		if err := harness.Get(t.Context(), p.Client(t, address, false), "https://"+harness.SiteName+peers.Small, peers.Body(peers.Small)); err != nil {
+			t.Errorf("beside a listener that is refused: %v", err)
+		}
+	}
+	get(other)
+	later := p.Address()
+	revision = p.Apply(harness.Listener("later", later, "edge: a", "  pool: app\n"))
+	p.WaitEdges("partly", func(e harness.EdgeStatus) bool {
+		return e.State == "partly" && e.Nack.Revision == revision && slices.Equal(e.Nack.HeldBack, []string{"Listener/taken"})
+	}, "edge-a")
+	get(later)
+	p.Ctl("delete", "listener", "other")
+	p.Ctl("delete", "listener", "later")
 
 	// The same file with a free port is the way out.
 	address := p.Address()

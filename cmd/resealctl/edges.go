@@ -30,6 +30,8 @@ type edgeView struct {
 type nackView struct {
 	Revision        int64           `json:"revision"`
 	ServingRevision int64           `json:"servingRevision"`
+	Partly          bool            `json:"partly"`
+	HeldBack        []string        `json:"heldBack"`
 	Violations      []violationView `json:"violations"`
 }
 
@@ -54,13 +56,24 @@ func viewEdge(e *resealv1.Edge) edgeView {
 		view.Convergence = e.GetConvergence().AsDuration().String()
 	}
 	if nack := e.GetNack(); nack != nil {
-		view.Nack = &nackView{Revision: nack.GetRevision(), ServingRevision: nack.GetServingRevision(), Violations: []violationView{}}
+		view.Nack = &nackView{
+			Revision: nack.GetRevision(), ServingRevision: nack.GetServingRevision(), Partly: nack.GetPartly(),
+			HeldBack: refKeys(nack.GetHeldBack()), Violations: []violationView{},
+		}
 		for _, v := range nack.GetViolations() {
 			view.Nack.Violations = append(view.Nack.Violations,
 				violationView{Resource: v.GetResource().Key(), Field: v.GetField(), Description: v.GetDescription()})
 		}
 	}
 	return view
+}
+
+func refKeys(refs []*resealv1.ResourceRef) []string {
+	keys := make([]string, len(refs))
+	for i, ref := range refs {
+		keys[i] = ref.Key()
+	}
+	return keys
 }
 
 // edgeHeaders and edgeCells are the table of edges.
@@ -148,7 +161,12 @@ func (a *app) describeEdge(e *resealv1.Edge) {
 		d.flush()
 		return
 	}
-	d.line(0, "Refused", fmt.Sprintf("revision %d; it serves revision %d on", nack.GetRevision(), nack.GetServingRevision()))
+	if nack.GetPartly() {
+		d.line(0, "Refused", fmt.Sprintf("a part of revision %d; the rest of it is in force", nack.GetRevision()))
+		d.line(0, "Held back", strings.Join(refKeys(nack.GetHeldBack()), ", "))
+	} else {
+		d.line(0, "Refused", fmt.Sprintf("revision %d; it still serves revision %d", nack.GetRevision(), nack.GetServingRevision()))
+	}
 	d.heading(0, "Violations")
 	for _, v := range nack.GetViolations() {
 		d.text(1, v.Text())

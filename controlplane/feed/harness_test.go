@@ -323,6 +323,8 @@ func (d *disk) Write(name string, data []byte) error {
 	return nil
 }
 
+func (d *disk) Note(name string, data []byte) error { return d.Write(name, data) }
+
 // node is a running edge that is nothing but a feed.
 type node struct {
 	feed *edgefeed.Feed
@@ -380,7 +382,8 @@ func (n *node) distrusted() bool {
 	return bytes.Contains(n.log.Bytes(), []byte("broke the protocol"))
 }
 
-func (n *node) apply(_ context.Context, snapshot *resealv1.Snapshot) []*resealv1.Violation {
+func (n *node) apply(_ context.Context, candidate edgefeed.Candidate) edgefeed.Outcome {
+	snapshot := candidate.Snapshot
 	n.mu.Lock()
 	refuse, slow := n.refuse, n.slow
 	n.mu.Unlock()
@@ -389,13 +392,13 @@ func (n *node) apply(_ context.Context, snapshot *resealv1.Snapshot) []*resealv1
 	}
 	if refuse != nil {
 		if violations := refuse(snapshot); len(violations) > 0 {
-			return violations
+			return edgefeed.Outcome{Violations: violations}
 		}
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.applied = append(n.applied, snapshot)
-	return nil
+	return edgefeed.Outcome{}
 }
 
 func (n *node) drain(drain bool, timeout time.Duration) {

@@ -44,21 +44,32 @@ func checkHello(hello *resealv1.Hello, id string) error {
 
 // boundNack copies what of a Nack is worth keeping.
 func boundNack(nack *resealv1.Nack) *resealv1.Nack {
-	kept := &resealv1.Nack{Revision: nack.GetRevision(), ServingRevision: nack.GetServingRevision()}
+	kept := &resealv1.Nack{Revision: nack.GetRevision(), ServingRevision: nack.GetServingRevision(), Partly: nack.GetPartly()}
 	for _, violation := range nack.GetViolations() {
 		if len(kept.Violations) == maxViolations {
 			break
 		}
 		kept.Violations = append(kept.Violations, &resealv1.Violation{
-			Resource: &resealv1.ResourceRef{
-				Kind: cut(violation.GetResource().GetKind(), maxText),
-				Name: cut(violation.GetResource().GetName(), maxText),
-			},
+			Resource:    boundRef(violation.GetResource()),
 			Field:       cut(violation.GetField(), maxField),
 			Description: cut(violation.GetDescription(), maxDescription),
 		})
 	}
+	for _, ref := range nack.GetHeldBack() {
+		if len(kept.HeldBack) == maxViolations {
+			break
+		}
+		kept.HeldBack = append(kept.HeldBack, boundRef(ref))
+	}
 	return kept
+}
+
+// boundRef is nil for a nil ref, that of a violation of the whole configuration.
+func boundRef(ref *resealv1.ResourceRef) *resealv1.ResourceRef {
+	if ref == nil {
+		return nil
+	}
+	return &resealv1.ResourceRef{Kind: cut(ref.GetKind(), maxText), Name: cut(ref.GetName(), maxText)}
 }
 
 // cut shortens a text to at most limit bytes, at the border of a character.

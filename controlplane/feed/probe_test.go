@@ -28,7 +28,7 @@ func startProber(t *testing.T, p *plane, id string, probe func(context.Context, 
 	edge := &prober{}
 	config := edgefeed.Config{
 		Edge: id, BootID: "boot", Client: resealv1.NewFeedServiceClient(p.dial(id)), State: newDisk(), Logger: testLogger(),
-		Apply: func(context.Context, *resealv1.Snapshot) []*resealv1.Violation { return nil },
+		Apply: func(context.Context, edgefeed.Candidate) edgefeed.Outcome { return edgefeed.Outcome{} },
 	}
 	if probe != nil {
 		config.Probe = func(ctx context.Context, order *resealv1.ProbeOrder) *resealv1.ProbeReport {

@@ -3,7 +3,6 @@ package feed
 import (
 	"cmp"
 	"errors"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -60,6 +59,7 @@ type published struct {
 	revision int64
 	seen     time.Time
 	lastAck  time.Time
+	missing  int // edges that acked neither it nor a newer one
 }
 
 func newTable(converged func(time.Duration)) *table {
@@ -82,10 +82,12 @@ func (t *table) connect(stream *session, hello *resealv1.Hello, address string) 
 		}
 		row = &edge{id: hello.GetEdge()}
 		t.edges[row.id] = row
+		t.missLocked(row.acked, 1)
 	}
 	replaced := row.stream
 	if row.hello.GetBootId() != hello.GetBootId() {
-		row.acked, row.convergence, row.nack = 0, 0, nil
+		t.ackLocked(row, 0)
+		row.convergence, row.nack = 0, nil
 	}
 	row.stream, row.hello, row.address = stream, hello, address
 	row.connectedAt, row.disconnectedAt = now, time.Time{}
@@ -105,8 +107,32 @@ func (t *table) evictLocked() bool {
 	if first == nil {
 		return false
 	}
-	delete(t.edges, first.id)
+	t.forgetLocked(first)
 	return true
+}
+
+// forgetLocked removes a row.
+func (t *table) forgetLocked(row *edge) {
+	delete(t.edges, row.id)
+	t.missLocked(row.acked, -1)
+	t.convergeLocked()
+}
+
+// ackLocked notes the newest revision that an edge acked. What it costs does not
+// grow with the number of edges: each revision knows how many acks it lacks.
+func (t *table) ackLocked(row *edge, revision int64) {
+	t.missLocked(row.acked, -1)
+	row.acked = revision
+	t.missLocked(row.acked, 1)
+}
+
+// missLocked adds n to the edges that revisions above acked lack.
+func (t *table) missLocked(acked int64, n int) {
+	for i := range t.converging {
+		if t.converging[i].revision > acked {
+			t.converging[i].missing += n
+		}
+	}
 }
 
 // disconnect notes the end of stream, unless a newer one took its place.
@@ -133,7 +159,13 @@ func (t *table) publish(revision int64, seen time.Time) {
 	defer t.mu.Unlock()
 	t.revision = revision
 	if len(t.edges) > 0 {
-		t.converging = append(t.converging, published{revision: revision, seen: seen})
+		next := published{revision: revision, seen: seen}
+		for _, row := range t.edges {
+			if row.acked < revision {
+				next.missing++
+			}
+		}
+		t.converging = append(t.converging, next)
 		if len(t.converging) > maxConverging {
 			t.converging = t.converging[1:]
 		}
@@ -165,7 +197,8 @@ func (t *table) acked(stream *session, revision int64, seen time.Time, resources
 		// An edge that just came can't have been faster than it connected.
 		row.convergence = now.Sub(later(seen, row.connectedAt))
 	}
-	row.acked, row.nack, row.resources = revision, nil, resources
+	t.ackLocked(row, revision)
+	row.nack, row.resources = nil, resources
 	for i := range t.converging {
 		if t.converging[i].revision <= revision {
 			t.converging[i].lastAck = now
@@ -205,24 +238,11 @@ func (t *table) nacked(stream *session, nack *resealv1.Nack, resources int) {
 // convergeLocked reports the revisions that every live edge has acked, or a
 // newer one in their place.
 func (t *table) convergeLocked() {
-	if len(t.converging) == 0 {
-		return
-	}
-	if len(t.edges) == 0 {
-		t.converging = nil
-		return
-	}
-	lowest := int64(-1)
-	for _, row := range t.edges {
-		if lowest < 0 || row.acked < lowest {
-			lowest = row.acked
-		}
-	}
 	t.converging = slices.DeleteFunc(t.converging, func(p published) bool {
-		if p.revision > lowest {
+		if p.missing > 0 {
 			return false
 		}
-		if !p.lastAck.IsZero() {
+		if !p.lastAck.IsZero() && len(t.edges) > 0 {
 			t.converged(p.lastAck.Sub(p.seen))
 		}
 		return true
@@ -251,9 +271,12 @@ func (t *table) expire() {
 
 func (t *table) expireLocked(now time.Time) {
 	before := len(t.edges)
-	maps.DeleteFunc(t.edges, func(_ string, row *edge) bool { return !row.live(now) })
+	for _, row := range t.edges {
+		if !row.live(now) {
+			t.forgetLocked(row)
+		}
+	}
 	if len(t.edges) != before {
-		t.convergeLocked()
 		t.changedLocked()
 	}
 }
@@ -315,6 +338,8 @@ func (e *edge) state(target int64) resealv1.Edge_State {
 		return resealv1.Edge_STATE_DISCONNECTED
 	case e.drain.GetDrain():
 		return resealv1.Edge_STATE_DRAINING
+	case e.nack != nil && e.nack.GetRevision() == target && e.nack.GetPartly():
+		return resealv1.Edge_STATE_PARTLY
 	case e.nack != nil && e.nack.GetRevision() == target:
 		return resealv1.Edge_STATE_REFUSED
 	case e.nack == nil && e.acked == target:

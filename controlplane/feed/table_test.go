@@ -3,6 +3,7 @@ package feed
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -110,6 +111,70 @@ func TestConvergence(t *testing.T) {
 	})
 }
 
+// The count of acks that a revision lacks is what a look at all edges would give.
+func TestMissingAcksAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var converged int
+		table := newTable(func(time.Duration) { converged++ })
+		random := rand.New(rand.NewPCG(1, 2))
+		streams := map[string]*session{}
+		revision := int64(0)
+		for step := range 3_000 {
+			id := fmt.Sprint("e", random.IntN(12))
+			switch random.IntN(10) {
+			case 0:
+				revision++
+				table.publish(revision, time.Now())
+			case 1:
+				streams[id] = &session{id: id}
+				if _, _, err := table.connect(streams[id], &resealv1.Hello{Edge: id, BootId: fmt.Sprint(random.IntN(2))}, ""); err != nil {
+					t.Fatal(err)
+				}
+			case 2:
+				if stream := streams[id]; stream != nil && random.IntN(3) == 0 {
+					table.disconnect(stream)
+				}
+			case 3:
+				time.Sleep(time.Duration(random.IntN(3)) * time.Second)
+				table.expire()
+			case 4:
+				if random.IntN(100) == 0 {
+					table.startAnew()
+				}
+			default:
+				if stream := streams[id]; stream != nil {
+					table.acked(stream, max(0, revision-int64(random.IntN(3))), time.Now(), 1)
+				}
+			}
+			for _, p := range table.converging {
+				missing := 0
+				for _, row := range table.edges {
+					if row.acked < p.revision {
+						missing++
+					}
+				}
+				if missing != p.missing {
+					t.Fatalf("step %d: revision %d lacks %d acks, counted %d", step, p.revision, missing, p.missing)
+				}
+			}
+		}
+		if converged < 20 {
+			t.Errorf("only %d revisions converged", converged)
+		}
+	})
+}
+
+// An edge that can serve a part of a revision is not taken for one that refuses it.
+func TestPartlyIsAState(t *testing.T) {
+	row := &edge{stream: &session{}, nack: &resealv1.Nack{Revision: 3, Partly: true}}
+	if got := row.state(3); got != resealv1.Edge_STATE_PARTLY {
+		t.Errorf("%v", got)
+	}
+	if got := row.state(4); got != resealv1.Edge_STATE_SYNCING {
+		t.Errorf("%v when the nack is of an older revision", got)
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := base()
@@ -128,6 +193,7 @@ reseal_config_revision 2
 # TYPE reseal_edges gauge
 reseal_edges{state="disconnected"} 1
 reseal_edges{state="draining"} 0
+reseal_edges{state="partly"} 0
 reseal_edges{state="refused"} 1
 reseal_edges{state="synced"} 1
 reseal_edges{state="syncing"} 0
@@ -193,22 +259,26 @@ func TestTableIsBounded(t *testing.T) {
 }
 
 func TestNackIsBounded(t *testing.T) {
-	nack := &resealv1.Nack{Revision: 3, ServingRevision: 2}
+	nack := &resealv1.Nack{Revision: 3, ServingRevision: 2, Partly: true}
 	for range 2 * maxViolations {
+		nack.HeldBack = append(nack.HeldBack, ref(strings.Repeat("K", 1000), strings.Repeat("n", 1000)))
 		nack.Violations = append(nack.Violations, &resealv1.Violation{
 			Resource: ref(strings.Repeat("K", 1000), strings.Repeat("n", 1000)), Field: strings.Repeat("f", 1000), Description: strings.Repeat("ä", 10000),
 		})
 	}
 	got := boundNack(nack)
-	if got.GetRevision() != 3 || got.GetServingRevision() != 2 || len(got.GetViolations()) != maxViolations {
-		t.Errorf("kept %d violations", len(got.GetViolations()))
+	if got.GetRevision() != 3 || got.GetServingRevision() != 2 || !got.GetPartly() || len(got.GetViolations()) != maxViolations || len(got.GetHeldBack()) != maxViolations {
+		t.Errorf("kept %d violations, %d names", len(got.GetViolations()), len(got.GetHeldBack()))
+	}
+	if size := len(got.GetHeldBack()[0].Key()); size > 2*maxText+1 {
+		t.Errorf("kept a name of %d bytes", size)
 	}
 	for _, violation := range got.GetViolations() {
 		if len(violation.GetDescription()) > maxDescription || len(violation.GetField()) > maxField || len(violation.GetResource().Key()) > 2*maxText+1 || !utf8.ValidString(violation.GetDescription()) {
 			t.Fatalf("kept %v", violation)
 		}
 	}
-	small := &resealv1.Nack{Revision: 1, Violations: []*resealv1.Violation{{Resource: ref("Route", "r"), Field: "spec", Description: "no"}}}
+	small := &resealv1.Nack{Revision: 1, Violations: []*resealv1.Violation{{Resource: ref("Route", "r"), Field: "spec", Description: "no"}, {Description: "all of it"}}}
 	if diff := cmp.Diff(small, boundNack(small), protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}

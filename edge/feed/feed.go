@@ -33,6 +33,29 @@ type State interface {
 	Read(name string) ([]byte, error)
 	// Write replaces the content of a file, all or nothing.
 	Write(name string, data []byte) error
+	// Note is Write without waiting for the disk: it outlasts the process, but
+	// maybe not the machine.
+	Note(name string, data []byte) error
+}
+
+// Candidate is a configuration that should be in force.
+type Candidate struct {
+	// Snapshot holds what can be used. It is immutable.
+	Snapshot *resealv1.Snapshot
+	// Unusable are resources of the revision that this edge does not understand.
+	// They are not in Snapshot, and are refused by these violations.
+	Unusable []*resealv1.Violation
+}
+
+// Outcome is what came of a Candidate.
+type Outcome struct {
+	// Violations say why not all of it is in force. Empty: all is.
+	Violations []*resealv1.Violation
+	// HeldBack are the resources that are not in force as the candidate has them.
+	HeldBack []*resealv1.ResourceRef
+	// InForce are the resources that are served now if only a part of the candidate
+	// is. Nil, with violations: nothing of it is, and what was in force stays.
+	InForce []*resealv1.Resource
 }
 
 // Config is what a feed needs. It is read once, by New.
@@ -52,16 +75,13 @@ type Config struct {
 	Client resealv1.FeedServiceClient
 	// State keeps the last good configuration. Required.
 	State State
-	// Apply puts a snapshot in force or says what is wrong with it and changes
-	// nothing. Calls don't overlap. It should return soon after ctx ends, and
-	// within a minute, else the control plane ends the stream. Required.
-	Apply func(ctx context.Context, snapshot *resealv1.Snapshot) []*resealv1.Violation
+	// Apply puts as much of a candidate in force as this edge can serve and says
+	// what it can't. Calls don't overlap. It should return soon after ctx ends, and
+	// within a minute, or the control plane ends the stream. Required.
+	Apply func(ctx context.Context, candidate Candidate) Outcome
 	// Unchanged is called in place of Apply when the snapshot in force gets a
 	// new revision and nothing else. Nil: Apply is called.
 	Unchanged func(revision int64)
-	// Serving returns the revision in force, for a refusal of another one.
-	// Nil: the last one that Apply took.
-	Serving func() int64
 	// Drain stops taking new clients, or takes clients again. A timeout of 0
 	// stands for each listener's own. It must not block. Nil: orders to drain
 	// are ignored.
@@ -85,10 +105,15 @@ type Feed struct {
 	// taken. It is no mutex, so that time goes on in synctest while one waits.
 	applying chan struct{}
 
+	// again asks for the held configuration to be applied once more.
+	again chan struct{}
+	trial *trial // belongs to who holds applying
+
 	// What survives a reconnect, guarded by mu.
 	mu       sync.Mutex
 	held     *holding // what the next delta counts from, nil: nothing
-	applied  *holding // the last that Apply took, nil: none yet
+	inForce  *holding // nil: nothing yet; not what is held while that is refused
+	served   int64    // the newest revision that was in force as a whole, 0: none
 	refusal  *resealv1.Nack
 	distrust bool     // what is held does not fit what the server sends
 	session  *session // nil: no stream
@@ -99,11 +124,14 @@ func New(config Config) *Feed {
 	if config.StartedAt.IsZero() {
 		config.StartedAt = time.Now()
 	}
+	tried := newTrial(config)
 	return &Feed{
 		config:   config,
 		synced:   make(chan struct{}),
-		writer:   newWriter(config.State, config.Logger),
+		writer:   newWriter(config, tried.proven),
 		applying: make(chan struct{}, 1),
+		again:    make(chan struct{}, 1),
+		trial:    tried,
 	}
 }
 
@@ -111,9 +139,7 @@ func New(config Config) *Feed {
 // takes. An unreachable control plane is no error. It returns nil when the last
 // good configuration is written.
 func (f *Feed) Run(ctx context.Context) error {
-	if _, err := f.LoadLastGood(); err != nil && !errors.Is(err, errNone) {
-		f.config.Logger.Error("the kept configuration can't be used, asking for all of it", "error", err)
-	}
+	f.recall()
 	var writing errgroup.Group
 	ended := make(chan struct{})
 	writing.Go(func() error { return f.writer.run(ended) })
@@ -121,13 +147,15 @@ func (f *Feed) Run(ctx context.Context) error {
 	following, followCtx := errgroup.WithContext(ctx)
 	following.Go(func() error { return f.connect(followCtx) })
 	following.Go(func() error { return f.retry(followCtx) })
+	following.Go(func() error { return f.prove(followCtx) })
 	err := following.Wait()
+	f.endTrial()
 	close(ended)
 	return errors.Join(err, writing.Wait())
 }
 
 // Synced is closed when the first configuration from the control plane is in
-// force.
+// force, or a part of it.
 func (f *Feed) Synced() <-chan struct{} { return f.synced }
 
 // Connected tells whether the control plane has accepted the stream, and the
@@ -138,14 +166,11 @@ func (f *Feed) Connected() bool {
 	return f.session != nil && f.session.accepted
 }
 
-// Revision is the newest revision that Apply took, 0 for none.
+// Revision is the newest revision that was in force as a whole, 0 for none.
 func (f *Feed) Revision() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.applied == nil {
-		return 0
-	}
-	return f.applied.revision
+	return f.served
 }
 
 // take makes the configuration that update leads to the held one. It is not yet
@@ -161,7 +186,7 @@ func (f *Feed) take(update *resealv1.Update) (*holding, error) {
 		f.distrust = true
 		return nil, err
 	}
-	f.held, f.distrust, f.refusal = next, false, nil
+	f.held, f.distrust = next, false
 	return next, nil
 }
 
@@ -170,57 +195,114 @@ func (f *Feed) take(update *resealv1.Update) (*holding, error) {
 func (f *Feed) apply(ctx context.Context, held *holding) *resealv1.SyncRequest {
 	f.applying <- struct{}{}
 	defer func() { <-f.applying }()
-	return f.applyLocked(ctx, held)
+	answer := f.applyLocked(ctx, held)
+	if answer.GetAck() != nil || answer.GetNack().GetPartly() {
+		select {
+		case <-f.synced:
+		default:
+			close(f.synced)
+		}
+	}
+	return answer
 }
 
 func (f *Feed) applyLocked(ctx context.Context, held *holding) *resealv1.SyncRequest {
 	f.mu.Lock()
-	inForce := f.applied != nil && bytes.Equal(f.applied.hash, held.hash)
+	same := f.inForce != nil && bytes.Equal(f.inForce.hash, held.hash) && f.refusal == nil
 	f.mu.Unlock()
-	violations := held.problems()
-	switch {
-	case len(violations) > 0:
-	case inForce && f.config.Unchanged != nil:
+	if same && f.config.Unchanged != nil {
 		f.config.Unchanged(held.revision)
-	default:
-		violations = f.config.Apply(ctx, held.snapshot())
+		return f.serveWhole(held)
 	}
-	if len(violations) > 0 {
-		return f.refuse(held, violations)
+	return f.carryOut(ctx, held)
+}
+
+// carryOut applies a configuration unless it is known to end the process.
+func (f *Feed) carryOut(ctx context.Context, held *holding) *resealv1.SyncRequest {
+	if violations := f.condemned(held); len(violations) > 0 {
+		return f.refuse(held, Outcome{Violations: violations})
 	}
+	f.trial.begin(held.hash)
+	return f.answer(held, f.config.Apply(ctx, Candidate{Snapshot: held.snapshot(), Unusable: held.problems()}))
+}
+
+// answer notes what came of held.
+func (f *Feed) answer(held *holding, outcome Outcome) *resealv1.SyncRequest {
+	if len(outcome.Violations) == 0 {
+		return f.serveWhole(held)
+	}
+	if outcome.InForce != nil {
+		f.servePart(held, outcome)
+	}
+	return f.refuse(held, outcome)
+}
+
+// serveWhole notes that all of held is in force.
+func (f *Feed) serveWhole(held *holding) *resealv1.SyncRequest {
 	f.mu.Lock()
-	f.applied, f.refusal = held, nil
+	f.inForce, f.served, f.refusal = held, held.revision, nil
 	f.mu.Unlock()
-	select {
-	case <-f.synced:
-	default:
-		close(f.synced)
-	}
-	f.writer.write(held)
+	f.keep(held)
 	return &resealv1.SyncRequest{Message: &resealv1.SyncRequest_Ack{Ack: &resealv1.Ack{Revision: held.revision}}}
 }
 
-func (f *Feed) refuse(held *holding, violations []*resealv1.Violation) *resealv1.SyncRequest {
-	if len(violations) > maxViolations {
-		violations = violations[:maxViolations]
+// servePart notes what is in force when a part of held is refused.
+func (f *Feed) servePart(held *holding, outcome Outcome) {
+	f.mu.Lock()
+	part, err := held.part(outcome.InForce, f.inForce)
+	if err == nil {
+		part.revision = f.served
+		f.inForce = part
 	}
-	nack := &resealv1.Nack{Revision: held.revision, Violations: violations}
-	if f.config.Serving != nil {
-		nack.ServingRevision = f.config.Serving()
-	} else {
-		nack.ServingRevision = f.Revision()
+	f.mu.Unlock()
+	if err != nil {
+		f.config.Logger.Error("what is in force can't be kept for the next start", "error", err)
+		return
+	}
+	f.trial.add(part.hash)
+	f.keep(part)
+}
+
+func (f *Feed) refuse(held *holding, outcome Outcome) *resealv1.SyncRequest {
+	violations, heldBack := outcome.Violations, outcome.HeldBack
+	nack := &resealv1.Nack{
+		Revision:        held.revision,
+		Violations:      violations[:min(len(violations), maxViolations)],
+		ServingRevision: f.Revision(),
+		Partly:          outcome.InForce != nil,
+		HeldBack:        heldBack[:min(len(heldBack), maxViolations)],
 	}
 	f.mu.Lock()
 	before := f.refusal
-	if f.held == held {
-		f.refusal = nack
-	}
+	f.refusal = nack
 	f.mu.Unlock()
 	if !proto.Equal(before, nack) {
-		f.config.Logger.Error("configuration is refused, the last good one stays in force", "revision", nack.GetRevision(),
-			"serving", nack.GetServingRevision(), "error", &resealv1.ViolationsError{Violations: violations})
+		message := "configuration is refused, what was in force stays"
+		if nack.Partly {
+			message = "a part of the configuration is refused and stays as it was; the rest is in force"
+		}
+		f.config.Logger.Error(message, "revision", nack.GetRevision(), "serving", nack.GetServingRevision(),
+			"held_back", refNames(heldBack), "error", &resealv1.ViolationsError{Violations: violations})
 	}
 	return &resealv1.SyncRequest{Message: &resealv1.SyncRequest_Nack{Nack: nack}}
+}
+
+func refNames(refs []*resealv1.ResourceRef) []string {
+	names := make([]string, len(refs))
+	for i, ref := range refs {
+		names[i] = ref.Key()
+	}
+	return names
+}
+
+// Again has the held configuration applied once more, soon, for example since a
+// file that it names has changed. The control plane hears when that changes the
+// answer.
+func (f *Feed) Again() {
+	select {
+	case f.again <- struct{}{}:
+	default:
+	}
 }
 
 // retry tries a refused configuration again and again, with or without a stream.
@@ -232,27 +314,35 @@ func (f *Feed) retry(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			f.retryOnce(ctx)
+			f.retryOnce(ctx, false)
+		case <-f.again:
+			f.retryOnce(ctx, true)
 		}
 	}
 }
 
-func (f *Feed) retryOnce(ctx context.Context) {
+// retryOnce applies what is held, if it is refused or always is set.
+func (f *Feed) retryOnce(ctx context.Context, always bool) {
 	f.applying <- struct{}{}
 	defer func() { <-f.applying }()
 	f.mu.Lock()
 	held, before := f.held, f.refusal
 	f.mu.Unlock()
-	if before == nil {
+	if held == nil || before == nil && !always {
 		return
 	}
-	answer := f.applyLocked(ctx, held)
+	answer := f.carryOut(ctx, held)
 	if proto.Equal(answer.GetNack(), before) {
 		return
 	}
 	if answer.GetAck() != nil {
 		f.config.Logger.Info("configuration that was refused is now in force", "revision", held.revision)
 	}
+	f.tellLate(held, answer)
+}
+
+// tellLate sends an answer to an update that has been answered already.
+func (f *Feed) tellLate(held *holding, answer *resealv1.SyncRequest) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.session != nil && f.held == held {

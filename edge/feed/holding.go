@@ -91,12 +91,48 @@ func (h *holding) problems() []*resealv1.Violation {
 	return violations
 }
 
+// snapshot holds the resources that can be used.
 func (h *holding) snapshot() *resealv1.Snapshot {
 	resources := make([]*resealv1.Resource, 0, len(h.resources))
 	for _, r := range h.resources {
-		resources = append(resources, r.decoded)
+		if r.problem == "" {
+			resources = append(resources, r.decoded)
+		}
 	}
 	return resealv1.NewSnapshot(h.clusterID, h.revision, resources)
+}
+
+// part is what is in force when a part of h is refused: resources that are of h, or
+// of before, which may be nil. It has no revision.
+func (h *holding) part(inForce []*resealv1.Resource, before *holding) (*holding, error) {
+	part := &holding{clusterID: h.clusterID, resources: make(map[string]*resource, len(inForce))}
+	for _, served := range inForce {
+		key := served.Ref().Key()
+		found, err := h.find(key, served, before)
+		if err != nil {
+			return nil, err
+		}
+		part.resources[key] = found
+	}
+	part.hash = resealv1.HashEncoded(part.encoded())
+	return part, nil
+}
+
+func (h *holding) find(key string, served *resealv1.Resource, before *holding) (*resource, error) {
+	if r := h.resources[key]; r != nil && proto.Equal(r.decoded, served) {
+		return r, nil
+	}
+	if before != nil {
+		if r := before.resources[key]; r != nil && proto.Equal(r.decoded, served) {
+			return r, nil
+		}
+	}
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(served)
+	if err != nil {
+		return nil, err
+	}
+	ref := served.Ref()
+	return &resource{encoded: &resealv1.EncodedResource{Kind: ref.Kind, Name: ref.Name, Resource: data}, decoded: served}, nil
 }
 
 func (h *holding) encoded() []*resealv1.EncodedResource {

@@ -2,6 +2,7 @@ package feed
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,7 +16,11 @@ import (
 )
 
 const (
+	// lastGoodName is what was in force last, or a part of it that was.
 	lastGoodName = "last-good"
+	// earlierName is what was in force before, and had proved itself: the one to
+	// fall back to when the last ends the process.
+	earlierName = "last-good-earlier"
 	// rewriteInterval is the pause after a write that failed.
 	rewriteInterval = 10 * time.Second
 )
@@ -23,22 +28,35 @@ const (
 // ErrLastGood is the error of a kept configuration that is damaged.
 var ErrLastGood = errors.New("the kept configuration is damaged")
 
-// errNone is the error when none was kept yet.
-var errNone = fs.ErrNotExist
-
 // LoadLastGood reads the configuration that was in force last. The error is
 // fs.ErrNotExist when none was kept, ErrLastGood when its content does not fit
-// its hash or can't be decoded, else the State's. While nothing else is held,
-// the feed then tells the control plane that it holds this one, to get only what
-// has changed; Run does that by itself. It is safe for concurrent use.
+// its hash or can't be decoded, else the State's. It is safe for concurrent use.
 func (f *Feed) LoadLastGood() (*resealv1.Snapshot, error) {
-	data, err := f.config.State.Read(lastGoodName)
+	kept, err := f.load(lastGoodName)
+	if err != nil {
+		return nil, err
+	}
+	return kept.snapshot(), nil
+}
+
+func (f *Feed) load(name string) (*holding, error) {
+	data, err := f.config.State.Read(name)
 	if err != nil {
 		return nil, fmt.Errorf("read the kept configuration: %w", err)
 	}
-	kept, err := unmarshalHolding(data)
+	return unmarshalHolding(data)
+}
+
+// recall makes what was kept the held configuration, so that the control plane
+// sends only what has changed.
+func (f *Feed) recall() {
+	kept, err := f.load(lastGoodName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
 	if err != nil {
-		return nil, err
+		f.config.Logger.Error("the kept configuration can't be used, asking for all of it", "error", err)
+		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -46,8 +64,100 @@ func (f *Feed) LoadLastGood() (*resealv1.Snapshot, error) {
 		f.held = kept
 		f.writer.wrote(kept)
 	}
-	return kept.snapshot(), nil
 }
+
+// ApplyLastGood applies the configuration that was in force last, unless one is in
+// force already. If that one ended the process time and again, it is the one
+// before. Errors are those of LoadLastGood; a configuration that is refused is
+// none, and is tried again.
+func (f *Feed) ApplyLastGood(ctx context.Context) error {
+	f.applying <- struct{}{}
+	defer func() { <-f.applying }()
+	f.mu.Lock()
+	done := f.inForce != nil
+	f.mu.Unlock()
+	if done {
+		return nil
+	}
+	kept, err := f.load(lastGoodName)
+	if err == nil && f.trial.condemns(kept.hash) {
+		kept = f.earlier(kept)
+	}
+	if err != nil {
+		return errors.Join(err, f.applyCondemned(ctx))
+	}
+	f.mu.Lock()
+	if f.held == nil {
+		f.held = kept
+	}
+	f.mu.Unlock()
+	f.trial.begin(kept.hash)
+	outcome := f.config.Apply(ctx, Candidate{Snapshot: kept.snapshot(), Unusable: kept.problems()})
+	switch {
+	case len(outcome.Violations) > 0:
+		f.config.Logger.Error("the kept configuration is refused, or a part of it", "revision", kept.revision,
+			"held_back", refNames(outcome.HeldBack), "error", &resealv1.ViolationsError{Violations: outcome.Violations})
+		f.partOfKept(kept, outcome)
+	case f.Connected():
+		f.config.Logger.Warn("serving the kept configuration: there is none from the control plane that can be served", "revision", kept.revision)
+		f.serveKept(kept)
+	default:
+		f.config.Logger.Warn("serving the kept configuration: the control plane can't be reached", "revision", kept.revision)
+		f.serveKept(kept)
+	}
+	return nil
+}
+
+// earlier is what to serve in place of a kept configuration that ends the process.
+// Without any other that one is served after all.
+func (f *Feed) earlier(kept *holding) *holding {
+	earlier, err := f.load(earlierName)
+	if err != nil {
+		f.config.Logger.Error("the kept configuration ended this process again and again, but there is no earlier one", "revision", kept.revision, "error", err)
+		return kept
+	}
+	f.config.Logger.Error("the kept configuration ended this process again and again, going back to the one before",
+		"revision", kept.revision, "earlier", earlier.revision)
+	return earlier
+}
+
+// applyCondemned applies what the control plane sent, though it ended the process
+// before: there is nothing else to serve.
+func (f *Feed) applyCondemned(ctx context.Context) error {
+	f.mu.Lock()
+	held := f.held
+	f.mu.Unlock()
+	if held == nil || !f.trial.condemns(held.hash) {
+		return nil
+	}
+	f.config.Logger.Error("applying a configuration that ended this process before, since there is no other", "revision", held.revision)
+	f.trial.begin(held.hash)
+	answer := f.answer(held, f.config.Apply(ctx, Candidate{Snapshot: held.snapshot(), Unusable: held.problems()}))
+	f.tellLate(held, answer)
+	return nil
+}
+
+func (f *Feed) serveKept(kept *holding) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.inForce, f.served = kept, kept.revision
+}
+
+// partOfKept notes which part of a kept configuration is in force. The disk keeps
+// all of it: what is missing now may be there at the next start.
+func (f *Feed) partOfKept(kept *holding, outcome Outcome) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if part, err := kept.part(outcome.InForce, nil); err == nil && outcome.InForce != nil {
+		f.inForce = part
+	}
+	if f.held == kept {
+		f.refusal = &resealv1.Nack{Revision: kept.revision, Violations: outcome.Violations}
+	}
+}
+
+// keep has what is in force written soon.
+func (f *Feed) keep(h *holding) { f.writer.write(h) }
 
 // The kept form is a full Update: it says all that an edge holds, with the hash
 // to check it.
@@ -66,13 +176,12 @@ func unmarshalHolding(data []byte) (*holding, error) {
 	if update.GetBaseRevision() != 0 || len(update.GetDeletes()) != 0 {
 		return nil, fmt.Errorf("%w: it is not a full configuration", ErrLastGood)
 	}
-	var nothing *holding
-	kept, err := nothing.with(update)
-	if err != nil {
-		return nil, fmt.Errorf("%w: the hash does not fit the content", ErrLastGood)
+	kept := &holding{clusterID: update.GetClusterId(), revision: update.GetRevision(), hash: update.GetHash(), resources: map[string]*resource{}}
+	for _, encoded := range update.GetUpserts() {
+		kept.resources[encoded.GetKind()+"/"+encoded.GetName()] = decode(encoded)
 	}
-	if violations := kept.problems(); len(violations) > 0 {
-		return nil, fmt.Errorf("%w: %w", ErrLastGood, &resealv1.ViolationsError{Violations: violations})
+	if !bytes.Equal(resealv1.HashEncoded(kept.encoded()), kept.hash) {
+		return nil, fmt.Errorf("%w: the hash does not fit the content", ErrLastGood)
 	}
 	return kept, nil
 }
@@ -82,14 +191,15 @@ func unmarshalHolding(data []byte) (*holding, error) {
 type writer struct {
 	state  State
 	logger *slog.Logger
+	proven func(hash []byte) bool
 	next   chan *holding
 
 	mu     sync.Mutex
 	onDisk *holding // nil: not known
 }
 
-func newWriter(state State, logger *slog.Logger) *writer {
-	return &writer{state: state, logger: logger, next: make(chan *holding, 1)}
+func newWriter(config Config, proven func(hash []byte) bool) *writer {
+	return &writer{state: config.State, logger: config.Logger, proven: proven, next: make(chan *holding, 1)}
 }
 
 // write has h written soon. Calls must not overlap.
@@ -150,9 +260,9 @@ func (w *writer) save(h *holding) *holding {
 	if w.holds(h) {
 		return nil
 	}
-	data, err := h.marshal()
+	err := w.rotate()
 	if err == nil {
-		err = w.state.Write(lastGoodName, data)
+		err = w.put(lastGoodName, h)
 	}
 	if err != nil {
 		w.logger.Error("the configuration can't be kept for the next start, trying again", "revision", h.revision, "error", err)
@@ -160,4 +270,23 @@ func (w *writer) save(h *holding) *holding {
 	}
 	w.wrote(h)
 	return nil
+}
+
+// rotate keeps what the disk holds under the other name, if it has proved itself.
+func (w *writer) rotate() error {
+	w.mu.Lock()
+	onDisk := w.onDisk
+	w.mu.Unlock()
+	if onDisk == nil || !w.proven(onDisk.hash) {
+		return nil
+	}
+	return w.put(earlierName, onDisk)
+}
+
+func (w *writer) put(name string, h *holding) error {
+	data, err := h.marshal()
+	if err != nil {
+		return err
+	}
+	return w.state.Write(name, data)
 }

@@ -3,9 +3,9 @@ package feed
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"sync"
 	"testing"
@@ -61,36 +61,50 @@ func (s *scripted) seen() ([]*resealv1.Hello, []time.Time) {
 	return s.hellos, s.times
 }
 
-// memory is a state directory.
+// memory is a state directory. It counts the writes of the last good configuration.
 type memory struct {
 	mu     sync.Mutex
-	data   []byte
+	files  map[string][]byte
 	writes int
 	err    error
 	slow   time.Duration
 }
 
-func (m *memory) Read(string) ([]byte, error) {
+func (m *memory) Read(name string) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.data == nil {
+	if m.files[name] == nil {
 		return nil, fs.ErrNotExist
 	}
-	return m.data, nil
+	return m.files[name], nil
 }
 
 func (m *memory) Write(name string, data []byte) error {
 	time.Sleep(m.slow)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if name != "last-good" {
-		return errors.New("unexpected name " + name)
-	}
 	if m.err != nil {
 		return m.err
 	}
-	m.data, m.writes = bytes.Clone(data), m.writes+1
+	m.put(name, data)
+	if name == lastGoodName {
+		m.writes++
+	}
 	return nil
+}
+
+func (m *memory) Note(name string, data []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.put(name, data)
+	return nil
+}
+
+func (m *memory) put(name string, data []byte) {
+	if m.files == nil {
+		m.files = map[string][]byte{}
+	}
+	m.files[name] = bytes.Clone(data)
 }
 
 func (m *memory) written() int {
@@ -103,6 +117,24 @@ func (m *memory) fail(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.err = err
+}
+
+// crashed is what the state directory holds when the process ends now.
+func (m *memory) crashed() *memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return &memory{files: maps.Clone(m.files)}
+}
+
+// whole makes an Apply that takes all of a candidate or nothing.
+func whole(apply func(context.Context, *resealv1.Snapshot) []*resealv1.Violation) func(context.Context, Candidate) Outcome {
+	return func(ctx context.Context, candidate Candidate) Outcome {
+		violations := candidate.Unusable
+		if len(violations) == 0 {
+			violations = apply(ctx, candidate.Snapshot)
+		}
+		return Outcome{Violations: violations}
+	}
 }
 
 type harness struct {
@@ -129,7 +161,7 @@ func run(t *testing.T, state *memory, script func(syncStream, *resealv1.Hello) e
 	config := Config{
 		Edge: "e1", BootID: "b1", Version: "v1", Labels: map[string]string{"site": "a"},
 		Client: resealv1.NewFeedServiceClient(conn), State: state,
-		Apply:  func(context.Context, *resealv1.Snapshot) []*resealv1.Violation { return nil },
+		Apply:  whole(func(context.Context, *resealv1.Snapshot) []*resealv1.Violation { return nil }),
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, option := range options {

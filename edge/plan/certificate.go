@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -14,18 +15,29 @@ import (
 
 // certificate is a loaded Certificate.
 type certificate struct {
-	tls  *tls.Certificate
-	hash string // of the chain
+	tls   *tls.Certificate
+	hash  string // of the chain
+	field string // that names the chain
 }
 
-// certificate loads a Certificate once. The reference has been checked. It
-// returns nil when the Certificate is broken.
+// certificate loads a Certificate once. It returns nil when there is none, or it
+// is broken.
 func (c *compiler) certificate(name string) *certificate {
 	if loaded, ok := c.certificates[name]; ok {
 		return loaded
 	}
-	resource := c.snapshot.Get("Certificate", name)
-	loaded := c.object(resource).loadCertificate(resource.GetCertificate())
+	var loaded *certificate
+	if resource := c.snapshot.Get("Certificate", name); resource != nil {
+		c.guard(resource, func(o object) {
+			if loaded = o.edition.certificate; loaded == nil {
+				loaded = o.loadCertificate(resource.GetCertificate())
+				o.edition.certificate = loaded
+			}
+			if loaded != nil {
+				o.checkValidity(loaded.field, loaded.tls.Leaf)
+			}
+		})
+	}
 	c.certificates[name] = loaded
 	return loaded
 }
@@ -33,12 +45,7 @@ func (c *compiler) certificate(name string) *certificate {
 func (o object) loadCertificate(spec *resealv1.Certificate) *certificate {
 	chainField, keyField := "spec.certificatePem", "spec.privateKeyPem"
 	chainPEM, keyPEM := []byte(spec.GetCertificatePem()), []byte(spec.GetPrivateKeyPem())
-	inline := len(chainPEM) > 0 || len(keyPEM) > 0
-	if spec.GetCertificateFile() != "" || spec.GetPrivateKeyFile() != "" {
-		if inline {
-			o.refuse("spec", "set either certificatePem and privateKeyPem, or certificateFile and privateKeyFile")
-			return nil
-		}
+	if spec.GetCertificateFile() != "" {
 		chainField, keyField = "spec.certificateFile", "spec.privateKeyFile"
 		var ok1, ok2 bool
 		chainPEM, ok1 = o.file(chainField, spec.GetCertificateFile())
@@ -47,9 +54,10 @@ func (o object) loadCertificate(spec *resealv1.Certificate) *certificate {
 			return nil
 		}
 	}
+	chainPEM, keyPEM = withoutMark(chainPEM), withoutMark(keyPEM)
 	chain, err := parseCertificates(chainPEM)
 	if err != nil {
-		o.refuse(chainField, "is no PEM certificate chain: %v", err)
+		o.refuse(chainField, "is not a PEM certificate chain: %v", err)
 		return nil
 	}
 	pair, err := tls.X509KeyPair(chainPEM, keyPEM)
@@ -58,26 +66,11 @@ func (o object) loadCertificate(spec *resealv1.Certificate) *certificate {
 		return nil
 	}
 	pair.Leaf = chain[0]
-	o.checkValidity(chainField, chain[0])
 	var d digest
 	for _, der := range pair.Certificate {
 		d.add(string(der))
 	}
-	return &certificate{tls: &pair, hash: d.sum()}
-}
-
-// file reads a file that field names.
-func (o object) file(field, name string) ([]byte, bool) {
-	if name == "" {
-		o.refuse(field, "is missing")
-		return nil, false
-	}
-	data, err := o.c.readFile(name)
-	if err != nil {
-		o.refuse(field, "%q %s", name, fileProblem(err))
-		return nil, false
-	}
-	return data, true
+	return &certificate{tls: &pair, hash: d.sum(), field: chainField}
 }
 
 // checkValidity warns only: an expired certificate is still better than none,
@@ -101,13 +94,25 @@ func keyProblem(keyPEM []byte, err error) string {
 	case strings.Contains(err.Error(), "does not match"):
 		return "the private key does not belong to the certificate"
 	default:
-		return "is no unencrypted PEM private key (PKCS #8, PKCS #1 or SEC 1)"
+		return "is not an unencrypted PEM private key (PKCS #8, PKCS #1 or SEC 1)"
 	}
 }
 
 // parseCertificates parses all PEM certificates in data, at least one.
 func parseCertificates(data []byte) ([]*x509.Certificate, error) {
-	var found []*x509.Certificate
+	found, odd, err := parseBundle(data)
+	if err == nil && len(odd) > 0 {
+		err = odd[0]
+	}
+	return found, err
+}
+
+// parseBundle parses all PEM certificates in data of which at least one is
+// usable. A bundle of an operating system may hold roots that crypto/x509 does not
+// take, for example with a negative serial number: they are left out, and odd says
+// why.
+func parseBundle(data []byte) (found []*x509.Certificate, odd []error, err error) {
+	data = withoutMark(data)
 	for {
 		block, rest := pem.Decode(data)
 		if block == nil {
@@ -119,15 +124,22 @@ func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 		}
 		parsed, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("certificate %d: %w", len(found)+1, err)
+			odd = append(odd, fmt.Errorf("certificate %d: %w", len(found)+len(odd)+1, err))
+			continue
 		}
 		found = append(found, parsed)
 	}
-	if len(found) == 0 {
-		return nil, errors.New("no CERTIFICATE block in it")
+	switch {
+	case len(found) > 0:
+		return found, odd, nil
+	case len(odd) > 0:
+		return nil, odd, odd[0]
 	}
-	return found, nil
+	return nil, nil, errors.New("no CERTIFICATE block in it")
 }
+
+// withoutMark skips a byte order mark, which would hide the first PEM block.
+func withoutMark(data []byte) []byte { return bytes.TrimPrefix(data, []byte("\ufeff")) }
 
 // certificateSet chooses a listener's certificate by SNI.
 type certificateSet struct {

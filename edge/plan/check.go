@@ -1,82 +1,85 @@
 package plan
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"net"
-	"net/netip"
-	"strconv"
-	"strings"
+	"runtime/debug"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/proto/rules"
 )
 
-// compiler is the state of one Compile.
+// compiler is the state of one round of a Draft.
 type compiler struct {
+	draft        *Draft
+	editions     map[string]*edition // by "Kind/name"
 	snapshot     *resealv1.Snapshot
-	env          Env
-	files        map[string]file
-	certificates map[string]*certificate // by name, nil when broken
-	policies     map[string]*policy      // by name, "" for the default; nil when broken
+	broken       map[string]bool    // keys of resources with a violation
+	policies     map[string]*policy // by name, "" for the default; nil when broken
 	violations   []*resealv1.Violation
 	warnings     []*resealv1.Violation
+	certificates map[string]*certificate // by name, nil when broken
 }
 
-// file is what reading a file gave.
-type file struct {
-	data []byte
-	err  error
+func (c *compiler) compile() *Plan {
+	for _, resource := range c.snapshot.All() {
+		c.report(c.editions[resource.Ref().Key()].rules())
+	}
+	c.report(rules.Selection(c.snapshot))
+	pools := map[string]*Pool{}
+	for _, resource := range c.snapshot.Kind("BackendPool") {
+		c.guard(resource, func(o object) {
+			if pool := o.compilePool(resource.GetBackendPool()); pool != nil {
+				pools[pool.Name] = pool
+			}
+		})
+	}
+	listeners := c.listeners()
+	return &Plan{
+		Revision: c.snapshot.Revision(), Listeners: listeners, Pools: pools,
+		Warnings: c.warnings, editions: c.editions,
+	}
 }
 
-var errNoFiles = errors.New("this edge reads no files")
-
-// readFile reads each file once, so that all users see the same content.
-func (c *compiler) readFile(name string) ([]byte, error) {
-	if seen, ok := c.files[name]; ok {
-		return seen.data, seen.err
+func (c *compiler) report(violations []*resealv1.Violation) {
+	for _, violation := range violations {
+		c.broken[violation.GetResource().Key()] = true
 	}
-	var read file
-	if c.env.ReadFile == nil {
-		read.err = errNoFiles
-	} else {
-		read.data, read.err = c.env.ReadFile(name)
-	}
-	c.files[name] = read
-	return read.data, read.err
+	c.violations = append(c.violations, violations...)
 }
 
-// fileProblem says why a file can't be used, without repeating its name.
-func fileProblem(err error) string {
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return "does not exist on this edge"
-	case errors.Is(err, fs.ErrPermission):
-		return "may not be read by this edge"
+// guard compiles a resource that no rule refuses. A panic is a fault of this
+// program, but then the resource is what it can't serve, and the others are not.
+func (c *compiler) guard(resource *resealv1.Resource, compile func(object)) {
+	o := c.object(resource)
+	if c.broken[o.ref.Key()] {
+		return
 	}
-	var pathError *fs.PathError
-	if errors.As(err, &pathError) {
-		err = pathError.Err
-	}
-	return "can't be read: " + err.Error()
+	defer func() {
+		if reason := recover(); reason != nil {
+			c.draft.panicked(o.ref, reason, debug.Stack())
+			o.refuse("", "this edge failed on it, which is a bug; its log has the details")
+		}
+	}()
+	compile(o)
 }
 
-// object is the resource whose fields are being checked.
+// object is the resource that is being compiled.
 type object struct {
-	c   *compiler
-	ref *resealv1.ResourceRef
-	uid string
+	c       *compiler
+	edition *edition
+	ref     *resealv1.ResourceRef
+	uid     string
 }
 
 func (c *compiler) object(r *resealv1.Resource) object {
-	return object{c: c, ref: r.Ref(), uid: r.GetMetadata().GetUid()}
+	return object{c: c, edition: c.editions[r.Ref().Key()], ref: r.Ref(), uid: r.GetMetadata().GetUid()}
 }
 
 func (o object) refuse(field, format string, args ...any) {
-	o.c.violations = append(o.c.violations, o.violation(field, format, args...))
+	o.c.report([]*resealv1.Violation{o.violation(field, format, args...)})
 }
 
 func (o object) warn(field, format string, args ...any) {
@@ -87,57 +90,14 @@ func (o object) violation(field, format string, args ...any) *resealv1.Violation
 	return &resealv1.Violation{Resource: o.ref, Field: field, Description: fmt.Sprintf(format, args...)}
 }
 
-// exists checks a reference.
-func (o object) exists(field, kind, name string) bool {
-	if o.c.snapshot.Get(kind, name) != nil {
-		return true
-	}
-	o.refuse(field, "there is no %s %q", kind, name)
-	return false
-}
-
-func (o object) prefixes(field string, cidrs []string) {
-	for i, cidr := range cidrs {
-		if _, err := netip.ParsePrefix(cidr); err != nil {
-			o.refuse(fmt.Sprintf("%s[%d]", field, i), "%q is no CIDR, for example 10.0.0.0/8 or 192.0.2.7/32", cidr)
-		}
-	}
-}
-
-// hostPort checks host:port. The port may be 0 only where the system chooses.
-func (o object) hostPort(field, address string, emptyHost, portZero bool) {
-	host, port, err := net.SplitHostPort(address)
+// file reads a file that field names.
+func (o object) file(field, name string) ([]byte, bool) {
+	data, err := o.c.draft.content(o.edition, name)
 	if err != nil {
-		o.refuse(field, "%q is not host:port", address)
-		return
+		o.refuse(field, "%q %s", name, fileProblem(err))
+		return nil, false
 	}
-	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 && !portZero {
-		o.refuse(field, "%q has no port from 1 to 65535", address)
-	}
-	if host == "" && !emptyHost || host != "" && !validName(strings.ToLower(host)) && !isIP(host) {
-		o.refuse(field, "%q has no host name or IP address before the port", address)
-	}
-}
-
-// timeout checks a duration that must be positive when set.
-func (o object) timeout(field string, d *durationpb.Duration) {
-	if d == nil {
-		return
-	}
-	if err := d.CheckValid(); err != nil || d.AsDuration() <= 0 {
-		o.refuse(field, "must be longer than 0s")
-	}
-}
-
-func (o object) enum(field string, value int32, names map[int32]string) {
-	if _, ok := names[value]; !ok {
-		o.refuse(field, "this edge does not know the value %d", value)
-	}
-}
-
-func isIP(host string) bool {
-	_, err := netip.ParseAddr(host)
-	return err == nil
+	return data, true
 }
 
 // duration is 0 for an absent field.

@@ -2,23 +2,22 @@
 // serve it: listeners with their TLS configuration and routes, and pools with
 // theirs. A plan is immutable; the edge swaps plans atomically.
 //
-// Compile checks by hand everything that it relies on and does not trust that
-// the control plane did.
+// What the plan relies on is checked here again, by the rules that the control
+// plane applies (package rules). A resource that this edge can't serve does not
+// keep the others from their changes: see Draft.
 package plan
 
 import (
 	"crypto/tls"
-	"maps"
-	"slices"
 	"time"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// Env is what Compile may use of the machine.
+// Env is what a compilation may use of the machine.
 type Env struct {
-	// ReadFile reads a file that a resource names, for example os.ReadFile.
-	// Each file is read once per Compile. Nil: files are violations.
+	// ReadFile reads a file that a resource names. Each file is read once per
+	// Draft, several at a time. Nil: files are violations.
 	ReadFile func(name string) ([]byte, error)
 }
 
@@ -30,12 +29,11 @@ type Plan struct {
 	Listeners []*Listener
 	// Pools by name: all of the snapshot, also those that no route names.
 	Pools map[string]*Pool
-	// Files that were read, sorted. When one changes the snapshot must be
-	// compiled again.
-	Files []string
 	// Warnings are worth a log line but no reason to refuse the snapshot, for
 	// example an expired certificate.
 	Warnings []*resealv1.Violation
+
+	editions map[string]*edition // what it was made of, by "Kind/name"
 }
 
 // Listener is a compiled Listener with everything that it refers to.
@@ -103,33 +101,28 @@ type Pool struct {
 	Identity string
 }
 
-// Compile makes a plan of s, or returns every violation that it found; the plan
-// then holds nothing but Files, to notice when a file that was wrong is mended.
+// Compile makes a plan of all of s, or returns every violation that it found.
 //
 // A Route's listeners that s does not hold are not served by this edge and are
 // skipped; so is a Route without any listener here. Every other reference must
 // resolve.
 func Compile(s *resealv1.Snapshot, env Env) (*Plan, []*resealv1.Violation) {
-	c := &compiler{
-		snapshot:     s,
-		env:          env,
-		files:        map[string]file{},
-		certificates: map[string]*certificate{},
-		policies:     map[string]*policy{},
+	d := NewDraft(s, nil, env, nil)
+	compiled, violations := d.compile()
+	if len(violations) > 0 {
+		return nil, violations
 	}
-	pools := map[string]*Pool{}
-	for _, resource := range s.Kind("BackendPool") {
-		if pool := c.pool(resource); pool != nil {
-			pools[pool.Name] = pool
-		}
-	}
-	listeners := c.listeners()
-	compiled := &Plan{Revision: s.Revision(), Files: slices.Sorted(maps.Keys(c.files)), Warnings: c.warnings}
-	if len(c.violations) > 0 {
-		return compiled, c.violations
-	}
-	compiled.Listeners, compiled.Pools = listeners, pools
 	return compiled, nil
+}
+
+// Snapshot is what the plan was made of. Its resources are the very objects that
+// drafts were given.
+func (p *Plan) Snapshot() *resealv1.Snapshot {
+	resources := make([]*resealv1.Resource, 0, len(p.editions))
+	for _, e := range p.editions {
+		resources = append(resources, e.resource)
+	}
+	return resealv1.NewSnapshot("", p.Revision, resources)
 }
 
 // Route finds where a request goes. host is as NormalizeHost returns it, path

@@ -3,8 +3,10 @@ package plan
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -92,7 +94,7 @@ func TestCompileRefuses(t *testing.T) {
 		{"no certificate", with(web(func(*resealv1.BackendPool) {}), listener(func(l *resealv1.Listener) { l.Certificates = nil })),
 			[]string{"Listener/web: spec.certificates"}},
 		{"unknown pool and policy", with(cert(), listener(func(l *resealv1.Listener) { l.TlsPolicy = "gone" })),
-			[]string{"Listener/web: spec.pool", "Listener/web: spec.tlsPolicy"}},
+			[]string{"Listener/web: spec.tlsPolicy", "Listener/web: spec.pool"}},
 		{"wrong key", with(named("cert", &resealv1.Certificate{CertificatePem: chain, PrivateKeyPem: otherKey}), web(func(*resealv1.BackendPool) {}), listener(func(*resealv1.Listener) {})),
 			[]string{"Certificate/cert: spec.privateKeyPem"}},
 		{"redacted key", with(named("cert", &resealv1.Certificate{CertificatePem: chain, PrivateKeyPem: resealv1.SecretMarker}), web(func(*resealv1.BackendPool) {}), listener(func(*resealv1.Listener) {})),
@@ -102,14 +104,14 @@ func TestCompileRefuses(t *testing.T) {
 		{"missing files", with(named("cert", &resealv1.Certificate{CertificateFile: "/c", PrivateKeyFile: "/k"}), web(func(*resealv1.BackendPool) {}), listener(func(*resealv1.Listener) {})),
 			[]string{"Certificate/cert: spec.certificateFile", "Certificate/cert: spec.privateKeyFile"}},
 		{"PEM and files", with(named("cert", &resealv1.Certificate{CertificatePem: chain, PrivateKeyFile: "/k"}), web(func(*resealv1.BackendPool) {}), listener(func(*resealv1.Listener) {})),
-			[]string{"Certificate/cert: spec"}},
+			[]string{"Certificate/cert: spec.privateKeyFile"}},
 		{"bad listener", with(cert(), web(func(*resealv1.BackendPool) {}), listener(func(l *resealv1.Listener) {
 			l.Address = "8443"
 			l.ProxyProtocol = &resealv1.ProxyProtocol{TrustedCidrs: []string{"10.0.0.0/8", "10.0.0.1"}}
 			l.Forwarded = &resealv1.Forwarded{TrustedCidrs: []string{"ten"}}
 			l.Timeouts = &resealv1.ListenerTimeouts{Idle: durationpb.New(-time.Second)}
-		})), []string{"Listener/web: spec.address", "Listener/web: spec.proxyProtocol.trustedCIDRs[1]",
-			"Listener/web: spec.forwarded.trustedCIDRs[0]", "Listener/web: spec.timeouts.idle"}},
+		})), []string{"Listener/web: spec.timeouts.idle", "Listener/web: spec.address", "Listener/web: spec.proxyProtocol.trustedCIDRs[1]",
+			"Listener/web: spec.forwarded.trustedCIDRs[0]"}},
 		{"two listeners on an address", with(cert(), web(func(*resealv1.BackendPool) {}), listener(func(*resealv1.Listener) {}),
 			named("xeb", &resealv1.Listener{Address: ":8443", Certificates: []string{"cert"}, Pool: "web"})),
 			[]string{"Listener/xeb: spec.address"}},
@@ -128,10 +130,10 @@ func TestCompileRefuses(t *testing.T) {
 				ServerName: "a b", ClientCertificate: "gone", Policy: "gone", SubjectAltNames: []string{"ok.test", "not ok"},
 				Trust: &resealv1.BackendTLS_Trust{Roots: &resealv1.BackendTLS_Trust_CaPem{CaPem: "junk"}},
 			}
-		})), []string{"BackendPool/web: spec.endpoints[1].address", "BackendPool/web: spec.endpoints[2].address", "BackendPool/web: spec.endpoints[3].address",
-			"BackendPool/web: spec.healthCheck.path", "BackendPool/web: spec.timeouts.connect",
-			"BackendPool/web: spec.tls.policy", "BackendPool/web: spec.tls.trust.caPem", "BackendPool/web: spec.tls.serverName",
-			"BackendPool/web: spec.tls.subjectAltNames[1]", "BackendPool/web: spec.tls.clientCertificate"}},
+		})), []string{"BackendPool/web: spec.timeouts.connect",
+			"BackendPool/web: spec.endpoints[1].address", "BackendPool/web: spec.endpoints[2].address", "BackendPool/web: spec.endpoints[3].address",
+			"BackendPool/web: spec.tls.serverName", "BackendPool/web: spec.tls.trust.caPem", "BackendPool/web: spec.tls.subjectAltNames[1]",
+			"BackendPool/web: spec.healthCheck.path", "BackendPool/web: spec.tls.policy", "BackendPool/web: spec.tls.clientCertificate"}},
 		{"health check without a name", with(web(func(p *resealv1.BackendPool) { p.HealthCheck = &resealv1.HealthCheck{} })),
 			[]string{"BackendPool/web: spec.healthCheck.serverName"}},
 		{"caFile missing", with(web(func(p *resealv1.BackendPool) {
@@ -145,11 +147,11 @@ func TestCompileRefuses(t *testing.T) {
 			p.Resumption = &resealv1.Resumption{TicketLifetime: durationpb.New(200 * time.Hour)}
 			p.ClientAuth = &resealv1.ClientAuth{Mode: resealv1.ClientAuth_MODE_REQUIRE}
 		}), []string{"TLSPolicy/strict: spec.minVersion", "TLSPolicy/strict: spec.cipherSuites[1]", "TLSPolicy/strict: spec.cipherSuites[2]",
-			"TLSPolicy/strict: spec.curves[1]", "TLSPolicy/strict: spec.alpn[0]", "TLSPolicy/strict: spec.resumption.ticketLifetime", "TLSPolicy/strict: spec.clientAuth.caPem"}},
+			"TLSPolicy/strict: spec.curves[1]", "TLSPolicy/strict: spec.resumption.ticketLifetime", "TLSPolicy/strict: spec.clientAuth.caPem"}},
 		{"foreign revocation list", policy(func(p *resealv1.TLSPolicy) {
 			p.ClientAuth = &resealv1.ClientAuth{Mode: resealv1.ClientAuth_MODE_OPTIONAL, CaPem: ca.pem, CrlPem: newAuthority(t).revoke()}
 		}), []string{"TLSPolicy/strict: spec.clientAuth.crlPem"}},
-		{"unknown enum", policy(func(p *resealv1.TLSPolicy) { p.MinVersion = 9 }), []string{"TLSPolicy/strict: spec.minVersion"}},
+		{"unknown enum", policy(func(p *resealv1.TLSPolicy) { p.MaxVersion = 9 }), []string{"TLSPolicy/strict: spec.maxVersion"}},
 		{"bad route", route(func(r *resealv1.Route) {
 			r.Hosts = []string{"ok.test", "*.ok.test", "No.test", "*", "a.*.test", "h:1"}
 			r.Paths = []*resealv1.PathMatch{prefix("/ok"), prefix("nok"), exact(""), {}}
@@ -157,9 +159,9 @@ func TestCompileRefuses(t *testing.T) {
 			r.RequestHeaders = &resealv1.HeaderEdits{Remove: []string{"X-Ok", "a b", "Connection"}}
 			r.ResponseHeaders = &resealv1.HeaderEdits{Set: map[string]string{"X-A": "a\nb"}}
 			r.Timeouts = &resealv1.RouteTimeouts{Request: durationpb.New(0)}
-		}), []string{"Route/r: spec.hosts[2]", "Route/r: spec.hosts[3]", "Route/r: spec.hosts[4]", "Route/r: spec.hosts[5]",
-			"Route/r: spec.paths[1].prefix", "Route/r: spec.paths[2].exact", "Route/r: spec.paths[3]", "Route/r: spec.pools[1].name",
-			"Route/r: spec.requestHeaders.remove[1]", "Route/r: spec.requestHeaders.remove[2]", `Route/r: spec.responseHeaders.set["X-A"]`, "Route/r: spec.timeouts.request"}},
+		}), []string{"Route/r: spec.timeouts.request", "Route/r: spec.hosts[2]", "Route/r: spec.hosts[3]", "Route/r: spec.hosts[4]", "Route/r: spec.hosts[5]",
+			"Route/r: spec.paths[1].prefix", "Route/r: spec.paths[2].exact", "Route/r: spec.paths[3]",
+			"Route/r: spec.requestHeaders.remove[1]", "Route/r: spec.requestHeaders.remove[2]", `Route/r: spec.responseHeaders.set["X-A"]`, "Route/r: spec.pools[1].name"}},
 		{"no weight", route(func(r *resealv1.Route) { r.Pools[0].Weight = &zero }), []string{"Route/r: spec.pools"}},
 	}
 	for _, test := range tests {
@@ -167,7 +169,7 @@ func TestCompileRefuses(t *testing.T) {
 			p, violations := Compile(resealv1.NewSnapshot("c", 1, test.resources), Env{ReadFile: func(name string) ([]byte, error) {
 				return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 			}})
-			if p == nil || p.Listeners != nil || p.Pools != nil {
+			if p != nil {
 				t.Error("got a plan to serve")
 			}
 			var got []string
@@ -188,9 +190,9 @@ func TestFiles(t *testing.T) {
 	ca := newAuthority(t)
 	chain, key, _ := ca.issue(leafOptions{names: []string{"app.test"}})
 	content := map[string]string{"/ca": ca.pem, "/chain": chain, "/key": key}
-	reads := 0
+	var reads atomic.Int64
 	env := Env{ReadFile: func(name string) ([]byte, error) {
-		reads++
+		reads.Add(1)
 		if data, ok := content[name]; ok {
 			return []byte(data), nil
 		}
@@ -209,19 +211,19 @@ func TestFiles(t *testing.T) {
 		named("l", &resealv1.Listener{Address: ":1", Certificates: []string{"cert"}}),
 		named("one", fromFile()), named("two", fromFile()), named("inline", inline),
 	})
-	p, violations := Compile(s, env)
-	if len(violations) > 0 {
-		t.Fatal(violations)
-	}
-	if !slices.Equal(p.Files, []string{"/ca", "/chain", "/key"}) || reads != 3 {
-		t.Errorf("files %v after %d reads", p.Files, reads)
+	draft := NewDraft(s, nil, env, nil)
+	p := draft.Compile()
+	files := func(d *Draft) []string { return slices.Sorted(maps.Keys(d.Files())) }
+	if len(draft.Violations()) > 0 || !slices.Equal(files(draft), []string{"/ca", "/chain", "/key", "/not-here"}) || reads.Load() != 4 {
+		t.Errorf("files %v after %d reads, violations %v", files(draft), reads.Load(), draft.Violations())
 	}
 	if p.Pools["one"].Identity != p.Pools["inline"].Identity {
 		t.Error("the identity depends on where the roots come from, not on their content")
 	}
 	delete(content, "/key")
-	if broken, violations := Compile(s, env); len(violations) != 1 || !slices.Equal(broken.Files, p.Files) {
-		t.Errorf("files %v with violations %v: a mended file would not be noticed", broken.Files, violations)
+	broken := NewDraft(s, nil, env, nil)
+	if broken.Compile(); len(broken.Violations()) != 1 || !slices.Equal(files(broken), files(draft)) {
+		t.Errorf("files %v with violations %v: a mended file would not be noticed", files(broken), broken.Violations())
 	}
 	content["/key"] = key
 	content["/ca"] = newAuthority(t).pem

@@ -9,13 +9,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
-
-// maxTicketLifetime is TLS's own bound (RFC 8446 section 4.6.1).
-const maxTicketLifetime = 7 * 24 * time.Hour
 
 // policy is a compiled TLSPolicy.
 type policy struct {
@@ -43,8 +39,8 @@ var curves = map[string]tls.CurveID{
 	"X25519MLKEM768": tls.X25519MLKEM768,
 }
 
-// policy compiles a TLSPolicy once; "" is one of default values. The reference
-// has been checked. It returns nil when the policy is broken.
+// policy compiles a TLSPolicy once; "" is one of default values. It returns nil
+// when there is none, or it is broken.
 func (c *compiler) policy(name string) *policy {
 	if compiled, ok := c.policies[name]; ok {
 		return compiled
@@ -52,109 +48,69 @@ func (c *compiler) policy(name string) *policy {
 	var compiled *policy
 	if name == "" {
 		compiled = object{c: c, ref: &resealv1.ResourceRef{Kind: "TLSPolicy"}}.compilePolicy(nil)
-	} else {
-		resource := c.snapshot.Get("TLSPolicy", name)
-		compiled = c.object(resource).compilePolicy(resource.GetTlsPolicy())
+	} else if resource := c.snapshot.Get("TLSPolicy", name); resource != nil {
+		c.guard(resource, func(o object) { compiled = o.compilePolicy(resource.GetTlsPolicy()) })
 	}
 	c.policies[name] = compiled
 	return compiled
 }
 
 func (o object) compilePolicy(spec *resealv1.TLSPolicy) *policy {
-	before := len(o.c.violations)
 	spec = spec.WithDefaults()
-	p := &policy{spec: spec, uid: o.uid}
-	p.min = o.version("spec.minVersion", spec.MinVersion)
-	p.max = o.version("spec.maxVersion", spec.MaxVersion)
-	if p.min > p.max && p.max != 0 {
-		o.refuse("spec.minVersion", "is above maxVersion")
+	p := &policy{
+		spec: spec, uid: o.uid,
+		min: tlsVersions[spec.MinVersion], max: tlsVersions[spec.MaxVersion],
+		suites: cipherSuites(spec.CipherSuites),
 	}
-	p.suites = o.cipherSuites(spec.CipherSuites)
-	for i, name := range spec.Curves {
-		curve, ok := curves[name]
-		if !ok {
-			o.refuse(fmt.Sprintf("spec.curves[%d]", i), "%q is none of X25519, P256, P384, P521, X25519MLKEM768", name)
-		}
-		p.curves = append(p.curves, curve)
+	for _, name := range spec.Curves {
+		p.curves = append(p.curves, curves[name])
 	}
-	for i, protocol := range spec.Alpn {
-		if protocol != "h2" && protocol != "http/1.1" {
-			o.refuse(fmt.Sprintf("spec.alpn[%d]", i), "%q is neither h2 nor http/1.1", protocol)
-		}
-	}
-	if lifetime := duration(spec.Resumption.TicketLifetime); lifetime <= 0 || lifetime > maxTicketLifetime {
-		o.refuse("spec.resumption.ticketLifetime", "must be longer than 0s and at most 168h")
-	}
-	o.clientAuth(p, spec.ClientAuth)
-	if len(o.c.violations) > before {
+	if !o.clientAuth(p, spec.ClientAuth) {
 		return nil
 	}
 	return p
 }
 
-func (o object) version(field string, version resealv1.TLSVersion) uint16 {
-	number, ok := tlsVersions[version]
-	if !ok {
-		o.refuse(field, "this edge does not know the value %d", version)
-	}
-	return number
-}
-
-func (o object) cipherSuites(names []string) []uint16 {
+func cipherSuites(names []string) []uint16 {
 	var ids []uint16
-	for i, name := range names {
-		field := fmt.Sprintf("spec.cipherSuites[%d]", i)
-		same := func(suite *tls.CipherSuite) bool { return suite.Name == name }
-		secure := tls.CipherSuites()
-		at := slices.IndexFunc(secure, same)
-		if at >= 0 && !slices.Contains(secure[at].SupportedVersions, tls.VersionTLS12) {
-			o.refuse(field, "%s is a suite of TLS 1.3, which can't be chosen", name)
-			continue
+	for _, suite := range tls.CipherSuites() {
+		if slices.Contains(names, suite.Name) {
+			ids = append(ids, suite.ID)
 		}
-		if at >= 0 {
-			ids = append(ids, secure[at].ID)
-			continue
-		}
-		insecure := tls.InsecureCipherSuites()
-		if at = slices.IndexFunc(insecure, same); at < 0 {
-			o.refuse(field, "%q is no TLS 1.2 cipher suite that this edge knows, for example TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", name)
-			continue
-		}
-		o.warn(field, "%s is insecure", name)
-		ids = append(ids, insecure[at].ID)
 	}
 	return ids
 }
 
-func (o object) clientAuth(p *policy, spec *resealv1.ClientAuth) {
-	switch spec.Mode {
-	case resealv1.ClientAuth_MODE_NONE:
-		p.clientAuth = tls.NoClientCert
-		return
-	case resealv1.ClientAuth_MODE_OPTIONAL:
-		p.clientAuth = tls.VerifyClientCertIfGiven
-	case resealv1.ClientAuth_MODE_REQUIRE:
-		p.clientAuth = tls.RequireAndVerifyClientCert
-	default:
-		o.refuse("spec.clientAuth.mode", "this edge does not know the value %d", spec.Mode)
-		return
+var clientAuthTypes = map[resealv1.ClientAuth_Mode]tls.ClientAuthType{
+	resealv1.ClientAuth_MODE_NONE:     tls.NoClientCert,
+	resealv1.ClientAuth_MODE_OPTIONAL: tls.VerifyClientCertIfGiven,
+	resealv1.ClientAuth_MODE_REQUIRE:  tls.RequireAndVerifyClientCert,
+}
+
+// clientAuth reports whether it found no violation.
+func (o object) clientAuth(p *policy, spec *resealv1.ClientAuth) bool {
+	p.clientAuth = clientAuthTypes[spec.Mode]
+	if p.clientAuth == tls.NoClientCert {
+		return true
 	}
-	roots, err := parseCertificates([]byte(spec.CaPem))
+	roots, odd, err := parseBundle([]byte(spec.CaPem))
 	if err != nil {
 		o.refuse("spec.clientAuth.caPem", "holds no PEM certificates: %v", err)
-		return
+		return false
 	}
+	o.warnOdd("spec.clientAuth.caPem", odd)
 	p.roots = x509.NewCertPool()
 	for _, root := range roots {
 		p.roots.AddCert(root)
 	}
 	p.rootsHash = hashSet(roots)
 	if spec.CrlPem == "" {
-		return
+		return true
 	}
-	if p.revoked, err = parseRevocations([]byte(spec.CrlPem), roots); err != nil {
+	if p.revoked, err = parseRevocations(withoutMark([]byte(spec.CrlPem)), roots); err != nil {
 		o.refuse("spec.clientAuth.crlPem", "%v", err)
 	}
+	return err == nil
 }
 
 // apply sets versions, cipher suites and curves.

@@ -53,7 +53,7 @@ func loadKey(path string, generate bool) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}
 	encoded := base64.StdEncoding.AppendEncode(nil, key)
-	if err := writeAtomic(filepath.Dir(path), filepath.Base(path), append(encoded, '\n')); err != nil {
+	if err := writeAtomic(filepath.Dir(path), filepath.Base(path), append(encoded, '\n'), true); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}
 	return key, nil
@@ -89,8 +89,8 @@ func readBounded(path string, limit int) ([]byte, error) {
 }
 
 // writeAtomic replaces dir/name so that a crash leaves the old or the new
-// content, and the new one once it returned nil.
-func writeAtomic(dir, name string, data []byte) (err error) {
+// content, and the new one once it returned nil if it is to be durable.
+func writeAtomic(dir, name string, data []byte, durable bool) (err error) {
 	file, err := os.CreateTemp(dir, tempPrefix+"*") // mode 0600
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func writeAtomic(dir, name string, data []byte) (err error) {
 			_ = os.Remove(file.Name())
 		}
 	}()
-	if _, err = file.Write(data); err == nil {
+	if _, err = file.Write(data); err == nil && durable {
 		err = file.Sync()
 	}
 	if err = errors.Join(err, file.Close()); err != nil {
@@ -108,6 +108,9 @@ func writeAtomic(dir, name string, data []byte) (err error) {
 	}
 	if err = os.Rename(file.Name(), filepath.Join(dir, name)); err != nil {
 		return err
+	}
+	if !durable {
+		return nil
 	}
 	return syncDir(dir)
 }

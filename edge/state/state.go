@@ -174,7 +174,14 @@ func (d *Dir) Read(name string) ([]byte, error) {
 // Write replaces the content of name by data. After a crash the file holds
 // either the old content or the new one; after Write returned nil, the new one.
 // Errors: ErrTooLarge, ErrName, fs.ErrClosed, and those of the file system.
-func (d *Dir) Write(name string, data []byte) error {
+func (d *Dir) Write(name string, data []byte) error { return d.write(name, data, true) }
+
+// Note is Write without waiting for the disk: the new content outlasts the process,
+// but not a crash of the machine, after which the file holds the old content, the
+// new one or, in the worst case, nothing that Read takes.
+func (d *Dir) Note(name string, data []byte) error { return d.write(name, data, false) }
+
+func (d *Dir) write(name string, data []byte, durable bool) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
@@ -186,7 +193,7 @@ func (d *Dir) Write(name string, data []byte) error {
 	if d.lock == nil {
 		return fmt.Errorf("write state %s: %w", name, fs.ErrClosed)
 	}
-	if err := writeAtomic(d.path, name, d.seal.seal(name, data)); err != nil {
+	if err := writeAtomic(d.path, name, d.seal.seal(name, data), durable); err != nil {
 		return fmt.Errorf("write state %s: %w", name, err)
 	}
 	return nil

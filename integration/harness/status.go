@@ -17,8 +17,10 @@ type EdgeStatus struct {
 	ResourcesSent  int64             `json:"resourcesSent"`
 	Convergence    string            `json:"convergence"`
 	Nack           *struct {
-		Revision        int64 `json:"revision"`
-		ServingRevision int64 `json:"servingRevision"`
+		Revision        int64    `json:"revision"`
+		ServingRevision int64    `json:"servingRevision"`
+		Partly          bool     `json:"partly"`
+		HeldBack        []string `json:"heldBack"`
 		Violations      []struct {
 			Resource    string `json:"resource"`
 			Field       string `json:"field"`

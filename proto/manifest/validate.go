@@ -15,7 +15,6 @@ import (
 func Validate(r *resealv1.Resource) []*resealv1.Violation { return rules.Written(r) }
 
 // ValidateSnapshot checks what holds between the resources of a whole
-// configuration. It expects that each resource passed Validate, and does not
-// look at write-only values, which may be sealed. It reports at most 100
-// violations per resource.
+// configuration. It does not look at write-only values, which may be sealed. It
+// reports at most 100 violations per resource.
 func ValidateSnapshot(s *resealv1.Snapshot) []*resealv1.Violation { return rules.Configuration(s) }

@@ -92,12 +92,12 @@ func TestValidateBackendPool(t *testing.T) {
 			"spec.dns.port: 0 is not a port; it must be 1 to 65535",
 			"spec.dns.refreshInterval: 999ms is below the least, 1s",
 		}},
-		{ok + "tls: {serverName: Web.example., trust: {system: false}, subjectAltNames: [a, a, 'b:443', '*.c'], clientCertificate: A, policy: b/c}", []string{
+		{ok + "tls: {serverName: Web.example., trust: {system: false}, subjectAltNames: [a, a, 'b:443', '*.*'], clientCertificate: A, policy: b/c}", []string{
 			`spec.tls.serverName: "Web.example." is not a host name`,
 			"spec.tls.trust.system: may only be true; set caPem or caFile for other roots",
 			`spec.tls.subjectAltNames[1]: "a" is there twice, first as item 0`,
 			`spec.tls.subjectAltNames[2]: "b:443" is neither a DNS name, an IP address nor a URI`,
-			`spec.tls.subjectAltNames[3]: "*.c" is neither a DNS name, an IP address nor a URI`,
+			`spec.tls.subjectAltNames[3]: "*.*" is neither a DNS name, an IP address nor a URI`,
 			`spec.tls.clientCertificate: "A" is not a name; use lower-case letters, digits, - and ., starting and ending with a letter or digit`,
 			`spec.tls.policy: "b/c" is not a name; use lower-case letters, digits, - and ., starting and ending with a letter or digit`,
 		}},

@@ -10,9 +10,8 @@ import (
 // Configuration checks what holds between the resources of a whole configuration:
 // names that refer to nothing, protocols that do not fit, listeners that edges
 // can't serve side by side, and keyrings that retire keys before the tickets under
-// them end. It expects that each resource passed Resource, and does not look at
-// write-only values, which may be sealed. It reports at most 100 violations per
-// resource.
+// them end. It does not look at write-only values, which may be sealed. It reports
+// at most 100 violations per resource.
 func Configuration(s *resealv1.Snapshot) []*resealv1.Violation {
 	return between(s, false)
 }

@@ -123,6 +123,12 @@ func checkLowerCase(host string) error {
 // checkHostPort checks host:port. The host may be empty only for addresses to
 // listen on.
 func checkHostPort(address string, mayOmitHost bool) error {
+	return checkAddress(address, mayOmitHost, false)
+}
+
+// checkAddress is checkHostPort, except that the port may be 0 where the system may
+// choose one.
+func checkAddress(address string, mayOmitHost, mayBeZero bool) error {
 	if address == "" {
 		return errors.New("is missing; it must be host:port")
 	}
@@ -133,7 +139,7 @@ func checkHostPort(address string, mayOmitHost bool) error {
 	if err != nil {
 		return hostPortError(address)
 	}
-	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
+	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 && !mayBeZero {
 		return fmt.Errorf("%s: the port must be a number from 1 to 65535", Quote(address))
 	}
 	if host == "" {
@@ -176,9 +182,11 @@ func checkHostPattern(pattern string) error {
 	return checkLowerCase(pattern)
 }
 
-// checkAltName checks a DNS name, IP address or URI of a certificate.
+// checkAltName checks a DNS name, which may be a wildcard, an IP address or a URI
+// of a certificate.
 func checkAltName(name string) error {
-	if checkHost(name) == nil {
+	suffix, isWildcard := strings.CutPrefix(name, "*.")
+	if isWildcard && checkHostName(suffix) == nil || checkHost(name) == nil {
 		return nil
 	}
 	// host:port would also parse, with the host as scheme.

@@ -1521,7 +1521,9 @@ type BackendTLS_Trust_CaPem struct {
 }
 
 type BackendTLS_Trust_CaFile struct {
-	// A PEM file on the edge, read at apply and watched.
+	// A PEM file on the edge, read at apply and watched. A regular file of at
+	// most 4 MiB. Certificates in it that can't be used are left out, with a
+	// warning in the edge's log, as long as one can.
 	CaFile string `protobuf:"bytes,2,opt,name=ca_file,json=caFile,proto3,oneof"`
 }
 

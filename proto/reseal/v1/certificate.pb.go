@@ -31,9 +31,11 @@ type Certificate struct {
 	// stored sealed and never returned. Absent while certificatePem is unchanged
 	// keeps the stored key.
 	PrivateKeyPem string `protobuf:"bytes,2,opt,name=private_key_pem,json=privateKeyPem,proto3" json:"private_key_pem,omitempty"`
-	// File with the chain, on the edge, watched.
+	// File with the chain, on the edge, watched: a renewed pair is served once both
+	// files fit. A regular file of at most 4 MiB.
 	CertificateFile string `protobuf:"bytes,3,opt,name=certificate_file,json=certificateFile,proto3" json:"certificate_file,omitempty"`
-	// File with the private key, on the edge, watched.
+	// File with the private key, on the edge, watched. A regular file of at most
+	// 4 MiB.
 	PrivateKeyFile string `protobuf:"bytes,4,opt,name=private_key_file,json=privateKeyFile,proto3" json:"private_key_file,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache

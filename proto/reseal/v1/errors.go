@@ -1,9 +1,6 @@
 package resealv1
 
-import (
-	"fmt"
-	"strings"
-)
+import "strings"
 
 // ViolationsError is the error of resources that are not valid.
 type ViolationsError struct {
@@ -20,10 +17,13 @@ func (e *ViolationsError) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Text is "Kind/name: path: description", without the path when there is none.
+// Text is "Kind/name: path: description", without what there isn't.
 func (v *Violation) Text() string {
-	if v.GetField() == "" {
-		return fmt.Sprintf("%s: %s", v.GetResource().Key(), v.GetDescription())
+	var parts []string
+	for _, part := range []string{v.GetResource().Key(), v.GetField(), v.GetDescription()} {
+		if part != "" {
+			parts = append(parts, part)
+		}
 	}
-	return fmt.Sprintf("%s: %s: %s", v.GetResource().Key(), v.GetField(), v.GetDescription())
+	return strings.Join(parts, ": ")
 }

@@ -515,7 +515,7 @@ func (x *EncodedResource) GetResource() []byte {
 	return nil
 }
 
-// Ack says that the edge serves a revision.
+// Ack says that the edge serves a revision, all of it.
 type Ack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revision of the Update.
@@ -561,17 +561,24 @@ func (x *Ack) GetRevision() int64 {
 	return 0
 }
 
-// Nack says that the edge can't serve a revision and serves an older one on.
+// Nack says that the edge can't serve a revision, or not all of it.
 type Nack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revision of the Update.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Why, by resource. At most 100.
 	Violations []*Violation `protobuf:"bytes,2,rep,name=violations,proto3" json:"violations,omitempty"`
-	// The revision that is being served. 0: none.
+	// The newest revision that was served as a whole. 0: none.
 	ServingRevision int64 `protobuf:"varint,3,opt,name=serving_revision,json=servingRevision,proto3" json:"serving_revision,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// True: of the revision all is in force except what held_back names. False:
+	// nothing of it is, and what was served before is served on.
+	Partly bool `protobuf:"varint,4,opt,name=partly,proto3" json:"partly,omitempty"`
+	// The resources of the revision that are served as they were last good, or not
+	// at all if they never were: those that violations name, and changed ones that
+	// refer to them. At most 100.
+	HeldBack      []*ResourceRef `protobuf:"bytes,5,rep,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Nack) Reset() {
@@ -623,6 +630,20 @@ func (x *Nack) GetServingRevision() int64 {
 		return x.ServingRevision
 	}
 	return 0
+}
+
+func (x *Nack) GetPartly() bool {
+	if x != nil {
+		return x.Partly
+	}
+	return false
+}
+
+func (x *Nack) GetHeldBack() []*ResourceRef {
+	if x != nil {
+		return x.HeldBack
+	}
+	return nil
 }
 
 // Drain asks the edge to get rid of its clients, or to take clients again.
@@ -724,13 +745,15 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
 	"\bresource\x18\x03 \x01(\fR\bresource\"!\n" +
 	"\x03Ack\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x03R\brevision\"\x83\x01\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\"\xd0\x01\n" +
 	"\x04Nack\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x124\n" +
 	"\n" +
 	"violations\x18\x02 \x03(\v2\x14.reseal.v1.ViolationR\n" +
 	"violations\x12)\n" +
-	"\x10serving_revision\x18\x03 \x01(\x03R\x0fservingRevision\"R\n" +
+	"\x10serving_revision\x18\x03 \x01(\x03R\x0fservingRevision\x12\x16\n" +
+	"\x06partly\x18\x04 \x01(\bR\x06partly\x123\n" +
+	"\theld_back\x18\x05 \x03(\v2\x16.reseal.v1.ResourceRefR\bheldBack\"R\n" +
 	"\x05Drain\x12\x14\n" +
 	"\x05drain\x18\x01 \x01(\bR\x05drain\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout2Q\n" +
@@ -780,14 +803,15 @@ var file_reseal_v1_feed_proto_depIdxs = []int32{
 	4,  // 9: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
 	12, // 10: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
 	13, // 11: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
-	14, // 12: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	0,  // 13: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
-	1,  // 14: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
-	14, // [14:15] is the sub-list for method output_type
-	13, // [13:14] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	12, // 12: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
+	14, // 13: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	0,  // 14: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
+	1,  // 15: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
+	15, // [15:16] is the sub-list for method output_type
+	14, // [14:15] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_feed_proto_init() }

@@ -45,8 +45,12 @@ type FeedServiceClient interface {
 	// to the newest revision: a slow edge skips revisions and nothing queues.
 	//
 	// The edge answers each Update with one Ack or Nack. After a Nack it holds the
-	// nacked resources (the next delta counts from them) but serves the last plan
-	// that compiled. An Update that does not fit (base_revision is not what the
+	// nacked resources (the next delta counts from them) but does not serve all of
+	// them: a resource that it refuses stays as it was last good, with what refers
+	// to it, and the rest goes into force. The edge tries again, at intervals and
+	// when a file changes that a resource names, and then may answer the newest
+	// Update once more: with an Ack when all is in force, or a Nack when that
+	// changed, also after an Ack. An Update that does not fit (base_revision is not what the
 	// edge holds, or the hash does not come out) is a protocol error: the edge
 	// ends the stream and starts again with revision 0.
 	//
@@ -102,8 +106,12 @@ type FeedServiceServer interface {
 	// to the newest revision: a slow edge skips revisions and nothing queues.
 	//
 	// The edge answers each Update with one Ack or Nack. After a Nack it holds the
-	// nacked resources (the next delta counts from them) but serves the last plan
-	// that compiled. An Update that does not fit (base_revision is not what the
+	// nacked resources (the next delta counts from them) but does not serve all of
+	// them: a resource that it refuses stays as it was last good, with what refers
+	// to it, and the rest goes into force. The edge tries again, at intervals and
+	// when a file changes that a resource names, and then may answer the newest
+	// Update once more: with an Ack when all is in force, or a Nack when that
+	// changed, also after an Ack. An Update that does not fit (base_revision is not what the
 	// edge holds, or the hash does not come out) is a protocol error: the edge
 	// ends the stream and starts again with revision 0.
 	//

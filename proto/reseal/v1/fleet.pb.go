@@ -33,12 +33,15 @@ const (
 	Edge_STATE_SYNCED Edge_State = 1
 	// Was sent a newer revision that it did not answer yet.
 	Edge_STATE_SYNCING Edge_State = 2
-	// Refused the newest revision and serves an older one.
+	// Refused the newest revision and serves what it served before.
 	Edge_STATE_REFUSED Edge_State = 3
 	// Its stream ended.
 	Edge_STATE_DISCONNECTED Edge_State = 4
 	// Was told to drain.
 	Edge_STATE_DRAINING Edge_State = 5
+	// Serves the newest revision except for resources that it refused; nack names
+	// them.
+	Edge_STATE_PARTLY Edge_State = 6
 )
 
 // Enum value maps for Edge_State.
@@ -50,6 +53,7 @@ var (
 		3: "STATE_REFUSED",
 		4: "STATE_DISCONNECTED",
 		5: "STATE_DRAINING",
+		6: "STATE_PARTLY",
 	}
 	Edge_State_value = map[string]int32{
 		"STATE_UNSPECIFIED":  0,
@@ -58,6 +62,7 @@ var (
 		"STATE_REFUSED":      3,
 		"STATE_DISCONNECTED": 4,
 		"STATE_DRAINING":     5,
+		"STATE_PARTLY":       6,
 	}
 )
 
@@ -685,7 +690,7 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
 	"\x12WatchEdgesResponse\x12%\n" +
-	"\x05edges\x18\x01 \x03(\v2\x0f.reseal.v1.EdgeR\x05edges\"\xd7\x06\n" +
+	"\x05edges\x18\x01 \x03(\v2\x0f.reseal.v1.EdgeR\x05edges\"\xe9\x06\n" +
 	"\x04Edge\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
 	"\x06labels\x18\x02 \x03(\v2\x1b.reseal.v1.Edge.LabelsEntryR\x06labels\x12\x18\n" +
@@ -707,14 +712,15 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x0eresources_sent\x18\x10 \x01(\x03R\rresourcesSent\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x82\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x01\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fSTATE_SYNCED\x10\x01\x12\x11\n" +
 	"\rSTATE_SYNCING\x10\x02\x12\x11\n" +
 	"\rSTATE_REFUSED\x10\x03\x12\x16\n" +
 	"\x12STATE_DISCONNECTED\x10\x04\x12\x12\n" +
-	"\x0eSTATE_DRAINING\x10\x05\"k\n" +
+	"\x0eSTATE_DRAINING\x10\x05\x12\x10\n" +
+	"\fSTATE_PARTLY\x10\x06\"k\n" +
 	"\x10DrainEdgeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04undo\x18\x02 \x01(\bR\x04undo\x123\n" +
