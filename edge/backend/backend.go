@@ -297,15 +297,6 @@ func (b *Backend) untrack(c *conn) {
 	b.live.done()
 }
 
-// spawn runs f on a goroutine that Run waits for.
-func (b *Backend) spawn(f func()) {
-	b.live.add()
-	go func() {
-		defer b.live.done()
-		f()
-	}()
-}
-
 // Update replaces the pools. A pool of the same name and Identity keeps its
 // endpoints' connections, health and ejections; otherwise, and for pools and
 // endpoints that are gone, requests under way finish and connections are then

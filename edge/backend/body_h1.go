@@ -87,7 +87,12 @@ func (b *h1Body) abandon(cause error) {
 		x.c.close()
 		return
 	}
-	x.c.e.pool.b.spawn(b.drain)
+	backend := x.c.e.pool.b
+	backend.spawn("the rest of an answer", func() {
+		if backend.guarded("the rest of an answer", b.drain) != nil {
+			x.c.close()
+		}
+	})
 }
 
 // drain reads the rest, if it comes within closeTimeout, and gives the

@@ -27,24 +27,36 @@ func (c *conn) close() {
 	}
 	close(c.ended)
 	c.count(gaugeEnded)
-	b := c.e.pool.b
-	b.spawn(func() {
-		if h := c.hooks.Load(); h != nil && h.leave != nil {
-			h.leave()
-		}
-		kind := c.end(time.Now().Add(c.closeTimeout()))
-		if unclean(kind) {
-			b.cfg.Handshaker.Unclean(c.identity)
-		}
-		if kind == resealv1.CloseKind_CLOSE_KIND_RESET_BY_PEER {
-			b.cfg.Handshaker.Doubt(c.identity)
-		}
-		c.e.pool.counters.Closed(kind, c.peerEnded.Load())
-		b.untrack(c)
-		if c.slot {
-			c.e.slotFreed(c)
-		}
+	c.e.pool.b.spawn("a close", func() {
+		defer c.gone()
+		c.finish()
 	})
+}
+
+// finish ends the connection and counts how it ended.
+func (c *conn) finish() {
+	if h := c.hooks.Load(); h != nil && h.leave != nil {
+		h.leave()
+	}
+	kind := resealv1.CloseKind_CLOSE_KIND_RESET_BY_US // as it is after a panic
+	defer func() { c.e.pool.counters.Closed(kind, c.peerEnded.Load()) }()
+	kind = c.end(time.Now().Add(c.closeTimeout()))
+	sessions := c.e.pool.b.cfg.Handshaker
+	if unclean(kind) {
+		sessions.Unclean(c.identity)
+	}
+	if kind == resealv1.CloseKind_CLOSE_KIND_RESET_BY_PEER {
+		sessions.Doubt(c.identity)
+	}
+}
+
+// gone gives back what the connection held.
+func (c *conn) gone() {
+	_ = c.tc.NetConn().Close()
+	c.e.pool.b.untrack(c)
+	if c.slot {
+		c.e.slotFreed(c)
+	}
 }
 
 // end ends the connection by deadline and says how it ended.
@@ -79,7 +91,13 @@ func (c *conn) notify() <-chan error {
 		sent <- c.tc.CloseWrite()
 		return sent
 	}
-	c.e.pool.b.spawn(func() { sent <- c.tc.CloseWrite() })
+	b := c.e.pool.b
+	b.spawn("a close", func() {
+		var err error
+		defer func() { sent <- err }()
+		defer b.caught("a close", &err)
+		err = c.tc.CloseWrite()
+	})
 	return sent
 }
 
@@ -131,7 +149,7 @@ func drain(read func([]byte) (int, error), ended func(error)) {
 // lingerClose ends a connection whose handshake did not complete: FIN, then
 // what the peer still sends is read so that no RST overtakes an alert of ours.
 func (w *wire) lingerClose(b *Backend, timeout time.Duration) {
-	b.spawn(func() {
+	b.spawn("a close", func() {
 		defer w.Close()
 		if half, ok := w.Conn.(interface{ CloseWrite() error }); ok {
 			_ = half.CloseWrite()

@@ -92,13 +92,14 @@ func (c *conn) move(g gauge, delta int) {
 }
 
 // Read reads decrypted bytes, until the connection is being closed.
-func (c *conn) Read(p []byte) (int, error) {
+func (c *conn) Read(p []byte) (n int, err error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
+	defer c.e.pool.b.caught("a read", &err)
 	if c.closing.Load() {
 		return 0, net.ErrClosed
 	}
-	n, err := c.tc.Read(p)
+	n, err = c.tc.Read(p)
 	if err != nil {
 		if c.closing.Load() {
 			return n, net.ErrClosed
@@ -121,9 +122,10 @@ func (c *conn) observe(err error) {
 }
 
 // Write writes bytes as TLS records.
-func (c *conn) Write(p []byte) (int, error) {
+func (c *conn) Write(p []byte) (n int, err error) {
 	c.writes.Add(1)
 	defer c.writes.Add(-1)
+	defer c.e.pool.b.caught("a write", &err)
 	if c.closing.Load() {
 		return 0, net.ErrClosed
 	}

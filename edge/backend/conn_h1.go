@@ -76,7 +76,12 @@ func newH1Conn(c *conn) *h1Conn {
 			x.abort(fail(ReasonReset, errClosed))
 		}
 	}})
-	c.e.pool.b.spawn(h.watch)
+	b := c.e.pool.b
+	b.spawn("a connection", func() {
+		if b.guarded("a connection", h.watch) != nil {
+			h.unwatched()
+		}
+	})
 	return h
 }
 
@@ -85,6 +90,17 @@ func (c *h1Conn) leave() {
 	c.e.mu.Lock()
 	defer c.e.mu.Unlock()
 	c.e.unhold(c)
+}
+
+// unwatched ends the connection when watch failed.
+func (c *h1Conn) unwatched() {
+	c.err = errWatchEnded
+	select {
+	case c.ready <- struct{}{}:
+	default:
+	}
+	c.e.dropIdle(c)
+	c.close()
 }
 
 // watch waits for responses until the connection ends.

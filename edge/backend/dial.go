@@ -29,19 +29,26 @@ func (e *endpoint) dial(set *connSet) {
 	var protocol string
 	var h2 *h2Conn
 	if err == nil {
-		protocol, err = e.protocolOf(c)
-		if protocol == protocolHTTP2 {
-			h2, err = e.startH2(c)
-		}
-		if err != nil {
-			c.close() // gives the slot back
-		}
+		protocol, h2, err = e.speak(c)
 	}
 	if err != nil {
+		if c != nil {
+			c.close() // gives the slot back
+		}
 		e.dialFailed(set, begin, c != nil, err)
 		return
 	}
 	e.dialled(set, c, h2, protocol)
+}
+
+// speak finds out what is spoken on c, and starts HTTP/2 if that is it.
+func (e *endpoint) speak(c *conn) (protocol string, h2 *h2Conn, err error) {
+	defer e.pool.b.caught("a dial", &err)
+	protocol, err = e.protocolOf(c)
+	if protocol == protocolHTTP2 {
+		h2, err = e.startH2(c)
+	}
+	return protocol, h2, err
 }
 
 // startH2 starts HTTP/2 on c and waits until it can be used.
@@ -174,7 +181,8 @@ func (e *endpoint) failWaiters(set *connSet, settings *settings, begin time.Time
 // connect opens a TCP connection and makes the handshake, once more in full on
 // another connection if an offered session broke it. slot says whether it counts
 // in the endpoint's open connections.
-func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, slot bool) (*conn, error) {
+func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, slot bool) (c *conn, err error) {
+	defer e.pool.b.caught("a dial", &err)
 	begin := time.Now()
 	config := e.clientConfig(state, key)
 	identity := state.sessionIdentity(e.address, key)
@@ -192,7 +200,7 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 		}
 		return nil, err
 	}
-	c, err := e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
+	c, err = e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
 		TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 		return attempt.Handshake(ctx, w, config)
 	})
@@ -224,14 +232,15 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 
 // reserve waits for the turn of a handshake: while another one may bring a
 // session it is cheaper to wait than to make a full one.
-func (e *endpoint) reserve(ctx context.Context, state *poolState, identity string) (Attempt, error) {
+func (e *endpoint) reserve(ctx context.Context, state *poolState, identity string) (attempt Attempt, err error) {
+	defer e.pool.b.caught("a dial", &err)
 	terms := state.settings.terms
 	if state.tls.SessionTicketsDisabled {
 		terms.Wait = 0
 	}
 	waiting, cancel := context.WithTimeout(ctx, state.settings.handshakeTimeout)
 	defer cancel()
-	attempt, err := e.pool.b.cfg.Handshaker.Reserve(waiting, identity, terms)
+	attempt, err = e.pool.b.cfg.Handshaker.Reserve(waiting, identity, terms)
 	if err != nil { // it waited too long behind others
 		return nil, handshakeError(err).blamed(blameEdge)
 	}
@@ -239,10 +248,11 @@ func (e *endpoint) reserve(ctx context.Context, state *poolState, identity strin
 }
 
 // openSocket opens a TCP connection.
-func (e *endpoint) openSocket(ctx context.Context, settings *settings) (net.Conn, error) {
+func (e *endpoint) openSocket(ctx context.Context, settings *settings) (socket net.Conn, err error) {
+	defer e.pool.b.caught("a dial", &err)
 	dialing, cancel := context.WithTimeout(ctx, settings.connectTimeout)
 	defer cancel()
-	socket, err := e.pool.b.cfg.Dial(dialing, "tcp", e.address)
+	socket, err = e.pool.b.cfg.Dial(dialing, "tcp", e.address)
 	if err != nil {
 		return nil, dialError(err)
 	}
@@ -269,7 +279,7 @@ func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn,
 	shaking, cancel := context.WithTimeout(ctx, settings.handshakeTimeout)
 	defer cancel()
 	begin := time.Now()
-	tc, mechanism, miss, err := do(shaking, w)
+	tc, mechanism, miss, err := e.caughtShake(shaking, w, do)
 	took := time.Since(begin)
 	if err != nil {
 		if redo := (FullHandshaker)(nil); !errors.As(err, &redo) || !redo.Declined() {
@@ -284,6 +294,12 @@ func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn,
 		e: e, tc: tc, wire: w, created: begin,
 		resumed: tls.DidResume, version: tls.Version, ended: make(chan struct{}),
 	}, nil
+}
+
+func (e *endpoint) caughtShake(ctx context.Context, w *wire, do handshake) (
+	tc TLSConn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error) {
+	defer e.pool.b.caught("a handshake", &err)
+	return do(ctx, w)
 }
 
 // clientConfig is the pool's TLS configuration for one name.

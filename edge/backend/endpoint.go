@@ -313,7 +313,7 @@ func (e *endpoint) dialMore(set *connSet, settings *settings) {
 		}
 		e.open++
 		set.dials++
-		e.pool.b.spawn(func() { e.dial(set) })
+		e.pool.b.spawn("a dial", func() { e.dial(set) })
 	}
 }
 
@@ -375,7 +375,7 @@ func (e *endpoint) freeSlot() {
 		}
 		e.open++
 		next.dials++
-		e.pool.b.spawn(func() { e.dial(next) })
+		e.pool.b.spawn("a dial", func() { e.dial(next) })
 	}
 }
 

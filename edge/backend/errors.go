@@ -29,6 +29,7 @@ const (
 	ReasonBadRequest       = "bad_request"       // 400, 431: the request can't be sent on
 	ReasonClientStalled    = "client_stalled"    // 408: the client sent no byte of its body in time
 	ReasonClientShare      = "client_share"      // 503: others waited for what this client connection had too much of
+	ReasonInternal         = "internal"          // 500: a bug of the edge
 	ReasonLocalFailure     = "local_failure"     // 503: the edge itself lacks what a connection needs
 )
 
@@ -128,6 +129,7 @@ var (
 	errQueueFull    = errors.New("connections.maxPending requests wait already")
 	errClientShare  = errors.New("the client held more connections than its share of connections.maxPerEndpoint, and kept this one waiting")
 	errQueueShare   = errors.New("connections.maxPending requests wait already, most of them of this client connection")
+	errWatchEnded   = errors.New("nobody reads from the connection any more")
 	errQueueLate    = errors.New("no connection became free in time")
 	errEndless1xx   = errors.New("more than 100 informational responses")
 	errNoUpgrade    = errors.New("the backend switched protocols unasked")
@@ -143,6 +145,8 @@ func fail(reason string, err error) *Error {
 
 func statusOf(reason string) int {
 	switch reason {
+	case ReasonInternal:
+		return http.StatusInternalServerError
 	case ReasonClientStalled:
 		return http.StatusRequestTimeout
 	case ReasonNoEndpoint, ReasonOverloaded, ReasonUnknownPool, ReasonLocalFailure, ReasonClientShare:
@@ -186,6 +190,9 @@ func (e verifyError) Unwrap() error { return e.error }
 
 // handshakeError names what went wrong in TLS.
 func handshakeError(err error) *Error {
+	if own := (*Error)(nil); errors.As(err, &own) && own.Reason == ReasonInternal {
+		return own
+	}
 	var verification *tls.CertificateVerificationError
 	var hostname x509.HostnameError
 	var own verifyError

@@ -96,17 +96,24 @@ func (x *h1Exchange) upload(stream io.ReadCloser) {
 	if expectsContinue(req) {
 		x.begin = make(chan struct{})
 	}
-	x.c.e.pool.b.spawn(func() {
+	b := x.c.e.pool.b
+	b.spawn("an upload", func() {
 		err := x.sendStream(stream)
 		x.sending.Store(false)
-		stream.Close()
+		_ = b.guarded("the end of an upload", func() { stream.Close() })
 		x.sent <- err
 		x.partDone()
 		close(x.done)
 	})
 }
 
-func (x *h1Exchange) sendStream(stream io.Reader) error {
+func (x *h1Exchange) sendStream(stream io.Reader) (err error) {
+	defer func() {
+		if err != nil {
+			x.keep.Store(false)
+		}
+	}()
+	defer x.c.e.pool.b.caught("an upload", &err)
 	if x.begin != nil && !x.mayBegin() {
 		x.keep.Store(false)
 		return nil
@@ -119,10 +126,7 @@ func (x *h1Exchange) sendStream(stream io.Reader) error {
 		trailer: func() http.Header { return x.a.x.req.Trailer },
 		last:    func() { x.ending.Store(true) },
 	}
-	err := writer.run()
-	if err != nil {
-		x.keep.Store(false)
-	}
+	err = writer.run()
 	var client readError
 	if errors.As(err, &client) && x.answered.Load() {
 		x.abort(err) // the backend waits for the rest in vain
@@ -363,7 +367,7 @@ func (x *h1Exchange) release() {
 	x.unwatch()
 	if x.sending.Load() {
 		// The goroutine that reads it may wait for the client for long.
-		x.c.e.pool.b.spawn(func() { x.stream.Close() })
+		x.c.e.pool.b.spawn("the end of an upload", func() { x.stream.Close() })
 	}
 }
 

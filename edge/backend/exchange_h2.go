@@ -43,7 +43,7 @@ func (h *h2Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, err
 		h.unreserve()
 		return nil, err
 	}
-	upload := &h2Upload{src: stream, left: a.x.body.length}
+	upload := &h2Upload{src: stream, left: a.x.body.length, b: h.e.pool.b}
 	x.upload = upload
 	x.late = time.AfterFunc(time.Hour, func() {
 		if !x.answered.Load() {
@@ -262,9 +262,9 @@ func (b *h2Body) end(err error) {
 		b.src.Close() // waits until x/net/http2 has freed the stream
 		x.end()
 	} else {
-		x.h.e.pool.b.spawn(func() {
+		x.h.e.pool.b.spawn("the end of an answer", func() {
+			defer x.end()
 			b.src.Close() // RST_STREAM; it may wait for a Write
-			x.end()
 		})
 	}
 	x.a.done(err)
@@ -275,9 +275,9 @@ func (b *h2Body) Close() error {
 	x := b.x
 	if b.ended.Load() {
 		if b.upload {
-			x.h.e.pool.b.spawn(func() {
+			x.h.e.pool.b.spawn("the end of an answer", func() {
+				defer x.end()
 				b.src.Close()
-				x.end()
 			})
 		}
 		return nil
@@ -295,6 +295,7 @@ func (b *h2Body) Close() error {
 type h2Upload struct {
 	src  io.ReadCloser
 	dog  *watchdog
+	b    *Backend
 	left int64 // -1 is unknown; owned by Read
 
 	mu     sync.Mutex
@@ -309,7 +310,7 @@ func (u *h2Upload) Read(p []byte) (int, error) {
 	u.mu.Lock()
 	u.read = true
 	u.mu.Unlock()
-	n, err := clientReader{u.src, u.dog}.Read(p)
+	n, err := u.readCaught(p)
 	u.dog.touch()
 	if u.left >= 0 {
 		if u.left -= int64(n); u.left < 0 {
@@ -326,6 +327,17 @@ func (u *h2Upload) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// readCaught runs on a goroutine of x/net/http2.
+func (u *h2Upload) readCaught(p []byte) (n int, err error) {
+	defer u.b.caught("an upload", &err)
+	return clientReader{u.src, u.dog}.Read(p)
+}
+
+func (u *h2Upload) closeSrc() (err error) {
+	defer u.b.caught("the end of an upload", &err)
+	return u.src.Close()
+}
+
 // failed returns what went wrong with reading the client's body, if anything.
 func (u *h2Upload) failed() error {
 	u.mu.Lock()
@@ -340,7 +352,7 @@ func (u *h2Upload) Close() error {
 	now := u.read || u.kept
 	u.mu.Unlock()
 	if now {
-		return u.src.Close()
+		return u.closeSrc()
 	}
 	return nil
 }
@@ -358,6 +370,6 @@ func (u *h2Upload) keep() {
 	now := u.closed && !u.read && u.src != nil
 	u.mu.Unlock()
 	if now {
-		u.src.Close()
+		_ = u.closeSrc()
 	}
 }

@@ -34,7 +34,7 @@ func (p *pool) checkLoop(ctx context.Context) {
 			if running[m.endpoint] == nil {
 				one, cancel := context.WithCancel(ctx)
 				running[m.endpoint] = cancel
-				all.Go(func() { m.endpoint.checkLoop(one) })
+				all.Go(func() { p.b.loop(one, "health checks", m.endpoint.checkLoop) })
 			}
 		}
 		for e, cancel := range running {

@@ -173,12 +173,12 @@ func (p *pool) start() {
 func (p *pool) run() {
 	p.loops, p.stopLoops = context.WithCancel(p.b.ctx)
 	ctx, s := p.loops, p.state.Load().settings
-	p.b.spawn(func() { p.sweepLoop(ctx) })
+	p.b.spawn("sweeps", func() { p.b.loop(ctx, "sweeps", p.sweepLoop) })
 	if s.dns != nil {
-		p.b.spawn(func() { p.resolveLoop(ctx) })
+		p.b.spawn("look-ups", func() { p.b.loop(ctx, "look-ups", p.resolveLoop) })
 	}
 	if s.check != nil {
-		p.b.spawn(func() { p.checkLoop(ctx) })
+		p.b.spawn("health checks", func() { p.b.loop(ctx, "health checks", p.checkLoop) })
 	}
 }
 
