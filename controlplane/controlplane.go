@@ -261,8 +261,9 @@ func (c *ControlPlane) serveGRPC(ctx context.Context, server *grpc.Server, healt
 // Handler serves /healthz, /readyz and /metrics.
 func (c *ControlPlane) Handler() http.Handler { return newHandler(c.registry, c.ready) }
 
-// PageTLS serves the handler with mutual TLS: callers need a certificate of this
-// fleet. Handshakes fail until the control plane is ready.
+// PageTLS serves the handler with mutual TLS: callers need a viewer's, operator's
+// or administrator's certificate of this fleet. Handshakes fail until the control
+// plane is ready.
 func (c *ControlPlane) PageTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -272,10 +273,7 @@ func (c *ControlPlane) PageTLS() *tls.Config {
 			default:
 				return nil, errors.New("the control plane is not ready")
 			}
-			config := c.trust.ServerTLS().Clone()
-			config.ClientAuth = tls.RequireAndVerifyClientCert
-			config.NextProtos = []string{"h2", "http/1.1"}
-			return config, nil
+			return c.trust.PageTLS(), nil
 		},
 	}
 }

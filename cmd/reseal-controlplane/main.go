@@ -31,7 +31,7 @@ func run(args []string, stderr io.Writer) int {
 	flags.StringSliceVar(&cfg.Advertise, "advertise", nil, "`ADDRESSES` of --listen for the admin context (default 127.0.0.1 with its port)")
 	page := daemon.Page{Flag: "http"}
 	flags.StringVar(&page.Address, "http", "127.0.0.1:7480", "/healthz, /readyz and /metrics, `ADDRESS`; empty: off")
-	pageTLS := flags.Bool("http-tls", false, "serve --http with mutual TLS: callers need a certificate of this fleet")
+	pageTLS := flags.Bool("http-tls", false, "serve --http with mutual TLS: callers need a viewer's, operator's or administrator's certificate of this fleet")
 	flags.BoolVar(&page.Insecure, "insecure-admin", false, "allow --http in plain text beyond loopback")
 	flags.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoints", nil, "external etcd cluster, `URLS`; empty: a store in this process")
 	flags.StringVar(&cfg.EtcdCA, "etcd-ca", "", "PEM roots of the etcd cluster, `FILE`")

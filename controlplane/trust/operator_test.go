@@ -3,6 +3,9 @@ package trust
 import (
 	"crypto/tls"
 	"errors"
+	"io"
+	"log"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -164,5 +167,44 @@ func TestAdminContextErrors(t *testing.T) {
 	}
 	if err := trust.WriteAdminContext(filepath.Join(path, "below"), nil); err == nil {
 		t.Error("no error below a file")
+	}
+}
+
+// TestPage: metrics are for people and their tools, not for edges.
+func TestPage(t *testing.T) {
+	trust := openTrust(t, testConfig(t))
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", trust.PageTLS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{
+		Handler:  http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "metrics") }),
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	defer func() {
+		server.Close()
+		<-served
+	}()
+	for who, caller := range map[string]struct {
+		certificates []tls.Certificate
+		admitted     bool
+	}{
+		"anonymous":     {nil, false},
+		"edge":          {[]tls.Certificate{edgeCertificate(t, trust, "e1", "")}, false},
+		"control plane": {[]tls.Certificate{*trust.server.Load()}, false},
+		"viewer":        {[]tls.Certificate{operator(t, trust, viewer, "v")}, true},
+		"operator":      {[]tls.Certificate{operator(t, trust, operating, "o")}, true},
+		"admin":         {[]tls.Certificate{operator(t, trust, admin, "a")}, true},
+	} {
+		transport := &http.Transport{TLSClientConfig: clientTLS(trust, caller.certificates...), DisableKeepAlives: true}
+		response, err := (&http.Client{Transport: transport}).Get("https://" + listener.Addr().String() + "/metrics")
+		if err == nil {
+			response.Body.Close()
+		}
+		if (err == nil) != caller.admitted {
+			t.Errorf("%s: %v", who, err)
+		}
 	}
 }

@@ -235,6 +235,26 @@ func (t *Trust) ServerTLS() *tls.Config {
 	}
 }
 
+// PageTLS is the configuration for an HTTP page beside the gRPC port: callers need
+// a certificate of a viewer, an operator or an administrator. Those of edges and
+// other control planes are refused.
+func (t *Trust) PageTLS() *tls.Config {
+	config := t.ServerTLS()
+	config.NextProtos = []string{"h2", "http/1.1"}
+	config.ClientAuth = tls.RequireAndVerifyClientCert
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		who, err := t.identity(state.PeerCertificates[0])
+		if err != nil {
+			return err
+		}
+		if allow := []resealv1.Role{resealv1.Role_ROLE_VIEWER}; !admits(allow, who.Role) {
+			return fmt.Errorf("%s may not read this page (role needed: %s)", who, describe(allow))
+		}
+		return nil
+	}
+	return config
+}
+
 func (t *Trust) uri(path string) *url.URL {
 	return &url.URL{Scheme: "spiffe", Host: t.trustDomain, Path: "/" + path}
 }
