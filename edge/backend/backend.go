@@ -112,6 +112,9 @@ type Counters interface {
 	Request(reused bool, d time.Duration)
 	// Error counts a request that failed for a reason on this leg.
 	Error(reason string)
+	// Private counts a connection that became its client's own, since NTLM or
+	// Negotiate authenticates it.
+	Private()
 }
 
 // Config configures a Backend.

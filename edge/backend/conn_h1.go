@@ -226,7 +226,7 @@ func (c *h1Conn) rest(now time.Time) bool {
 // endpoint.mu is held.
 func (c *h1Conn) granted(w *waiter) grant {
 	c.served++
-	c.owner = ownerOf(w.call)
+	c.owner = c.owner.next(w.call)
 	c.e.hold(c, w.call.Client)
 	c.count(gaugeActive)
 	return grant{h1: c, reused: c.served > 1, stale: c.served > 1 || c.rested}

@@ -26,6 +26,7 @@ type h2Conn struct {
 	served    int
 	answered  bool // a request
 	owner     owner
+	mixed     bool // streams of several clients are open
 	idleSince time.Time
 	retired   bool
 	refused   int       // grants that x/net/http2 refused in a row
@@ -187,6 +188,9 @@ func (h *h2Conn) unlist() {
 
 // fits reports whether the connection may serve a call. endpoint.mu is held.
 func (h *h2Conn) fits(w *waiter, s *settings) bool {
+	if w.private && h.streams > 0 && (h.mixed || h.owner.client != w.call.Client) {
+		return false // it is about to become this client's own
+	}
 	return !(w.fresh && h.served > 0) && s.mayShare(w.call, h)
 }
 
@@ -205,7 +209,8 @@ func (h *h2Conn) reserve(s *settings) bool {
 
 // granted returns the reserved stream as a grant. endpoint.mu is held.
 func (h *h2Conn) granted(w *waiter) grant {
-	h.owner = ownerOf(w.call)
+	h.mixed = h.streams > 1 && (h.mixed || h.owner.client != w.call.Client)
+	h.owner = h.owner.next(w.call)
 	return grant{h2: h, reused: h.served > 1, stale: h.served > 1}
 }
 

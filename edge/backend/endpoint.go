@@ -26,6 +26,7 @@ type endpoint struct {
 	retired   bool
 	clients   map[uint64]*share // client connections that hold or want a connection
 	reclaimed int               // connections taken from their clients that are not closed yet
+	private   bool              // some connection was a client's own
 }
 
 // connSet is the connections of one identity at one endpoint.
@@ -45,8 +46,10 @@ type waiter struct {
 	call  *Call
 	fresh bool // only a connection that has served nothing
 	raw   bool // for a tunnel
-	since time.Time
-	got   chan grant // of capacity 1; sent to once, under endpoint.mu
+	// private is set when the request authenticates the connection.
+	private bool
+	since   time.Time
+	got     chan grant // of capacity 1; sent to once, under endpoint.mu
 }
 
 // grant is the connection that a waiter gets, or why it gets none.
@@ -155,6 +158,12 @@ func (e *endpoint) leave(set *connSet, w *waiter) {
 
 // takeIdle finds a connection that is ready. e.mu is held.
 func (e *endpoint) takeIdle(set *connSet, w *waiter, settings *settings) (grant, bool) {
+	if e.private {
+		// First the one on which the client has logged in.
+		if c := set.takeH1(w, settings, func(c *h1Conn) bool { return c.owner.private }); c != nil {
+			return c.granted(w), true
+		}
+	}
 	if settings.sparesProven(w.call) {
 		if c := set.takeH1(w, settings, func(c *h1Conn) bool { return c.served <= 1 }); c != nil {
 			return c.granted(w), true
@@ -195,7 +204,7 @@ func (set *connSet) takeH1(w *waiter, settings *settings, wanted func(*h1Conn) b
 // reserved for it. endpoint.mu is held.
 func (set *connSet) reserveH2(w *waiter, settings *settings) *h2Conn {
 	for _, c := range set.h2 {
-		if settings.reserves() && c.streams > 0 && c.fits(w, settings) && c.reserve(settings) {
+		if (settings.reserves() && c.streams > 0 || c.owner.private) && c.fits(w, settings) && c.reserve(settings) {
 			return c
 		}
 	}

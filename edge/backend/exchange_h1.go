@@ -244,6 +244,9 @@ func (x *h1Exchange) header(ctx context.Context) (*http.Response, error) {
 	if err := checkFields("header", resp.Header); err != nil {
 		return nil, fail(ReasonProtocolError, err)
 	}
+	if challengesConnection(resp.Header) {
+		c.becomePrivate()
+	}
 	if resp.StatusCode/100 != 1 || resp.StatusCode == http.StatusSwitchingProtocols {
 		return resp, nil
 	}

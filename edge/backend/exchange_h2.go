@@ -69,6 +69,9 @@ func (h *h2Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, err
 	}
 	x.owed.Store(resp.ContentLength)
 	x.answered.Store(true)
+	if challengesConnection(resp.Header) {
+		h.becomePrivate(a.x.call)
+	}
 	upload.keep()
 	return x.respond(resp, stream != nil), nil
 }

@@ -69,6 +69,8 @@ func (c *tally) Request(reused bool, _ time.Duration) {
 	})
 }
 
+func (c *tally) Private() {}
+
 func (c *tally) Error(reason string) { c.with(func() { c.errors[reason]++ }) }
 
 // get reads a number under the lock.

@@ -123,11 +123,13 @@ func (s *settings) private() bool {
 
 // owner is the client connection that a connection served last.
 type owner struct {
-	client uint64
-	gone   <-chan struct{} // closed when the client's connection is
+	client  uint64
+	gone    <-chan struct{} // closed when the client's connection is
+	private bool            // the client's own for good, see private.go
 }
 
-func ownerOf(call *Call) owner { return owner{call.Client, call.Gone} }
+// next is the owner after a call, which may use the connection.
+func (o owner) next(call *Call) owner { return owner{call.Client, call.Gone, o.private} }
 
 // left reports whether the client's connection is closed.
 func (o owner) left() bool {
@@ -143,6 +145,9 @@ func (o owner) left() bool {
 // requests, the last ones of owner. A connection that served none is new, also
 // when it was dialled for another request.
 func (s *settings) mayUse(call *Call, served int, owner owner) bool {
+	if owner.private {
+		return owner.client == call.Client
+	}
 	switch s.reuse {
 	case resealv1.Connections_REUSE_AGGRESSIVE:
 		return served == 0 || !call.First || served > 1
@@ -158,7 +163,7 @@ func (s *settings) mayUse(call *Call, served int, owner owner) bool {
 // orphaned reports whether a connection waits in vain: it may serve one client
 // only, which is gone.
 func (s *settings) orphaned(served int, owner owner) bool {
-	return s.reuse == resealv1.Connections_REUSE_NEVER && served > 0 && owner.left()
+	return (owner.private || s.reuse == resealv1.Connections_REUSE_NEVER && served > 0) && owner.left()
 }
 
 // sparesProven reports whether a call leaves connections that have been reused
@@ -176,6 +181,8 @@ func (s *settings) reserves() bool { return s.reuse == resealv1.Connections_REUS
 // mayShare is mayUse for a stream of an HTTP/2 connection. endpoint.mu is held.
 func (s *settings) mayShare(call *Call, c *h2Conn) bool {
 	switch {
+	case c.owner.private:
+		return c.owner.client == call.Client
 	case s.reserves() && c.streams > 0:
 		return c.owner.client == call.Client
 	case s.reuse == resealv1.Connections_REUSE_AGGRESSIVE && call.First && c.served > 0:

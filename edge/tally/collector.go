@@ -22,6 +22,8 @@ var (
 		"Requests to backends, by whether the connection had served one before.", []string{"pool", "reused"}, nil)
 	backendErrorsDesc = prometheus.NewDesc("reseal_backend_errors_total",
 		"Requests that failed on the backend leg.", []string{"pool", "reason"}, nil)
+	backendPrivateDesc = prometheus.NewDesc("reseal_backend_connections_private_total",
+		"Connections to backends that became one client's own, since NTLM or Negotiate authenticates them.", []string{"pool"}, nil)
 	frontendOpenedDesc = prometheus.NewDesc("reseal_frontend_connections_opened_total",
 		"Connections accepted from clients.", []string{"listener"}, nil)
 	frontendConnectionsDesc = prometheus.NewDesc("reseal_frontend_connections",
@@ -38,7 +40,7 @@ type collector struct{ tally *Tally }
 func (c *collector) Describe(descs chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
 		handshakesDesc, missesDesc, backendOpenedDesc, backendClosedDesc, backendConnectionsDesc, backendRequestsDesc,
-		backendErrorsDesc, frontendOpenedDesc, frontendConnectionsDesc, frontendErrorsDesc, requestsDesc,
+		backendErrorsDesc, backendPrivateDesc, frontendOpenedDesc, frontendConnectionsDesc, frontendErrorsDesc, requestsDesc,
 	} {
 		descs <- desc
 	}
@@ -115,6 +117,7 @@ func (s sink) pool(pool *Pool) {
 	reused := pool.reused.Load()
 	s.counter(backendRequestsDesc, reused, pool.name, "true")
 	s.counter(backendRequestsDesc, pool.requests.Load()-reused, pool.name, "false")
+	s.counter(backendPrivateDesc, pool.private.Load(), pool.name)
 	for reason, count := range pool.errors.read() {
 		s.counter(backendErrorsDesc, count, pool.name, reason)
 	}

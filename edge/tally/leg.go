@@ -81,6 +81,7 @@ type leg struct {
 	requests atomic.Uint64
 	reused   atomic.Uint64
 	errors   reasons
+	private  atomic.Uint64
 
 	fullSeconds, resumedSeconds, failedSeconds prometheus.Observer
 }
@@ -128,6 +129,9 @@ func (l *leg) Active(delta int) { l.active.Add(int64(delta)) }
 
 // Idle moves the number of connections that are open and not in use.
 func (l *leg) Idle(delta int) { l.idle.Add(int64(delta)) }
+
+// Private counts a connection that became its client's own.
+func (l *leg) Private() { l.private.Add(1) }
 
 // Error counts a request that failed for a reason on this leg.
 func (l *leg) Error(reason string) { l.errors.count(reason) }

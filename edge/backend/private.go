@@ -1,0 +1,63 @@
+package backend
+
+import (
+	"net/http"
+	"strings"
+)
+
+// NTLM, and Negotiate where it falls back to NTLM, authenticate a connection and
+// not a request (RFC 4559 section 6): what comes on it afterwards is answered as
+// the user who logged in. So a connection on which either was asked for or used
+// belongs to its client's connection from then on, whatever connections.reuse
+// says, and ends with it. HAProxy does the same.
+
+// logsInConnection reports whether a request authenticates the connection.
+func logsInConnection(header http.Header) bool {
+	return namesConnectionScheme(header["Authorization"]) || namesConnectionScheme(header["Proxy-Authorization"])
+}
+
+// challengesConnection reports whether a response asks to authenticate the
+// connection.
+func challengesConnection(header http.Header) bool {
+	return namesConnectionScheme(header["Www-Authenticate"]) || namesConnectionScheme(header["Proxy-Authenticate"])
+}
+
+func namesConnectionScheme(values []string) bool {
+	for _, value := range values {
+		for challenge := range strings.SplitSeq(value, ",") {
+			scheme, _, _ := strings.Cut(strings.TrimLeft(challenge, " \t"), " ")
+			if scheme = strings.TrimSpace(scheme); strings.EqualFold(scheme, "NTLM") || strings.EqualFold(scheme, "Negotiate") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// own gives a connection to its present client for good. endpoint.mu is held.
+func (e *endpoint) own(o *owner) {
+	if !o.private {
+		o.private = true
+		e.private = true
+		e.pool.counters.Private()
+	}
+}
+
+// becomePrivate makes the connection the client's own.
+func (c *h1Conn) becomePrivate() {
+	c.e.mu.Lock()
+	defer c.e.mu.Unlock()
+	c.e.own(&c.owner)
+}
+
+// becomePrivate makes the connection the client's own, or, when streams of
+// others are on it, nobody's.
+func (h *h2Conn) becomePrivate(call *Call) {
+	h.e.mu.Lock()
+	defer h.e.mu.Unlock()
+	shared := h.mixed || h.owner.client != call.Client
+	h.e.own(&h.owner)
+	if shared {
+		h.retireLocked()
+	}
+}
