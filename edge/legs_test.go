@@ -341,6 +341,17 @@ func (x *bothLegs) exchange(conn net.Conn, reader *bufio.Reader, request string)
 	return response, string(body)
 }
 
+// readAnswer reads one response.
+func readAnswer(reader *bufio.Reader) (status int, body string, err error) {
+	response, err := http.ReadResponse(reader, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	data, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(data), err
+}
+
 // h2Client speaks HTTP/2 frame by frame.
 type h2Client struct {
 	x      *bothLegs

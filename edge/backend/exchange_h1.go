@@ -48,11 +48,7 @@ func (c *h1Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, err
 	x := &h1Exchange{c: c, a: a}
 	x.parts.Store(1)
 	x.keep.Store(true)
-	stream, err := a.x.body.next()
-	if err != nil {
-		c.close()
-		return nil, err
-	}
+	stream := a.x.body.next()
 	c.exchange.Store(x)
 	if err := x.sendHead(); err != nil {
 		closeBody(stream)

@@ -37,12 +37,7 @@ type h2Exchange struct {
 func (h *h2Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, error) {
 	x := &h2Exchange{h: h, a: a}
 	x.ctx, x.cancel = context.WithCancelCause(ctx)
-	stream, err := a.x.body.next()
-	if err != nil {
-		x.cancel(err)
-		h.unreserve()
-		return nil, err
-	}
+	stream := a.x.body.next()
 	upload := &h2Upload{src: stream, left: a.x.body.length, b: h.e.pool.b}
 	x.upload = upload
 	x.late = time.AfterFunc(time.Hour, func() {
@@ -58,12 +53,6 @@ func (h *h2Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, err
 	x.late.Stop()
 	if err != nil {
 		err = x.classify(err)
-		var lost *lostError
-		if errors.As(err, &lost) && upload.untouched() {
-			a.x.body.used = false // the next attempt may have it
-		} else {
-			upload.keep()
-		}
 		x.end()
 		return nil, err
 	}
@@ -72,7 +61,6 @@ func (h *h2Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, err
 	if challengesConnection(resp.Header) {
 		h.becomePrivate(a.x.call)
 	}
-	upload.keep()
 	return x.respond(resp, stream != nil), nil
 }
 
@@ -180,12 +168,15 @@ func (x *h2Exchange) classify(err error) error {
 	var stream http2.StreamError
 	if errors.As(err, &stream) {
 		if stream.Code == http2.ErrCodeRefusedStream {
-			return &lostError{err: err, lives: true} // RFC 9113 section 8.7: not processed
+			return &lostError{err: err, lives: true, unread: true} // RFC 9113 section 8.7: not processed
 		}
 		return fail(ReasonReset, err)
 	}
 	// A GOAWAY that does not cover the stream has no error type of its own.
-	if !x.wrote.Load() || strings.Contains(err.Error(), "graceful shutdown GOAWAY") {
+	if strings.Contains(err.Error(), "graceful shutdown GOAWAY") {
+		return &lostError{err: err, lives: true, unread: true}
+	}
+	if !x.wrote.Load() {
 		return &lostError{err: err, lives: true}
 	}
 	return &lostError{err: err, written: true, lives: true}
@@ -293,26 +284,20 @@ func (b *h2Body) Close() error {
 	return nil
 }
 
-// h2Upload is a request body that notes whether it was read, since x/net/http2
-// closes also those that it has not touched, and whether that failed.
+// h2Upload is a request body that tells the watchdog what moves, and notes
+// whether reading it failed.
 type h2Upload struct {
 	src  io.ReadCloser
 	dog  *watchdog
 	b    *Backend
 	left int64 // -1 is unknown; owned by Read
 
-	mu     sync.Mutex
-	read   bool
-	err    error // of the client
-	kept   bool  // no other attempt will want it
-	closed bool
+	mu  sync.Mutex
+	err error // of the client
 }
 
 // Read implements io.Reader.
 func (u *h2Upload) Read(p []byte) (int, error) {
-	u.mu.Lock()
-	u.read = true
-	u.mu.Unlock()
 	n, err := u.readCaught(p)
 	u.dog.touch()
 	if u.left >= 0 {
@@ -322,7 +307,7 @@ func (u *h2Upload) Read(p []byte) (int, error) {
 			err = errShortBody
 		}
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && err != io.EOF && !errors.Is(err, http.ErrBodyReadAfterClose) { // that is our own doing
 		u.mu.Lock()
 		u.err = readError{err}
 		u.mu.Unlock()
@@ -349,30 +334,4 @@ func (u *h2Upload) failed() error {
 }
 
 // Close implements io.Closer.
-func (u *h2Upload) Close() error {
-	u.mu.Lock()
-	u.closed = true
-	now := u.read || u.kept
-	u.mu.Unlock()
-	if now {
-		return u.closeSrc()
-	}
-	return nil
-}
-
-func (u *h2Upload) untouched() bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.src != nil && !u.read
-}
-
-// keep says that the body belongs to this attempt for good.
-func (u *h2Upload) keep() {
-	u.mu.Lock()
-	u.kept = true
-	now := u.closed && !u.read && u.src != nil
-	u.mu.Unlock()
-	if now {
-		_ = u.closeSrc()
-	}
-}
+func (u *h2Upload) Close() error { return u.closeSrc() }

@@ -89,6 +89,7 @@ type lostError struct {
 	err     error
 	written bool // a byte of the request may have gone out
 	lives   bool // only the request was turned away: the connection may live on
+	unread  bool // the peer said that it has not processed the request
 }
 
 func (e *lostError) Error() string { return e.err.Error() }
@@ -138,9 +139,14 @@ func (x *exchange) run() (*http.Response, error) {
 		closeBody(x.req.Body)
 		return nil, err
 	}
-	defer x.body.discard()
+	done := false
+	defer func() {
+		if !done {
+			x.body.discard()
+		}
+	}()
 	var tried []*endpoint
-	fresh := false
+	fresh, unread := false, 0
 	for further := x.state.settings.retries; ; further-- {
 		e := x.p.pick(x.state, x.call, x.req, tried)
 		if e == nil {
@@ -148,6 +154,12 @@ func (x *exchange) run() (*http.Response, error) {
 		}
 		x.call.Attempts++
 		resp, a, err := x.try(e, fresh)
+		if unread < maxUnread && x.turnedAway(err) {
+			unread++
+			further++ // this one doesn't count
+			fresh = fresh || !lives(err)
+			continue
+		}
 		again, died := x.again(resp, err)
 		if again && further > 0 && x.req.Context().Err() == nil {
 			if resp != nil {
@@ -159,16 +171,37 @@ func (x *exchange) run() (*http.Response, error) {
 			if !died {
 				tried = append(tried, e)
 			}
-			var lost *lostError
-			fresh = fresh || died && errors.As(err, &lost) && !lost.lives
+			fresh = fresh || died && !lives(err)
 			continue
 		}
 		if err != nil {
 			return nil, x.final(err)
 		}
+		done = true
+		x.body.settle()
 		a.part()
 		return resp, nil
 	}
+}
+
+// maxUnread bounds how often a request is sent again because no backend had
+// begun to process it, beside retries.attempts.
+const maxUnread = 10
+
+// turnedAway reports whether an attempt failed of which the backend has processed
+// nothing, for sure, so that any request may be sent again: HTTP/2 says so by
+// GOAWAY or REFUSED_STREAM (RFC 9113 section 8.7), and a connection that had
+// died before it got a byte needs not say it.
+func (x *exchange) turnedAway(err error) bool {
+	var lost *lostError
+	return errors.As(err, &lost) && !lost.written && (lost.unread || x.stale) &&
+		x.body.replayable() && x.req.Context().Err() == nil
+}
+
+// lives reports whether only the request was turned away.
+func lives(err error) bool {
+	var lost *lostError
+	return errors.As(err, &lost) && lost.lives
 }
 
 // again reports whether the outcome of an attempt allows another one, and
@@ -243,7 +276,7 @@ func (x *exchange) try(e *endpoint, fresh bool) (*http.Response, *attempt, error
 	}
 	if err != nil {
 		var lost *lostError
-		if errors.As(err, &lost) && !g.stale {
+		if errors.As(err, &lost) && !g.stale && !lost.unread {
 			a.end(fail(ReasonReset, err))
 		} else {
 			a.end(err)

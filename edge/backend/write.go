@@ -23,21 +23,19 @@ const smallBody = 16 << 10
 
 // requestBody is what a request sends, once per attempt.
 type requestBody struct {
-	small   []byte        // the whole body, when it is small
-	stream  io.ReadCloser // otherwise; nil if there is none
-	length  int64         // of stream; -1 is unknown
-	getBody func() (io.ReadCloser, error)
-	used    bool // stream was handed out
+	small   []byte  // the whole body, when it is small
+	stream  *replay // otherwise; nil if there is none
+	length  int64   // of stream; -1 is unknown
 	trailer bool
 }
 
 // newRequestBody looks at req and reads a small body.
 func newRequestBody(req *http.Request) (*requestBody, error) {
-	b := &requestBody{getBody: req.GetBody, trailer: len(req.Trailer) > 0}
+	b := &requestBody{trailer: len(req.Trailer) > 0}
 	if req.Body == nil || req.Body == http.NoBody {
 		return b, nil
 	}
-	b.stream, b.length = req.Body, req.ContentLength
+	b.stream, b.length = newReplay(req.Body), req.ContentLength
 	if b.length == 0 {
 		b.length = -1 // as http.Request says of a client's request
 	}
@@ -60,30 +58,27 @@ func expectsContinue(req *http.Request) bool {
 }
 
 // replayable reports whether next can be called.
-func (b *requestBody) replayable() bool {
-	return b.stream == nil || !b.used || b.getBody != nil
-}
+func (b *requestBody) replayable() bool { return b.stream == nil || b.stream.whole() }
 
 // next returns the stream for an attempt, nil if the body is not a stream.
-func (b *requestBody) next() (io.ReadCloser, error) {
+func (b *requestBody) next() io.ReadCloser {
 	if b.stream == nil {
-		return nil, nil
+		return nil
 	}
-	if b.used {
-		if b.getBody == nil {
-			return nil, errors.New("the body can't be read again")
-		}
-		return b.getBody()
-	}
-	b.used = true
-	return b.stream, nil
+	return b.stream.next()
 }
 
-// discard closes a body that no attempt has taken.
+// settle says that there will be no other attempt.
+func (b *requestBody) settle() {
+	if b.stream != nil {
+		b.stream.settle()
+	}
+}
+
+// discard closes the body of a request that failed.
 func (b *requestBody) discard() {
-	if b.stream != nil && !b.used {
-		b.used = true
-		b.stream.Close()
+	if b.stream != nil {
+		b.stream.close()
 	}
 }
 
