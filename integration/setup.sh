@@ -19,6 +19,10 @@ openjdk-17-jdk-headless=javac
 libjetty9-java=/usr/share/java/jetty9-server.jar
 etcd-server=/usr/bin/etcd
 tshark=/usr/bin/tshark
+libtomcat9-java=/usr/share/java/tomcat9-catalina.jar
+libnetty-java=/usr/share/java/netty-handler.jar
+apache2-bin=/usr/sbin/apache2
+gnutls-bin=/usr/bin/gnutls-serv
 '
 
 present() {

@@ -3,7 +3,6 @@ package peers
 import (
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -220,14 +219,13 @@ type rawConn struct {
 	net.Conn
 	eof, reset, notified atomic.Bool
 
-	// Of the reader.
-	header []byte
-	rest   int
+	received direction // of the reader
 }
 
 func (c *rawConn) Read(data []byte) (int, error) {
 	n, err := c.Conn.Read(data)
-	c.follow(data[:n])
+	c.received.follow(data[:n])
+	c.notified.Store(c.received.notified)
 	switch {
 	case errors.Is(err, io.EOF):
 		c.eof.Store(true)
@@ -235,26 +233,6 @@ func (c *rawConn) Read(data []byte) (int, error) {
 		c.reset.Store(true)
 	}
 	return n, err
-}
-
-// follow walks over the records in data. An alert has its own type in TLS 1.2;
-// in TLS 1.3 it is a record of 19 bytes: level, description, type and tag.
-func (c *rawConn) follow(data []byte) {
-	const headerSize, alertType, dataType, sealedAlertSize = 5, 21, 23, 2 + 1 + 16
-	for len(data) > 0 {
-		if c.rest > 0 {
-			n := min(c.rest, len(data))
-			c.rest, data = c.rest-n, data[n:]
-			continue
-		}
-		n := min(headerSize-len(c.header), len(data))
-		c.header, data = append(c.header, data[:n]...), data[n:]
-		if len(c.header) == headerSize {
-			c.rest = int(binary.BigEndian.Uint16(c.header[3:]))
-			c.notified.Store(c.header[0] == alertType || c.header[0] == dataType && c.rest == sealedAlertSize)
-			c.header = c.header[:0]
-		}
-	}
 }
 
 // CloseWrite lets crypto/tls half-close.
