@@ -61,6 +61,7 @@ func loaded() []*Scenario {
 		s.Title = fmt.Sprintf("%s, beside %d busy processes", s.Title, busyProcesses)
 		s.Must *= 2
 		s.busy, s.ResealOnly, s.Best, s.Latency = busyProcesses, true, false, false
+		s.pool = patientPool
 	}
 	return all
 }
