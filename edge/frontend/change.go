@@ -1,11 +1,9 @@
 package frontend
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -27,28 +25,41 @@ type Change struct {
 func (f *Frontend) Prepare(listeners []Listener) (*Change, []*resealv1.Violation) {
 	change := &Change{frontend: f, bound: map[string]*socket{}}
 	var violations []*resealv1.Violation
-	names, keys := map[string]bool{}, map[string]string{}
+	refuse := func(listener Listener, field, format string, args ...any) {
+		violations = append(violations, &resealv1.Violation{
+			Resource: &resealv1.ResourceRef{Kind: "Listener", Name: listener.Name},
+			Field:    field, Description: fmt.Sprintf(format, args...),
+		})
+	}
+	var overlapping []*state
+	names, ports := map[string]bool{}, map[string][]*state{}
 	for _, listener := range listeners {
-		refuse := func(field, format string, args ...any) {
-			violations = append(violations, &resealv1.Violation{
-				Resource: &resealv1.ResourceRef{Kind: "Listener", Name: listener.Name},
-				Field:    field, Description: fmt.Sprintf(format, args...),
-			})
-		}
-		next := newState(listener, refuse)
-		key := next.socketKey()
-		switch other, taken := keys[key]; {
+		next := newState(listener, func(field, format string, args ...any) { refuse(listener, field, format, args...) })
+		port := keyPort(next.socketKey())
+		switch other := rival(next, ports[port]); {
 		case names[listener.Name]:
-			refuse("metadata.name", "there are two listeners with this name")
-		case taken:
-			refuse("spec.address", "address already in use by Listener/%s", other)
+			refuse(listener, "metadata.name", "there are two listeners with this name")
+		case other != nil:
+			refuse(listener, "spec.address", "address already in use by Listener/%s", other.Name)
+		case f.overlaps(next.socketKey()):
+			overlapping = append(overlapping, next)
 		default:
-			if err := change.bind(key, listener.Spec.GetAddress()); err != nil {
-				refuse("spec.address", "%s", bindProblem(err))
+			if err := change.bind(next); err != nil {
+				refuse(listener, "spec.address", "%s", bindProblem(err))
 			}
 		}
-		names[listener.Name], keys[key] = true, listener.Name
+		names[listener.Name], ports[port] = true, append(ports[port], next)
 		change.next = append(change.next, next)
+	}
+	// These take over clients of a socket in use, so that they must not be bound
+	// in vain.
+	for _, next := range overlapping {
+		if len(violations) > 0 {
+			break
+		}
+		if err := change.bindBeside(next); err != nil {
+			refuse(next.Listener, "spec.address", "%s", bindProblem(err))
+		}
 	}
 	if len(violations) > 0 {
 		change.Abort()
@@ -57,20 +68,27 @@ func (f *Frontend) Prepare(listeners []Listener) (*Change, []*resealv1.Violation
 	return change, nil
 }
 
+// rival is one of others that has the address of next or one that overlaps.
+func rival(next *state, others []*state) *state {
+	for _, other := range others {
+		if other.socketKey() == next.socketKey() || overlap(other.socketKey(), next.socketKey()) {
+			return other
+		}
+	}
+	return nil
+}
+
 // bind binds an address unless there is a socket for it.
-func (c *Change) bind(key, address string) error {
-	c.frontend.mu.Lock()
-	_, held := c.frontend.sockets[key]
-	c.frontend.mu.Unlock()
-	if held {
+func (c *Change) bind(next *state) error {
+	key := next.socketKey()
+	if c.frontend.socket(key) != nil {
 		return nil
 	}
-	var config net.ListenConfig
-	listener, err := config.Listen(context.Background(), "tcp", address)
+	listener, err := listen(next.Spec.GetAddress(), false)
 	if err != nil {
 		return err
 	}
-	c.bound[key] = newSocket(listener.(*net.TCPListener))
+	c.bound[key] = newSocket(listener)
 	return nil
 }
 
@@ -78,7 +96,7 @@ func (c *Change) bind(key, address string) error {
 func bindProblem(err error) string {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return "address already in use by another process, or by a listener of this edge on an overlapping address (that one must be removed first, in an apply of its own)"
+		return "address already in use by another process, or an overlapping one is"
 	case errors.Is(err, syscall.EACCES):
 		return "this edge may not bind the address: ports below 1024 need CAP_NET_BIND_SERVICE"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
@@ -122,7 +140,7 @@ func (c *Change) Commit() {
 		c.give(next.socketKey(), slot, moved)
 	}
 	for key, socket := range f.sockets {
-		if !addressed[key] {
+		if !addressed[key] && !c.keep(key, socket, moved) {
 			moved[socket.owner.Load()] = true
 			socket.close()
 			delete(f.sockets, key)

@@ -327,10 +327,12 @@ func (f *Frontend) Draining() bool { return f.draining.Load() }
 func (f *Frontend) Addr(listener string) net.Addr {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, socket := range f.sockets {
-		if owner := socket.owner.Load(); owner != nil && owner.name == listener {
-			return socket.listener.Addr()
-		}
+	slot := f.slots[listener]
+	if slot == nil {
+		return nil
+	}
+	if socket := f.sockets[slot.state.Load().socketKey()]; socket != nil {
+		return socket.listener.Addr()
 	}
 	return nil
 }

@@ -91,14 +91,19 @@ func newGate() *gate { return &gate{freed: make(chan struct{}, 1)} }
 // wait reports whether one more connection may come, and waits for that. It
 // reports false when woken or closed fires first.
 func (g *gate) wait(woken, closed <-chan struct{}) bool {
+	waited := false
 	for g.open.Load() >= g.max.Load() {
 		select {
 		case <-g.freed:
+			waited = true
 		case <-woken:
 			return false
 		case <-closed:
 			return false
 		}
+	}
+	if waited {
+		g.signal() // this socket may have no client: let another try
 	}
 	return true
 }
@@ -115,8 +120,7 @@ func (g *gate) limit(connections int64) {
 	g.signal()
 }
 
-// signal wakes a waiter. A slot has two sockets for a moment at most, and the
-// one that leaves is closed, so that one token is enough.
+// signal wakes a waiter, which wakes the next: a slot may have several sockets.
 func (g *gate) signal() {
 	select {
 	case g.freed <- struct{}{}:
