@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -66,7 +68,7 @@ revision, or none does. Resources that no manifest names stay as they are.`,
 func (a *app) apply(ctx context.Context, flags changeFlags) (*resealv1.ApplyResponse, error) {
 	objects, err := a.load(manifest.Load, flags.files)
 	if err != nil {
-		return nil, err
+		return nil, a.withReferences(ctx, objects, err)
 	}
 	client, err := a.connect()
 	if err != nil {
@@ -82,6 +84,49 @@ func (a *app) apply(ctx context.Context, flags changeFlags) (*resealv1.ApplyResp
 	}
 	response, err := client.admin.Apply(ctx, request)
 	return response, located(objects, err)
+}
+
+// referencesTimeout bounds the question of withReferences: what is wrong with the
+// files is known already.
+const referencesTimeout = 3 * time.Second
+
+// withReferences adds to the errors of manifests what the control plane has to say
+// about the resources that are sound, such as names that lead nowhere, so that all
+// can be mended at once. It tells no more than that: without a control plane the
+// errors stand alone.
+func (a *app) withReferences(ctx context.Context, sound []manifest.Object, err error) error {
+	var found manifest.Errors
+	if !errors.As(err, &found) || len(sound) == 0 {
+		return err
+	}
+	var broken []string // as violations write them
+	for _, e := range found {
+		kind, name, ok := strings.Cut(e.Resource, "/")
+		if !ok {
+			return err // who knows what else the file should have held
+		}
+		broken = append(broken, fmt.Sprintf("%s %q", kind, name))
+	}
+	client, connectErr := a.connect()
+	if connectErr != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, referencesTimeout)
+	defer cancel()
+	request := &resealv1.ApplyRequest{DryRun: true}
+	for _, object := range sound {
+		request.Resources = append(request.Resources, object.Resource)
+	}
+	_, applyErr := client.admin.Apply(ctx, request)
+	var refused *refusedError
+	if !errors.As(applyErr, &refused) {
+		return err
+	}
+	about := slices.DeleteFunc(refused.violations, func(v *resealv1.Violation) bool {
+		ofBroken := func(name string) bool { return strings.Contains(v.GetDescription(), name) }
+		return v.GetResource() == nil || slices.ContainsFunc(broken, ofBroken)
+	})
+	return errors.Join(err, manifest.Locate(sound, about))
 }
 
 // located gives violations their place in the files.

@@ -102,6 +102,11 @@ func TestExplainCoversEverything(t *testing.T) {
 		if doc.Comment == "" {
 			t.Errorf("%s has no comment", path)
 		}
+		// What a field is for comes before its default, in more than a word.
+		if first, _, _ := strings.Cut(doc.Comment, "\n\n"); len(strings.Fields(first)) < 3 ||
+			strings.HasPrefix(first, "Default") || strings.HasPrefix(first, "Bounds") || strings.HasPrefix(first, "One of them") {
+			t.Errorf("%s is explained as %q, which says nothing", path, first)
+		}
 		for _, value := range doc.Values {
 			if value.Name == "" || value.Comment == "" {
 				t.Errorf("%s: value %+v is not documented", path, value)

@@ -508,7 +508,7 @@ type BackendPool struct {
 	// Passive ejection of endpoints that fail. Default: on with the defaults of
 	// its fields.
 	OutlierDetection *OutlierDetection `protobuf:"bytes,9,opt,name=outlier_detection,json=outlierDetection,proto3" json:"outlier_detection,omitempty"`
-	// Bounds in time for a request to this pool.
+	// How long the steps of a request to this pool may take.
 	Timeouts *BackendTimeouts `protobuf:"bytes,10,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
 	// When a request is tried again.
 	Retries       *Retries `protobuf:"bytes,11,opt,name=retries,proto3" json:"retries,omitempty"`
@@ -844,7 +844,7 @@ func (x *BackendTLS) GetInsecureSkipVerify() bool {
 // Sessions controls resumption on the backend leg.
 type Sessions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Default: auto.
+	// Whether sessions are resumed. Default: auto.
 	Mode Sessions_Mode `protobuf:"varint,1,opt,name=mode,proto3,enum=reseal.v1.Sessions_Mode" json:"mode,omitempty"`
 	// What a session may be resumed with. Default: endpoint.
 	Scope Sessions_Scope `protobuf:"varint,2,opt,name=scope,proto3,enum=reseal.v1.Sessions_Scope" json:"scope,omitempty"`
@@ -1058,7 +1058,7 @@ func (x *Connections) GetCloseTimeout() *durationpb.Duration {
 // LoadBalancing chooses the endpoint of a request.
 type LoadBalancing struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Default: least_request.
+	// How an endpoint is chosen. Default: least_request.
 	Algorithm LoadBalancing_Algorithm `protobuf:"varint,1,opt,name=algorithm,proto3,enum=reseal.v1.LoadBalancing_Algorithm" json:"algorithm,omitempty"`
 	// What ring_hash hashes: "source_ip" (default), "host", "path",
 	// "header:NAME" or "cookie:NAME". A request without the header or cookie
@@ -1305,9 +1305,9 @@ func (x *OutlierDetection) GetStatuses() []uint32 {
 // BackendTimeouts bound a request.
 type BackendTimeouts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// TCP connect. Default 2s.
+	// How long a TCP connect may take. Default 2s.
 	Connect *durationpb.Duration `protobuf:"bytes,1,opt,name=connect,proto3" json:"connect,omitempty"`
-	// TLS handshake. Default 5s.
+	// How long a TLS handshake may take. Default 5s.
 	Handshake *durationpb.Duration `protobuf:"bytes,2,opt,name=handshake,proto3" json:"handshake,omitempty"`
 	// From the end of the request to the response header. Default 60s.
 	ResponseHeader *durationpb.Duration `protobuf:"bytes,3,opt,name=response_header,json=responseHeader,proto3" json:"response_header,omitempty"`
@@ -1382,7 +1382,8 @@ type Retries struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Further tries. Default 1, at most 5. 0 switches retries off.
 	Attempts *uint32 `protobuf:"varint,1,opt,name=attempts,proto3,oneof" json:"attempts,omitempty"`
-	// Default: connect_failure and stale_connection.
+	// What a request is tried again after. Default: connect_failure and
+	// stale_connection.
 	On            []Retries_Condition `protobuf:"varint,2,rep,packed,name=on,proto3,enum=reseal.v1.Retries_Condition" json:"on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -80,7 +80,7 @@ type Listener struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// host:port or :port, as seen by the edge.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Default: https.
+	// What clients speak inside TLS. Default: https.
 	Protocol Listener_Protocol `protobuf:"varint,2,opt,name=protocol,proto3,enum=reseal.v1.Listener_Protocol" json:"protocol,omitempty"`
 	// The edges that serve this listener. Default: all.
 	EdgeSelector *EdgeSelector `protobuf:"bytes,3,opt,name=edge_selector,json=edgeSelector,proto3" json:"edge_selector,omitempty"`
@@ -96,9 +96,10 @@ type Listener struct {
 	ProxyProtocol *ProxyProtocol `protobuf:"bytes,7,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
 	// Which X-Forwarded-* and Forwarded headers of clients are believed.
 	Forwarded *Forwarded `protobuf:"bytes,8,opt,name=forwarded,proto3" json:"forwarded,omitempty"`
-	// Bounds.
+	// How much clients may use: connections, header bytes, streams.
 	Limits *ListenerLimits `protobuf:"bytes,9,opt,name=limits,proto3" json:"limits,omitempty"`
-	// Bounds in time.
+	// How long clients may take: for a handshake, a request header, between
+	// requests, and to leave.
 	Timeouts      *ListenerTimeouts `protobuf:"bytes,10,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -421,7 +422,7 @@ func (x *ListenerLimits) GetMaxHeaderFields() uint32 {
 // ListenerTimeouts bound client connections in time.
 type ListenerTimeouts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// TLS handshake. Default 10s.
+	// How long a TLS handshake may take. Default 10s.
 	Handshake *durationpb.Duration `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
 	// Request header, from its first byte. Default 10s.
 	Header *durationpb.Duration `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`

@@ -32,7 +32,7 @@ type Route struct {
 	Listeners []string `protobuf:"bytes,1,rep,name=listeners,proto3" json:"listeners,omitempty"`
 	// Host names, or "*." with a suffix for one or more labels. Empty: any host.
 	Hosts []string `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
-	// Paths. Empty: any path.
+	// The paths that match. Empty: any path.
 	Paths []*PathMatch `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
 	// Where requests go. At least one.
 	Pools []*WeightedPool `protobuf:"bytes,4,rep,name=pools,proto3" json:"pools,omitempty"`
@@ -40,7 +40,7 @@ type Route struct {
 	RequestHeaders *HeaderEdits `protobuf:"bytes,5,opt,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`
 	// Edits of the response header.
 	ResponseHeaders *HeaderEdits `protobuf:"bytes,6,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
-	// Bounds in time that replace the pool's.
+	// How long requests of this route may take; replaces the pool's timeouts.
 	Timeouts      *RouteTimeouts `protobuf:"bytes,7,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -275,7 +275,7 @@ type HeaderEdits struct {
 	Set map[string]string `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Adds a value to a name.
 	Add map[string]string `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Removes names.
+	// Removes all values of these names.
 	Remove        []string `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -136,9 +136,9 @@ func (ClientAuth_Mode) EnumDescriptor() ([]byte, []int) {
 // versions, cipher suites and curves.
 type TLSPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Default: tls1.2.
+	// The oldest version that is accepted. Default: tls1.2.
 	MinVersion TLSVersion `protobuf:"varint,1,opt,name=min_version,json=minVersion,proto3,enum=reseal.v1.TLSVersion" json:"min_version,omitempty"`
-	// Default: tls1.3.
+	// The newest version that is accepted. Default: tls1.3.
 	MaxVersion TLSVersion `protobuf:"varint,2,opt,name=max_version,json=maxVersion,proto3,enum=reseal.v1.TLSVersion" json:"max_version,omitempty"`
 	// TLS 1.2 cipher suites by IANA name, for example
 	// TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256. Default: Go's. The suites of TLS
@@ -150,9 +150,9 @@ type TLSPolicy struct {
 	// Protocols offered to clients, in order of preference: h2, http/1.1.
 	// Default for https: both. Default for tls: none is negotiated.
 	Alpn []string `protobuf:"bytes,5,rep,name=alpn,proto3" json:"alpn,omitempty"`
-	// Resumption of client sessions.
+	// Whether and for how long clients may resume sessions.
 	Resumption *Resumption `protobuf:"bytes,6,opt,name=resumption,proto3" json:"resumption,omitempty"`
-	// Client certificates.
+	// Whether clients show certificates, and whose. Default: they are not asked.
 	ClientAuth    *ClientAuth `protobuf:"bytes,7,opt,name=client_auth,json=clientAuth,proto3" json:"client_auth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -240,7 +240,7 @@ func (x *TLSPolicy) GetClientAuth() *ClientAuth {
 // Resumption controls the tickets that clients get.
 type Resumption struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Default true.
+	// Whether clients may resume sessions. Default true.
 	Enabled *bool `protobuf:"varint,1,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
 	// How long after the original authentication a ticket is accepted. Default
 	// 12h, at most 7 days (RFC 8446 section 4.6.1).
@@ -305,7 +305,7 @@ func (x *Resumption) GetKeyring() string {
 // ClientAuth asks clients for a certificate.
 type ClientAuth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Default: none.
+	// Whether a certificate is asked for. Default: none.
 	Mode ClientAuth_Mode `protobuf:"varint,1,opt,name=mode,proto3,enum=reseal.v1.ClientAuth_Mode" json:"mode,omitempty"`
 	// PEM roots for client certificates. Required unless mode is none.
 	CaPem string `protobuf:"bytes,2,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
