@@ -63,6 +63,10 @@ func blameSite() http.Handler {
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 	})
+	mux.HandleFunc("/refuse", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = r.Body.Read(make([]byte, 1))
+		panic(http.ErrAbortHandler)
+	})
 	mux.HandleFunc("/never", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	for _, status := range []int{500, 501, 502, 503, 504} {
 		mux.HandleFunc("/"+http.StatusText(status)[:3], func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(status) })
@@ -89,6 +93,14 @@ func TestBlame(t *testing.T) {
 			return err
 		}
 	}
+	refusal := func(x *bench) error {
+		ctx, cancel := context.WithTimeout(x.t.Context(), 20*time.Second)
+		defer cancel()
+		req := newRequest(x.t, "POST", "/refuse", nil).WithContext(ctx)
+		req.Body, req.ContentLength = io.NopCloser(unending{ctx}), -1
+		_, _, err := x.try(req, nil)
+		return err
+	}
 	upgrade := func(x *bench) error {
 		req := newRequest(x.t, "GET", "/upload", nil)
 		req.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"x"}}
@@ -108,6 +120,8 @@ func TestBlame(t *testing.T) {
 		"broken upload":            {upload("/upload", 100_000, errors.New("broken")), nil, "", false, false},
 		"broken upload, answered":  {upload("/both", 100_000, errors.New("broken")), nil, "", false, false},
 		"short upload":             {upload("/upload", 100_000, io.EOF), nil, "", false, false},
+		"refused upload":           {refusal, nil, ReasonReset, true, false},
+		"reset":                    {get("/refuse"), nil, ReasonReset, true, true},
 		"quiet events":             {get("/events"), nil, ReasonTimeoutIdle, false, false},
 		"501":                      {get("/Not"), nil, "", false, false},
 		"500":                      {get("/Int"), nil, "", false, false},

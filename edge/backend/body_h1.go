@@ -48,7 +48,7 @@ func (b *h1Body) Read(p []byte) (int, error) {
 		b.x.partDone()
 		return n, err
 	}
-	b.x.abort(fail(ReasonReset, err)) // unless there is a cause already
+	b.x.abort(resetError(err, b.x.uploading())) // unless there is a cause already
 	b.err = b.x.aborted()
 	b.x.a.done(b.err)
 	return n, b.err

@@ -93,6 +93,16 @@ func idleError(quiet bool) *Error {
 	return e
 }
 
+// resetError is an exchange that its endpoint cut. During an upload it may not have
+// wanted the body.
+func resetError(err error, uploading bool) *Error {
+	e := fail(ReasonReset, err)
+	if uploading {
+		e = e.blamed(blameEdge)
+	}
+	return e
+}
+
 // stalledUpload ends a request whose client does not send its body.
 func stalledUpload() *Error { return fail(ReasonClientStalled, errIdle).blamed(blameNobody) }
 

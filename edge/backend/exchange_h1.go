@@ -31,6 +31,7 @@ type h1Exchange struct {
 	answered atomic.Bool  // the response's header is there
 	owed     atomic.Int64 // bytes that its body is to have; -1 is unknown
 	sending  atomic.Bool  // the stream is not through yet
+	uploaded atomic.Bool  // the stream was sent to its end
 	ending   atomic.Bool  // its last Write has begun
 	dog      atomic.Pointer[watchdog]
 	stop     atomic.Pointer[func() bool] // ends the watch on the request's context
@@ -95,6 +96,7 @@ func (x *h1Exchange) upload(stream io.ReadCloser) {
 	b := x.c.e.pool.b
 	b.spawn("an upload", func() {
 		err := x.sendStream(stream)
+		x.uploaded.Store(err == nil)
 		x.sending.Store(false)
 		_ = b.guarded("the end of an upload", func() { stream.Close() })
 		x.sent <- err
@@ -129,6 +131,11 @@ func (x *h1Exchange) sendStream(stream io.Reader) (err error) {
 	}
 	return err
 }
+
+// uploading reports whether the request's body has not been sent to its end. An
+// endpoint that resets such a request may not have wanted the body, which is the
+// client's.
+func (x *h1Exchange) uploading() bool { return x.stream != nil && !x.uploaded.Load() }
 
 // settle gives a request whose last Write has begun the moment that it needs to
 // end. Otherwise a response that is quicker than our own goroutine would leave
@@ -179,7 +186,7 @@ func (x *h1Exchange) receive(ctx context.Context) (*http.Response, error) {
 		select {
 		case <-c.ready:
 			if c.err != nil {
-				return nil, x.fail(&lostError{err: errOr(broken, c.err), written: true})
+				return nil, x.fail(&lostError{err: errOr(broken, c.err), written: true, upload: x.uploading()})
 			}
 			resp, err := x.header(ctx)
 			if err != nil {
@@ -208,7 +215,7 @@ func (x *h1Exchange) receive(ctx context.Context) (*http.Response, error) {
 			return nil, x.fail(ctx.Err())
 		case <-c.timer.C:
 			if broken != nil {
-				return nil, x.fail(&lostError{err: broken, written: true})
+				return nil, x.fail(&lostError{err: broken, written: true, upload: x.uploading()})
 			}
 			return nil, x.fail(fail(ReasonTimeoutHeader, errHeaderLate))
 		}

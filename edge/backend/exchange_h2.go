@@ -29,6 +29,7 @@ type h2Exchange struct {
 	late   *time.Timer  // for the response header, from the end of the request
 
 	wrote    atomic.Bool // the header went out
+	uploaded atomic.Bool // the request went out as a whole
 	answered atomic.Bool // a response came
 	over     sync.Once
 }
@@ -80,7 +81,8 @@ func (x *h2Exchange) request(upload *h2Upload) *http.Request {
 			return nil
 		},
 		WroteHeaders: func() { x.wrote.Store(true) },
-		WroteRequest: func(httptrace.WroteRequestInfo) {
+		WroteRequest: func(info httptrace.WroteRequestInfo) {
+			x.uploaded.Store(info.Err == nil)
 			x.dog.wait(-1)
 			x.late.Reset(x.a.x.header)
 		},
@@ -154,6 +156,9 @@ func (x *h2Exchange) idle() *Error {
 	return idleError(false)
 }
 
+// uploading is as h1Exchange.uploading.
+func (x *h2Exchange) uploading() bool { return x.upload.src != nil && !x.uploaded.Load() }
+
 // classify says what an error of x/net/http2 means for the request.
 func (x *h2Exchange) classify(err error) error {
 	if cause := context.Cause(x.ctx); cause != nil {
@@ -170,7 +175,7 @@ func (x *h2Exchange) classify(err error) error {
 		if stream.Code == http2.ErrCodeRefusedStream {
 			return &lostError{err: err, lives: true, unread: true} // RFC 9113 section 8.7: not processed
 		}
-		return fail(ReasonReset, err)
+		return resetError(err, x.uploading())
 	}
 	// A GOAWAY that does not cover the stream has no error type of its own.
 	if strings.Contains(err.Error(), "graceful shutdown GOAWAY") {
@@ -179,7 +184,7 @@ func (x *h2Exchange) classify(err error) error {
 	if !x.wrote.Load() {
 		return &lostError{err: err, lives: true}
 	}
-	return &lostError{err: err, written: true, lives: true}
+	return &lostError{err: err, written: true, lives: true, upload: x.uploading()}
 }
 
 // respond returns the response with a body of ours.
@@ -231,7 +236,7 @@ func (b *h2Body) Read(p []byte) (int, error) {
 		} else if broken := x.upload.failed(); broken != nil {
 			err = broken
 		} else if reasonOf(err) == "" {
-			err = fail(ReasonReset, err)
+			err = resetError(err, x.uploading())
 		}
 	}
 	b.end(err)

@@ -90,6 +90,7 @@ type lostError struct {
 	written bool // a byte of the request may have gone out
 	lives   bool // only the request was turned away: the connection may live on
 	unread  bool // the peer said that it has not processed the request
+	upload  bool // the client's body was still being sent, which the endpoint may not have wanted
 }
 
 func (e *lostError) Error() string { return e.err.Error() }
@@ -276,7 +277,7 @@ func (x *exchange) try(e *endpoint, fresh bool) (*http.Response, *attempt, error
 	}
 	if err != nil {
 		var lost *lostError
-		if errors.As(err, &lost) && !g.stale && !lost.unread {
+		if errors.As(err, &lost) && !g.stale && !lost.unread && !lost.upload {
 			a.end(fail(ReasonReset, err))
 		} else {
 			a.end(err)
