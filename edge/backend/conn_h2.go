@@ -237,17 +237,6 @@ func (h *h2Conn) confirm() bool {
 	return false
 }
 
-// unreserve gives back a confirmed stream that was not used.
-func (h *h2Conn) unreserve() {
-	canceled, cancel := context.WithCancel(context.Background())
-	cancel()
-	// x/net/http2 takes a reservation back only by a request.
-	if req, err := http.NewRequestWithContext(canceled, http.MethodGet, "https://unused.invalid/", nil); err == nil {
-		_, _ = h.cc.RoundTrip(req)
-	}
-	h.drop()
-}
-
 // drop gives back a reserved stream that x/net/http2 knows nothing of.
 func (h *h2Conn) drop() {
 	h.e.mu.Lock()

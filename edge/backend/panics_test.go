@@ -74,7 +74,7 @@ func (c faultyConn) CloseWrite() error {
 type faultyBody struct{}
 
 func (faultyBody) Read([]byte) (int, error) { panic("told to") }
-func (faultyBody) Close() error             { panic("told to") }
+func (faultyBody) Close() error             { return nil }
 
 type lockedBuffer struct {
 	mu sync.Mutex
