@@ -1,8 +1,11 @@
 package keyring
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,8 +17,12 @@ type cover struct {
 	// Stream is a random id of the stream: the newest stream of an edge owns the
 	// key.
 	Stream string `json:"stream"`
-	// Labels of the edge, for selectors.
+	// Labels are those of the edge that some keyring's selector asks for: what an
+	// edge may say as it likes is not written into etcd.
 	Labels map[string]string `json:"labels,omitempty"`
+	// Terms is the terms.id of the selectors that Labels are for. Absent: an older
+	// version wrote all labels.
+	Terms string `json:"terms,omitempty"`
 	// Acked says that the edge has acked a response on this stream.
 	Acked bool `json:"acked,omitempty"`
 	// Keyrings are what it acked, by name.
@@ -33,6 +40,52 @@ type coverOf struct {
 }
 
 func (c *cover) encode() ([]byte, error) { return json.Marshal(c) }
+
+// equal tells whether two covers of one stream say the same.
+func (c *cover) equal(other *cover) bool {
+	return c.Stream == other.Stream && c.Terms == other.Terms && c.Acked == other.Acked && maps.Equal(c.Labels, other.Labels) &&
+		maps.EqualFunc(c.Keyrings, other.Keyrings, func(a, b coverOf) bool {
+			return a.Record == b.Record && a.Active == b.Active && slices.Equal(a.Held, b.Held)
+		})
+}
+
+// terms are the labels that the selectors of all keyrings ask for. They are
+// immutable.
+type terms struct {
+	id    string // equal terms have equal ids, never empty
+	pairs map[string]map[string]bool
+}
+
+func termsOf(specs []keyringSpec) terms {
+	t := terms{pairs: map[string]map[string]bool{}}
+	for _, k := range specs {
+		for name, value := range k.spec.GetEdgeSelector().GetMatchLabels() {
+			if t.pairs[name] == nil {
+				t.pairs[name] = map[string]bool{}
+			}
+			t.pairs[name][value] = true
+		}
+	}
+	sum := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(t.pairs)) {
+		for _, value := range slices.Sorted(maps.Keys(t.pairs[name])) {
+			fmt.Fprintf(sum, "%q=%q\n", name, value)
+		}
+	}
+	t.id = hex.EncodeToString(sum.Sum(nil)[:8])
+	return t
+}
+
+// of are the labels that matter. No selector tells them from all labels.
+func (t terms) of(labels map[string]string) map[string]string {
+	matter := map[string]string{}
+	for name, values := range t.pairs {
+		if value, ok := labels[name]; ok && values[value] {
+			matter[name] = value
+		}
+	}
+	return matter
+}
 
 func decodeCover(data []byte) (*cover, error) {
 	c := &cover{}

@@ -8,7 +8,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -23,6 +25,9 @@ const (
 	helloTimeout = 10 * time.Second
 	// answerTimeout bounds the wait for an ack.
 	answerTimeout = time.Minute
+	// What comes faster from one edge waits.
+	wordsPerSecond = 20
+	wordsBurst     = 200
 )
 
 // Bounds on what edges say. Lengths are in bytes.
@@ -118,8 +123,12 @@ func denied(err error) error {
 
 func (h *hold) receive() {
 	defer close(h.received)
+	words := rate.NewLimiter(wordsPerSecond, wordsBurst)
 	for {
 		message, err := h.stream.Recv()
+		if err == nil {
+			err = words.Wait(h.stream.Context())
+		}
 		if err != nil {
 			h.receiveErr = err
 			return
@@ -196,6 +205,9 @@ func checkFirst(request *resealv1.HoldRequest, id string) error {
 	for name, value := range request.GetLabels() {
 		if len(name) > maxText || len(value) > maxText {
 			return status.Errorf(codes.InvalidArgument, "labels: one has more than %d bytes", maxText)
+		}
+		if strings.ContainsFunc(name+value, unicode.IsControl) {
+			return status.Errorf(codes.InvalidArgument, "labels: %q: %q holds a control character", name, value)
 		}
 	}
 	return checkHeld(request)

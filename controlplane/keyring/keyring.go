@@ -10,7 +10,8 @@
 // Keys in etcd, below Config.Prefix:
 //
 //	keyring/<name>          a record
-//	keyring-cover/<edge>    what a live edge has acked, on a lease
+//	keyring-cover/<edge>    what a live edge has acked, on a lease. Nothing in it is
+//	                        as the edge said it, and only changes are written
 //	keyring-leader/<lease>  a candidate of the election; the oldest one leads
 package keyring
 
@@ -158,6 +159,6 @@ func (s *Server) configure(ctx context.Context) error {
 			return fmt.Errorf("keyring: wait for the next snapshot: %w", err)
 		}
 		revision = snapshot.Revision()
-		s.state.configure(snapshot)
+		s.roster.ask(s.state.configure(snapshot))
 	}
 }

@@ -4,16 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 )
 
-// parallelWrites bounds the writes of one replica that are under way.
-const parallelWrites = 32
+const (
+	// parallelWrites bounds the writes of one replica that are under way.
+	parallelWrites = 32
+	// writesPerSecond and writesBurst bound the writes that one edge causes by
+	// connecting, acking and leaving. What comes faster is written later, the
+	// newest only.
+	writesPerSecond = 2
+	writesBurst     = 20
+	// maxIdlePaces is how many edges without an entry are remembered before those
+	// are forgotten that may write a whole burst again.
+	maxIdlePaces = 1024
+)
 
 // roster tells all replicas which edges are connected to this one and what they
 // have acked. Each edge has a key in etcd. While its stream lives the key hangs
@@ -26,6 +39,9 @@ type roster struct {
 
 	mu      sync.Mutex
 	entries map[string]*entry // by edge
+	terms   terms
+
+	paces map[string]*rate.Limiter // of writes, by edge; belongs to the writer
 }
 
 // entry is a stream of an edge.
@@ -36,17 +52,30 @@ type entry struct {
 
 	// Guarded by roster.mu.
 
-	cover *cover    // what etcd should hold
-	left  time.Time // when the stream ended, zero before
+	labels map[string]string // of the edge
+	cover  *cover            // what etcd should hold
+	left   time.Time         // when the stream ended, zero before
 
 	// The fields below belong to the writer.
 
 	written  *cover // what etcd holds; nil: unknown
 	revision int64  // of the key, 0: not written yet
+	welcomed bool   // joined was told
+}
+
+// welcome tells the stream the newest mod revision of all records, once.
+func (e *entry) welcome(newest int64) {
+	if !e.welcomed {
+		e.welcomed = true
+		e.joined <- newest
+	}
 }
 
 func newRoster(s *Server) *roster {
-	return &roster{server: s, wake: make(chan struct{}, 1), entries: map[string]*entry{}}
+	return &roster{
+		server: s, wake: make(chan struct{}, 1), entries: map[string]*entry{},
+		terms: termsOf(nil), paces: map[string]*rate.Limiter{},
+	}
 }
 
 func (r *roster) nudge() {
@@ -58,12 +87,10 @@ func (r *roster) nudge() {
 
 // join enters a stream, in place of an older one of the same edge.
 func (r *roster) join(edge string, labels map[string]string) *entry {
-	e := &entry{
-		edge: edge, superseded: make(chan struct{}), joined: make(chan int64, 1),
-		cover: &cover{Stream: randomID(), Labels: labels},
-	}
+	e := &entry{edge: edge, superseded: make(chan struct{}), joined: make(chan int64, 1), labels: labels}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	e.cover = &cover{Stream: randomID(), Labels: r.terms.of(labels), Terms: r.terms.id}
 	if old := r.entries[edge]; old != nil && old.left.IsZero() {
 		close(old.superseded)
 	}
@@ -76,8 +103,27 @@ func (r *roster) join(edge string, labels map[string]string) *entry {
 func (r *roster) acked(e *entry, keyrings map[string]coverOf) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e.cover = &cover{Stream: e.cover.Stream, Labels: e.cover.Labels, Acked: true, Keyrings: keyrings}
-	r.nudge()
+	r.changeLocked(e, &cover{Stream: e.cover.Stream, Labels: e.cover.Labels, Terms: e.cover.Terms, Acked: true, Keyrings: keyrings})
+}
+
+// ask makes the covers tell which edges the present selectors select.
+func (r *roster) ask(asked terms) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.terms = asked
+	for _, e := range r.entries {
+		next := *e.cover
+		next.Labels, next.Terms = asked.of(e.labels), asked.id
+		r.changeLocked(e, &next)
+	}
+}
+
+// changeLocked has a cover written, unless it says nothing new.
+func (r *roster) changeLocked(e *entry, next *cover) {
+	if !e.cover.equal(next) {
+		e.cover = next
+		r.nudge()
+	}
 }
 
 // leave notes that the stream has ended.
@@ -113,6 +159,9 @@ func (r *roster) run(ctx context.Context) error {
 			return nil
 		}
 		r.server.log.Warn("other replicas can't be told which edges live here", "error", err)
+		if isFull(err) {
+			r.admit(ctx)
+		}
 		wait.sleep(ctx)
 	}
 }
@@ -145,9 +194,15 @@ func (r *roster) serve(ctx context.Context, wait *backoff) error {
 		case <-r.wake:
 		case <-retry.C:
 		}
-		err := r.flush(ctx, lease)
+		later, err := r.flush(ctx, lease)
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			return err
+		}
+		if later {
+			retry.Reset(time.Second / writesPerSecond)
+		}
+		if isFull(err) {
+			r.admit(ctx)
 		}
 		if err != nil {
 			r.server.log.Debug("an edge could not be written", "error", err)
@@ -185,11 +240,16 @@ type due struct {
 }
 
 // flush writes what is not written yet. Writes of one edge never overlap. It
-// returns one of the errors; what failed is still to be written.
-func (r *roster) flush(ctx context.Context, lease clientv3.LeaseID) error {
+// returns one of the errors; what failed is still to be written. later says that
+// some edges have caused enough writes for the moment.
+func (r *roster) flush(ctx context.Context, lease clientv3.LeaseID) (later bool, err error) {
 	var all []due
 	r.eachEntry(func(e *entry) {
-		if e.cover != e.written || !e.left.IsZero() {
+		switch {
+		case e.cover == e.written && e.left.IsZero():
+		case !r.pace(e.edge).Allow():
+			later = true
+		default:
 			all = append(all, due{e, e.cover, e.left})
 		}
 	})
@@ -208,7 +268,22 @@ func (r *roster) flush(ctx context.Context, lease clientv3.LeaseID) error {
 			return r.put(ctx, d, lease)
 		})
 	}
-	return group.Wait()
+	return later, group.Wait()
+}
+
+// pace is what an edge may still write. It outlives the edge's streams. The caller
+// holds mu.
+func (r *roster) pace(edge string) *rate.Limiter {
+	found := r.paces[edge]
+	if found != nil {
+		return found
+	}
+	if len(r.paces) > len(r.entries)+maxIdlePaces {
+		maps.DeleteFunc(r.paces, func(_ string, l *rate.Limiter) bool { return l.Tokens() >= writesBurst })
+	}
+	found = rate.NewLimiter(writesPerSecond, writesBurst)
+	r.paces[edge] = found
+	return found
 }
 
 // putFirst takes the key over from whatever stream owned it.
@@ -220,19 +295,44 @@ func (r *roster) putFirst(ctx context.Context, d due, lease clientv3.LeaseID) er
 	k := r.server.keys
 	answer, err := r.server.config.Client.Txn(ctx).Then(
 		clientv3.OpPut(k.cover(d.edge), string(value), clientv3.WithLease(lease)),
-		clientv3.OpGet(k.records(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(1),
-			clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend)),
+		clientv3.OpGet(k.records(), newestRecord...),
 	).Commit()
 	if err != nil {
 		return err
 	}
 	d.written, d.revision = d.cover, answer.Header.Revision
-	var newest int64
-	for _, kv := range answer.Responses[1].GetResponseRange().GetKvs() {
-		newest = kv.ModRevision
-	}
-	d.joined <- newest
+	d.welcome(newestOf(answer.Responses[1].GetResponseRange().GetKvs()))
 	return nil
+}
+
+func newestOf(records []*mvccpb.KeyValue) int64 {
+	if len(records) == 0 {
+		return 0
+	}
+	return records[0].ModRevision
+}
+
+// isFull tells the error of an etcd that takes no writes for want of space.
+func isFull(err error) bool { return errors.Is(err, rpctypes.ErrNoSpace) }
+
+// admit lets streams begin that etcd has no room to tell of. No leader can write
+// either then, so no epoch is activated past them; their covers stay due.
+func (r *roster) admit(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, r.server.config.RequestTimeout)
+	defer cancel()
+	k := r.server.keys
+	answer, err := r.server.config.Client.Get(ctx, k.records(), newestRecord...)
+	if err != nil {
+		r.server.log.Debug("edges wait for their keys", "error", err)
+		return
+	}
+	r.eachEntry(func(e *entry) { e.welcome(newestOf(answer.Kvs)) })
+}
+
+// newestRecord asks for the key that was changed last.
+var newestRecord = []clientv3.OpOption{
+	clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(1),
+	clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend),
 }
 
 // put writes a key that this stream owns.

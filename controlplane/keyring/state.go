@@ -23,6 +23,7 @@ type state struct {
 
 	configured int64 // revision of the configuration, 0: not known yet
 	specs      []keyringSpec
+	terms      terms // of specs
 	records    map[string]*stored
 	covers     map[string]*cover
 	offices    map[string]office // candidates of the election, by key
@@ -47,8 +48,9 @@ type office struct {
 func newState() *state {
 	return &state{
 		records: map[string]*stored{}, covers: map[string]*cover{}, offices: map[string]office{},
-		era:  1,
-		sets: make(chan struct{}), all: make(chan struct{}),
+		era:   1,
+		terms: termsOf(nil),
+		sets:  make(chan struct{}), all: make(chan struct{}),
 	}
 }
 
@@ -75,13 +77,16 @@ func (st *state) currentEra() int {
 	return st.era
 }
 
-// configure takes the keyrings of a snapshot.
-func (st *state) configure(snapshot *resealv1.Snapshot) {
+// configure takes the keyrings of a snapshot, and returns what their selectors ask
+// for.
+func (st *state) configure(snapshot *resealv1.Snapshot) terms {
 	specs := specsOf(snapshot)
+	asked := termsOf(specs)
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.specs, st.configured = specs, snapshot.Revision()
+	st.specs, st.terms, st.configured = specs, asked, snapshot.Revision()
 	st.notify(true)
+	return asked
 }
 
 // ready says whether there is anything to go by. The caller holds mu.
@@ -124,9 +129,15 @@ func (st *state) fleet(k keyringSpec, record string, now time.Time, liveFor time
 	// set does not make the fleet look known or unknown.
 	fleet := Fleet{Since: now.Round(0).Add(-watched), Complete: watched >= liveFor}
 	for edge, c := range st.covers {
-		if k.selects(c.Labels) {
-			fleet.Edges = append(fleet.Edges, c.held(edge, k.name, record))
+		held := c.held(edge, k.name, record)
+		switch {
+		case c.Terms != "" && c.Terms != st.terms.id:
+			// Its replica has yet to tell which of the present selectors select it.
+			held.Unknown = true
+		case !k.selects(c.Labels):
+			continue
 		}
+		fleet.Edges = append(fleet.Edges, held)
 	}
 	slices.SortFunc(fleet.Edges, func(a, b Held) int { return strings.Compare(a.Edge, b.Edge) })
 	return fleet

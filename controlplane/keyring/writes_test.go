@@ -1,0 +1,150 @@
+package keyring
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// TestEdgesCauseFewWrites: an edge that changes its mind all the time, on one
+// stream or on many, causes a bounded number of writes, and nothing of what it
+// claims is in them.
+func TestEdgesCauseFewWrites(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	r := f.start("r1")
+	r.waitFor("default", "1 active")
+	n := r.connect("good", mute)
+	n.waitFor("default", "1 active")
+	start := time.Now()
+	writes := f.client.Watch(t.Context(), f.prefix+"keyring-cover/evil")
+
+	labels := map[string]string{}
+	for i := range maxLabels {
+		labels[fmt.Sprintf("claimed-%d", i)] = strings.Repeat("x", maxText)
+	}
+	open := func() *node {
+		evil := r.open("evil", mute)
+		if err := evil.stream.Send(&resealv1.HoldRequest{Edge: "evil", Labels: labels}); err != nil {
+			t.Fatal(err)
+		}
+		go evil.run()
+		return evil
+	}
+	for range 40 {
+		open().leave()
+	}
+	evil := open()
+	evil.waitFor("default", "1 active")
+	for i := range 150 {
+		ack := &resealv1.HoldRequest{Serial: 1, Keyrings: []*resealv1.HeldKeyring{{Name: "default", Epochs: []uint64{1}, Active: uint64(i % 2)}}}
+		if err := evil.stream.Send(ack); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the last ack counts", func() bool {
+		for _, edge := range r.status("default").GetEdges() {
+			if edge.GetEdge() == "evil" && edge.GetActive() == 1 {
+				return true
+			}
+		}
+		return false
+	})
+	evil.leave()
+	count, done := 0, time.After(2*time.Second)
+	for more := true; more; {
+		select {
+		case answer := <-writes:
+			for _, event := range answer.Events {
+				if count++; len(event.Kv.Value) > 512 || strings.Contains(string(event.Kv.Value), "claimed") {
+					t.Fatalf("%d bytes are written: %.200s", len(event.Kv.Value), event.Kv.Value)
+				}
+			}
+		case <-done:
+			more = false
+		}
+	}
+	if most := writesBurst + writesPerSecond*int(time.Since(start)/time.Second+1); count == 0 || count > most {
+		t.Errorf("%d writes, want 1 to %d", count, most)
+	}
+}
+
+// TestSameAckIsWrittenOnce: what has not changed is not written again.
+func TestSameAckIsWrittenOnce(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	r := f.start("r1")
+	r.waitFor("default", "1 active")
+	n := r.connect("a", mute)
+	n.waitFor("default", "1 active")
+	ack := ackOf(n.response())
+	for range 50 {
+		if err := n.stream.Send(ack); err != nil {
+			t.Fatal(err)
+		}
+	}
+	covered := func(want string) {
+		t.Helper()
+		eventually(t, "coverage "+want, func() bool {
+			edges := r.status("default").GetEdges()
+			return len(edges) == 1 && fmt.Sprint(edges[0].GetEpochs(), edges[0].GetActive()) == want
+		})
+	}
+	covered("[1] 1")
+	ack.Keyrings[0].Active = 0
+	if err := n.stream.Send(ack); err != nil {
+		t.Fatal(err)
+	}
+	covered("[1] 0")
+	found, err := f.client.Get(t.Context(), f.prefix+"keyring-cover/a")
+	if err != nil || len(found.Kvs) != 1 || found.Kvs[0].Version != 3 {
+		t.Errorf("%v %v, want 3 writes: the stream, two acks", found.Kvs, err)
+	}
+}
+
+// TestLaterSelectors: the covers follow the selectors of the configuration, on
+// every replica, with no more labels than they ask for.
+func TestLaterSelectors(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	r, other := f.start("r1"), f.start("r2")
+	eu, us := r.open("eu", mute), r.open("us", mute)
+	for zone, n := range map[string]*node{"eu": eu, "us": us} {
+		request := &resealv1.HoldRequest{Edge: zone, Labels: map[string]string{"zone": zone, "claimed": "nobody asks"}}
+		if err := n.stream.Send(request); err != nil {
+			t.Fatal(err)
+		}
+		n.mute = false
+		go n.run()
+		n.waitFor("default", "1 active")
+	}
+	f.source.apply(many(keyringOf("europe", time.Hour, 12*time.Hour, "zone", "eu")))
+	eu.waitFor("europe", "1 active")
+	for _, replica := range []*replica{r, other} {
+		eventually(t, "the coverage of the new keyring", func() bool {
+			edges := replica.status("europe").GetEdges()
+			return len(edges) == 1 && edges[0].GetEdge() == "eu" && edges[0].GetActive() == 1
+		})
+	}
+	for key, value := range f.values("keyring-cover/") {
+		if strings.Contains(value, "nobody asks") || strings.Contains(value, `"us"`) {
+			t.Errorf("%s: %s", key, value)
+		}
+	}
+}
+
+func TestLabelsWithControlCharacters(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	r := f.start("r1")
+	err := r.say("e", &resealv1.HoldRequest{Edge: "e", Labels: map[string]string{"a": "\x1b[2J"}})
+	if status.Code(err) != codes.InvalidArgument || strings.ContainsRune(status.Convert(err).Message(), '\x1b') {
+		t.Errorf("ended with %q", err)
+	}
+}
