@@ -8,11 +8,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,6 +24,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/reseal/reseal/controlplane/admin"
+	"github.com/reseal/reseal/controlplane/etcd"
 	"github.com/reseal/reseal/controlplane/feed"
 	"github.com/reseal/reseal/controlplane/keyring"
 	"github.com/reseal/reseal/controlplane/sessions"
@@ -53,8 +56,12 @@ type Config struct {
 	// TrustDomain is the authority of the spiffe:// identities. Default
 	// "reseal".
 	TrustDomain string
+	// EtcdQuotaBytes bounds the database of the embedded store. Default 2 GiB.
+	EtcdQuotaBytes int64
 	// HistoryLimit is how many revisions are kept. Default 100.
 	HistoryLimit int
+	// HistoryBytes bounds the bytes of the kept revisions. Default 64 MiB.
+	HistoryBytes int
 	// Version is shown to operators.
 	Version string
 	// Logger is for the operator of this process. Required.
@@ -66,6 +73,7 @@ type ControlPlane struct {
 	cfg      Config
 	registry *prometheus.Registry
 	ready    chan struct{}
+	etcd     atomic.Pointer[etcd.Store] // nil before it is open
 
 	trust *trust.Trust // set before ready is closed
 	store *store.Store // likewise
@@ -107,32 +115,93 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 	}
 	defer listener.Close()
 
-	etcd, err := openEtcd(ctx, c.cfg)
+	kept, err := etcd.Open(ctx, c.etcdConfig())
 	if err != nil {
 		return err
 	}
-	defer etcd.close(c.cfg.Logger)
-	if err := c.openTrust(ctx, etcd, listener); err != nil {
-		return err
+	defer kept.Close()
+	c.etcd.Store(kept)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return kept.Run(ctx) })
+	group.Go(func() error {
+		if err := c.openTrust(ctx, kept, listener); err != nil {
+			return err
+		}
+		c.store = store.New(c.storeConfig(kept))
+		return c.serve(ctx, kept, listener)
+	})
+	return group.Wait()
+}
+
+func (c *ControlPlane) etcdConfig() etcd.Config {
+	return etcd.Config{
+		DataDir:    c.cfg.DataDir,
+		Endpoints:  c.cfg.EtcdEndpoints,
+		CA:         c.cfg.EtcdCA,
+		Cert:       c.cfg.EtcdCert,
+		Key:        c.cfg.EtcdKey,
+		QuotaBytes: c.cfg.EtcdQuotaBytes,
+		Logger:     c.cfg.Logger,
+		Registerer: c.registry,
 	}
-	c.store = store.New(store.Config{
-		Client:       etcd.client,
+}
+
+func (c *ControlPlane) storeConfig(kept *etcd.Store) store.Config {
+	config := store.Config{
+		Client:       kept.Client,
 		HistoryLimit: c.cfg.HistoryLimit,
-		MaxOps:       etcd.maxOps,
-		MaxBytes:     etcd.maxBytes,
-		Seal:         c.trust.Seal,
-		Open:         c.trust.Unseal,
+		HistoryBytes: c.cfg.HistoryBytes,
+		Full:         kept.Full,
+		MaxOps:       kept.MaxOps,
+		MaxBytes:     kept.MaxBytes,
 		Validate:     manifest.ValidateSnapshot,
 		Logger:       c.cfg.Logger.With("part", "store"),
-	})
-	return c.serve(ctx, etcd, listener)
+	}
+	if c.trust != nil {
+		config.Seal, config.Open = c.trust.Seal, c.trust.Unseal
+	}
+	return config
+}
+
+// Compact makes room in the store that cfg names, and says on out what it did: it
+// removes history beyond the limits, drops superseded values, gives back their
+// room and disarms etcd's alarm. An embedded store must not be in use. In an
+// external cluster all users lose the revisions of the past; their newest values
+// stay.
+func Compact(ctx context.Context, cfg Config, out io.Writer) error {
+	c := New(cfg)
+	if len(cfg.EtcdEndpoints) == 0 {
+		if _, err := os.Stat(filepath.Join(cfg.DataDir, "etcd")); err != nil {
+			return fmt.Errorf("--data-dir: no embedded store there: %w", err)
+		}
+		unlock, err := lockDir(cfg.DataDir)
+		if err != nil {
+			return fmt.Errorf("%w; stop it first", err)
+		}
+		defer unlock()
+	}
+	kept, err := etcd.Open(ctx, c.etcdConfig())
+	if err != nil {
+		return err
+	}
+	defer kept.Close()
+	removed, err := store.New(c.storeConfig(kept)).TrimHistory(ctx)
+	if err != nil {
+		return err
+	}
+	before, after, err := kept.Tidy(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "removed %d old revisions from the history; the database has %d bytes now, %d before; the store takes changes\n", removed, after, before)
+	return nil
 }
 
 // openTrust loads or makes the certificate authority, and writes the admin
 // context of the replica that made it.
-func (c *ControlPlane) openTrust(ctx context.Context, etcd *etcdStore, listener net.Listener) error {
+func (c *ControlPlane) openTrust(ctx context.Context, kept *etcd.Store, listener net.Listener) error {
 	c.trust = trust.New(trust.Config{
-		Client:      etcd.client,
+		Client:      kept.Client,
 		TrustDomain: c.cfg.TrustDomain,
 		KEKFile:     c.cfg.KEKFile,
 		Logger:      c.cfg.Logger.With("part", "trust"),
@@ -142,7 +211,7 @@ func (c *ControlPlane) openTrust(ctx context.Context, etcd *etcdStore, listener 
 	}
 	path := filepath.Join(c.cfg.DataDir, "admin.yaml")
 	_, statErr := os.Stat(path)
-	if etcd.embedded == nil && !c.trust.Created() && errors.Is(statErr, os.ErrNotExist) {
+	if !kept.Embedded() && !c.trust.Created() && errors.Is(statErr, os.ErrNotExist) {
 		return nil // a further replica does not mint administrators
 	}
 	servers := c.cfg.Advertise
@@ -159,7 +228,7 @@ func (c *ControlPlane) openTrust(ctx context.Context, etcd *etcdStore, listener 
 	return nil
 }
 
-func (c *ControlPlane) serve(ctx context.Context, etcd *etcdStore, listener net.Listener) error {
+func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net.Listener) error {
 	feedServer := feed.New(feed.Config{
 		Source:     c.store,
 		Unseal:     c.store.Unseal,
@@ -181,7 +250,7 @@ func (c *ControlPlane) serve(ctx context.Context, etcd *etcdStore, listener net.
 		Logger:   c.cfg.Logger.With("part", "admin"),
 	})
 	keyringServer := keyring.New(keyring.Config{
-		Client:     etcd.client,
+		Client:     kept.Client,
 		Name:       replicaName(listener.Addr()),
 		Source:     c.store,
 		Seal:       c.trust.Seal,
@@ -215,14 +284,6 @@ func (c *ControlPlane) serve(ctx context.Context, etcd *etcdStore, listener net.
 	group.Go(func() error { return tallyServer.Run(ctx) })
 	group.Go(func() error { return sessionServer.Run(ctx) })
 	group.Go(func() error { return keyringServer.Run(ctx) })
-	group.Go(func() error {
-		select {
-		case err := <-etcd.failed():
-			return fmt.Errorf("embedded store: %w", err)
-		case <-ctx.Done():
-			return nil
-		}
-	})
 	group.Go(func() error { return c.serveGRPC(ctx, server, health, listener) })
 	return group.Wait()
 }
@@ -259,7 +320,15 @@ func (c *ControlPlane) serveGRPC(ctx context.Context, server *grpc.Server, healt
 }
 
 // Handler serves /healthz, /readyz and /metrics.
-func (c *ControlPlane) Handler() http.Handler { return newHandler(c.registry, c.ready) }
+func (c *ControlPlane) Handler() http.Handler { return newHandler(c.registry, c.ready, c.problem) }
+
+// problem says what does not work, "" when all does.
+func (c *ControlPlane) problem() string {
+	if kept := c.etcd.Load(); kept != nil {
+		return kept.Problem()
+	}
+	return ""
+}
 
 // PageTLS serves the handler with mutual TLS: callers need a viewer's, operator's
 // or administrator's certificate of this fleet. Handshakes fail until the control
@@ -324,5 +393,6 @@ var storeCodes = []admin.ErrorCode{
 	{Is: store.ErrNotFound, Code: codes.NotFound},
 	{Is: store.ErrNotKept, Code: codes.FailedPrecondition},
 	{Is: store.ErrTooLarge, Code: codes.ResourceExhausted},
+	{Is: store.ErrFull, Code: codes.ResourceExhausted},
 	{Is: store.ErrUnavailable, Code: codes.Unavailable},
 }

@@ -2,7 +2,9 @@ package controlplane
 
 import (
 	"context"
+	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -64,7 +66,10 @@ func newGRPCServer(t *trust.Trust, codec encoding.CodecV2, version string) (*grp
 	return server, h
 }
 
-func newHandler(registry *prometheus.Registry, ready <-chan struct{}) http.Handler {
+// newHandler makes the page. A control plane that holds a configuration is ready,
+// whatever else does not work: edges and readers are served. problem says what
+// that is, "" for nothing.
+func newHandler(registry *prometheus.Registry, ready <-chan struct{}, problem func() string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
@@ -72,9 +77,13 @@ func newHandler(registry *prometheus.Registry, ready <-chan struct{}) http.Handl
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		select {
 		case <-ready:
-			_, _ = w.Write([]byte("ok\n"))
+			text := "ok\n"
+			if trouble := problem(); trouble != "" {
+				text += "but: " + trouble + "\n"
+			}
+			_, _ = io.WriteString(w, text)
 		default:
-			http.Error(w, "the store is not loaded yet", http.StatusServiceUnavailable)
+			http.Error(w, strings.TrimSuffix("the store is not loaded yet; "+problem(), "; "), http.StatusServiceUnavailable)
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 
@@ -17,51 +18,98 @@ const summary = `reseal-controlplane stores resources in etcd and pushes them to
 The first start makes a certificate authority and writes DATA-DIR/admin.yaml, a
 context for resealctl with administrator rights.
 
-Signals: SIGTERM and SIGINT end it, a second one at once. SIGHUP and SIGUSR1 do
-nothing but a line in the log: it has nothing to read again, as all configuration
-comes through its API. Flags are read at the start only.`
+"reseal-controlplane compact" makes room in a store that is full: see its --help.`
 
-func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
+const compactSummary = `reseal-controlplane compact makes room in the store: it removes history beyond the
+limits, drops superseded values, gives back their room and disarms etcd's alarm
+("database space exceeded"). Stop the control plane before, unless the store is an
+external cluster. It takes the control plane's flags and file; lower limits of the
+history make more room. A running control plane does the same to its embedded store
+by itself, but never to an external cluster, which others may use.`
 
-func run(args []string, stderr io.Writer) int {
-	flags := daemon.NewFlags("reseal-controlplane", summary, stderr)
-	var cfg controlplane.Config
-	flags.StringVar(&cfg.DataDir, "data-dir", "reseal-data", "embedded store, key-encryption key and admin context, `DIR`")
-	flags.StringVar(&cfg.Listen, "listen", ":7443", "gRPC services, mutual TLS, `ADDRESS`")
-	flags.StringSliceVar(&cfg.Advertise, "advertise", nil, "`ADDRESSES` of --listen for the admin context (default 127.0.0.1 with its port)")
-	page := daemon.Page{Flag: "http"}
-	flags.StringVar(&page.Address, "http", "127.0.0.1:7480", "/healthz, /readyz and /metrics, `ADDRESS`; empty: off")
-	pageTLS := flags.Bool("http-tls", false, "serve --http with mutual TLS: callers need a viewer's, operator's or administrator's certificate of this fleet")
-	flags.BoolVar(&page.Insecure, "insecure-admin", false, "allow --http in plain text beyond loopback")
-	flags.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoints", nil, "external etcd cluster, `URLS`; empty: a store in this process")
-	flags.StringVar(&cfg.EtcdCA, "etcd-ca", "", "PEM roots of the etcd cluster, `FILE`")
-	flags.StringVar(&cfg.EtcdCert, "etcd-cert", "", "PEM client certificate for etcd, `FILE`")
-	flags.StringVar(&cfg.EtcdKey, "etcd-key", "", "PEM key of --etcd-cert, `FILE`")
-	flags.StringVar(&cfg.KEKFile, "kek-file", "", "key that encrypts all secrets in the store, `FILE` (default DATA-DIR/kek, generated)")
-	flags.StringVar(&cfg.TrustDomain, "trust-domain", "reseal", "authority of the fleet's spiffe:// identities, `NAME`")
-	flags.IntVar(&cfg.HistoryLimit, "history-limit", 100, "revisions that are kept")
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "compact" {
+		os.Exit(run(os.Args[2:], os.Stderr, compactSummary, compact))
+	}
+	os.Exit(run(os.Args[1:], os.Stderr, summary, serve))
+}
+
+// options are what the flags set.
+type options struct {
+	controlplane.Config
+	page    daemon.Page
+	pageTLS bool
+}
+
+func (o *options) define(flags *daemon.Flags) {
+	flags.StringVar(&o.DataDir, "data-dir", "reseal-data", "embedded store, key-encryption key and admin context, `DIR`")
+	flags.StringVar(&o.Listen, "listen", ":7443", "gRPC services, mutual TLS, `ADDRESS`")
+	flags.StringSliceVar(&o.Advertise, "advertise", nil, "`ADDRESSES` of --listen for the admin context (default 127.0.0.1 with its port)")
+	o.page.Flag = "http"
+	flags.StringVar(&o.page.Address, "http", "127.0.0.1:7480", "/healthz, /readyz and /metrics, `ADDRESS`; empty: off")
+	flags.BoolVar(&o.pageTLS, "http-tls", false, "serve --http with mutual TLS: callers need a viewer's, operator's or administrator's certificate of this fleet")
+	flags.BoolVar(&o.page.Insecure, "insecure-admin", false, "allow --http in plain text beyond loopback")
+	flags.StringSliceVar(&o.EtcdEndpoints, "etcd-endpoints", nil, "external etcd cluster, `URLS`; empty: a store in this process")
+	flags.StringVar(&o.EtcdCA, "etcd-ca", "", "PEM roots of the etcd cluster, `FILE`")
+	flags.StringVar(&o.EtcdCert, "etcd-cert", "", "PEM client certificate for etcd, `FILE`")
+	flags.StringVar(&o.EtcdKey, "etcd-key", "", "PEM key of --etcd-cert, `FILE`")
+	flags.Int64Var(&o.EtcdQuotaBytes, "etcd-quota-bytes", 2<<30, "largest size of the embedded store's database, `BYTES`; there is a warning at 80%, and from 90% on applies are refused")
+	flags.StringVar(&o.KEKFile, "kek-file", "", "key that encrypts all secrets in the store, `FILE` (default DATA-DIR/kek, generated)")
+	flags.StringVar(&o.TrustDomain, "trust-domain", "reseal", "authority of the fleet's spiffe:// identities, `NAME`")
+	flags.IntVar(&o.HistoryLimit, "history-limit", 100, "revisions that are kept")
+	flags.IntVar(&o.HistoryBytes, "history-bytes", 64<<20, "`BYTES` that the kept revisions may have; fewer are kept when changes are large")
+}
+
+func (o *options) check() error {
+	switch {
+	case o.HistoryLimit < 1:
+		return fmt.Errorf("--history-limit: %d, it must be at least 1", o.HistoryLimit)
+	case o.HistoryBytes < 1:
+		return fmt.Errorf("--history-bytes: %d, it must be at least 1", o.HistoryBytes)
+	case o.EtcdQuotaBytes < 16<<20:
+		return fmt.Errorf("--etcd-quota-bytes: %d, it must be at least 16777216 (16 MiB)", o.EtcdQuotaBytes)
+	}
+	return nil
+}
+
+// run reads the flags and does what command does with them.
+func run(args []string, stderr io.Writer, summary string, command func(*daemon.Flags, *options, io.Writer) int) int {
+	flags, o := daemon.NewFlags("reseal-controlplane", summary, stderr), &options{}
+	o.define(flags)
 	if done, code := flags.Parse(args, version); done {
 		return code
 	}
 	logger, err := flags.Logger(stderr)
+	if err == nil {
+		err = o.check()
+	}
 	if err != nil {
 		_, code := flags.Usagef("%v", err)
 		return code
 	}
-	cfg.Logger, cfg.Version = logger, version
+	o.Logger, o.Version = logger, version
+	return command(flags, o, stderr)
+}
 
+func compact(_ *daemon.Flags, o *options, stderr io.Writer) int {
 	ctx, stop := daemon.SignalContext()
 	defer stop()
-	plane := controlplane.New(cfg)
-	page.Handler, page.Logger = plane.Handler(), logger
-	if *pageTLS {
-		page.TLS = plane.PageTLS()
+	return daemon.Run(ctx, o.Logger, func(ctx context.Context) error { return controlplane.Compact(ctx, o.Config, stderr) })
+}
+
+func serve(flags *daemon.Flags, o *options, _ io.Writer) int {
+	ctx, stop := daemon.SignalContext()
+	defer stop()
+	plane := controlplane.New(o.Config)
+	o.page.Handler, o.page.Logger = plane.Handler(), o.Logger
+	if o.pageTLS {
+		o.page.TLS = plane.PageTLS()
 	}
-	listener, err := page.Listen()
+	listener, err := o.page.Listen()
 	if err != nil {
 		_, code := flags.Usagef("%v", err)
 		return code
 	}
-	reload := daemon.OnReload(logger, func() {}) // there is nothing to read again
-	return daemon.Run(ctx, logger, reload, plane.Run, func(ctx context.Context) error { return page.Serve(ctx, listener) })
+	reload := daemon.OnReload(o.Logger, func() {}) // there is nothing to read again
+	return daemon.Run(ctx, o.Logger, reload, plane.Run, func(ctx context.Context) error { return o.page.Serve(ctx, listener) })
 }

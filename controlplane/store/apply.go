@@ -38,7 +38,8 @@ func (s *Store) Apply(ctx context.Context, author string, req *resealv1.ApplyReq
 func (s *Store) Delete(ctx context.Context, author string, req *resealv1.DeleteRequest) (*resealv1.DeleteResponse, error) {
 	revision, p, err := s.mutate(ctx, mutation{
 		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(),
-		plan: func(st *state) (*plan, error) { return planDelete(st, req.GetResources()) },
+		shrinks: true,
+		plan:    func(st *state) (*plan, error) { return planDelete(st, req.GetResources()) },
 	})
 	if err != nil {
 		return nil, err

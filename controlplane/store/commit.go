@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -74,7 +75,7 @@ func (s *Store) transaction(base *base, m mutation, rolledBackTo int64, changes 
 		clientv3.OpPut(s.keys.head(), string(headValue)),
 		clientv3.OpPut(s.keys.history(tx.sequence), string(historyValue)),
 	)
-	if oldest := tx.sequence - int64(s.cfg.HistoryLimit) + 1; oldest > 1 {
+	if oldest := s.oldestKept(sizesOf(base.history), tx.sequence, len(historyValue)); oldest > 1 {
 		tx.ops = append(tx.ops, clientv3.OpDelete(s.keys.history(0), clientv3.WithRange(s.keys.history(oldest))))
 	}
 	tx.guards = []clientv3.Cmp{
@@ -82,6 +83,28 @@ func (s *Store) transaction(base *base, m mutation, rolledBackTo int64, changes 
 		clientv3.Compare(clientv3.ModRevision(s.keys.fence()), "=", base.fence),
 	}
 	return tx, s.checkSize(tx, len(changes), size)
+}
+
+// oldestKept is the sequence of the oldest change that stays in the history beside
+// a new one of some bytes.
+func (s *Store) oldestKept(history []kept, sequence int64, bytes int) int64 {
+	oldest := sequence
+	for _, e := range slices.Backward(history) {
+		bytes += e.bytes
+		if bytes > s.cfg.HistoryBytes || e.sequence <= sequence-int64(s.cfg.HistoryLimit) {
+			break
+		}
+		oldest = e.sequence
+	}
+	return oldest
+}
+
+// full is the ErrFull of a store that took no write, cause being etcd's own word.
+func (s *Store) full(cause error) error {
+	if reason := s.cfg.Full(); reason != nil {
+		cause = reason
+	}
+	return fmt.Errorf("%w: %s", ErrFull, cause.Error())
 }
 
 // resourceOp is the operation of a change and the size of its value. What is
@@ -151,6 +174,8 @@ func (s *Store) commit(ctx context.Context, tx *transaction) (int64, error) {
 			return revision, nil
 		}
 		return 0, errLost
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return 0, s.full(err)
 	case isTooLarge(err):
 		return 0, fmt.Errorf("%w: etcd takes less than configured: %s", ErrTooLarge, err.Error())
 	case isRefused(err):

@@ -18,6 +18,8 @@ var (
 	// ErrTooLarge means that a change does not fit into one etcd transaction.
 	// Nothing was sent.
 	ErrTooLarge = errors.New("change is too large for one transaction")
+	// ErrFull means that etcd has no room for the change. Nothing changed.
+	ErrFull = errors.New("no room for the change")
 	// ErrUnavailable means that etcd can't be reached, or did not answer in
 	// time. It is safe to try again.
 	ErrUnavailable = errors.New("the store is unavailable")

@@ -6,8 +6,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -369,4 +371,86 @@ func checkAt(rt *rapid.T, t *testing.T, stores []*Store, m *model, revision int6
 			rt.Fatalf("store %d: At(%d) is\n%q, was\n%q", i, revision, encoded(t, snapshot), m.encoded[revision])
 		}
 	}
+}
+
+// TestHistoryBytes: large changes leave fewer revisions, in etcd and in memory, but
+// always the newest; small ones as many as the limit says.
+func TestHistoryBytes(t *testing.T) {
+	t.Parallel()
+	cfg, _ := testConfig(t)
+	cfg.HistoryBytes = 300_000
+	s := run(t, cfg)
+	var revisions []int64
+	large := func(i int) *resealv1.Resource {
+		return labelled(pool("p", fmt.Sprintf("%s%d:1", strings.Repeat("h", 50_000), i)), "n", fmt.Sprint(i))
+	}
+	for i := range 20 {
+		revisions = append(revisions, mustApply(t, s, large(i)).GetRevision())
+	}
+	stored := func() (count int, bytes int) {
+		found, err := cfg.Client.Get(t.Context(), s.keys.histories(), clientv3.WithPrefix())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, kv := range found.Kvs {
+			bytes += len(kv.Value)
+		}
+		return len(found.Kvs), bytes
+	}
+	count, bytes := stored()
+	if bytes > cfg.HistoryBytes || count < 3 || count != len(s.published.Load().state.history) {
+		t.Errorf("%d revisions of %d bytes are kept, %d in memory", count, bytes, len(s.published.Load().state.history))
+	}
+	if _, err := s.At(t.Context(), revisions[len(revisions)-count]); err != nil {
+		t.Errorf("the oldest that is kept: %v", err)
+	}
+	if _, err := s.At(t.Context(), revisions[0]); !errors.Is(err, ErrNotKept) {
+		t.Errorf("the first one: %v", err)
+	}
+	// A lower limit holds from the start on, and a command removes what is beyond.
+	cfg.HistoryBytes = 1
+	less := run(t, cfg)
+	if n := len(less.published.Load().state.history); n != 1 {
+		t.Errorf("%d revisions are held in memory", n)
+	}
+	if removed, err := less.TrimHistory(t.Context()); err != nil || removed != int64(count-1) {
+		t.Errorf("%d removed, want %d: %v", removed, count-1, err)
+	}
+	if count, _ := stored(); count != 1 {
+		t.Errorf("%d are left", count)
+	}
+	if _, err := less.At(t.Context(), less.Snapshot().Revision()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFullStore: what adds is refused by name, and with the reason; reads, dry runs
+// and deletes go on.
+func TestFullStore(t *testing.T) {
+	t.Parallel()
+	cfg, _ := testConfig(t)
+	var full atomic.Bool
+	cfg.Full = func() error {
+		if full.Load() {
+			return errors.New("the database has 9 of 10; do this")
+		}
+		return nil
+	}
+	s := run(t, cfg)
+	mustApply(t, s, pool("a", "a:1"))
+	mustApply(t, s, pool("b", "b:1"))
+	full.Store(true)
+	_, err := s.Apply(t.Context(), "tester", &resealv1.ApplyRequest{Resources: []*resealv1.Resource{pool("c", "c:1")}})
+	if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "do this") {
+		t.Errorf("apply: %v", err)
+	}
+	if _, err := s.Rollback(t.Context(), "tester", &resealv1.RollbackRequest{}); !errors.Is(err, ErrFull) {
+		t.Errorf("rollback: %v", err)
+	}
+	if _, err := s.Apply(t.Context(), "tester", &resealv1.ApplyRequest{Resources: []*resealv1.Resource{pool("c", "c:1")}, DryRun: true}); err != nil {
+		t.Errorf("dry run: %v", err)
+	}
+	mustDelete(t, s, ref("BackendPool", "a"))
+	full.Store(false)
+	mustApply(t, s, pool("c", "c:1"))
 }

@@ -23,6 +23,8 @@ type mutation struct {
 	message  string
 	expected int64 // 0: any
 	dryRun   bool
+	// shrinks says that it makes room: it is tried in a full store too.
+	shrinks bool
 	// plan decides what changes in a state. It is called again when that state
 	// turns out to be old.
 	plan func(*state) (*plan, error)
@@ -61,6 +63,9 @@ type base struct {
 
 // mutate makes a change: it returns the revision after it and what it did.
 func (s *Store) mutate(ctx context.Context, m mutation) (int64, *plan, error) {
+	if reason := s.cfg.Full(); reason != nil && !m.dryRun && !m.shrinks {
+		return 0, nil, s.full(reason)
+	}
 	if err := s.lock(ctx); err != nil {
 		return 0, nil, err
 	}

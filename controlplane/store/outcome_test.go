@@ -273,11 +273,13 @@ func TestCallersDeadlineDuringACommittedChange(t *testing.T) {
 func TestRefusedChange(t *testing.T) {
 	s, kv, cfg := hookedStore(t)
 	fence := dump(t, cfg)[cfg.Prefix+"fence"]
-	for _, refused := range []error{rpctypes.ErrNoSpace, rpctypes.ErrPermissionDenied, rpctypes.ErrTooManyRequests} {
+	for refused, want := range map[error]error{
+		rpctypes.ErrNoSpace: ErrFull, rpctypes.ErrPermissionDenied: ErrUnavailable, rpctypes.ErrTooManyRequests: ErrUnavailable,
+	} {
 		kv.onWrite(func(context.Context, sender) (*clientv3.TxnResponse, error) { return nil, refused })
 		_, err := s.Apply(t.Context(), "tester", &resealv1.ApplyRequest{Resources: []*resealv1.Resource{pool("a", "10.0.0.1:443")}})
 		kv.onWrite(nil)
-		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), refused.Error()) {
+		if !errors.Is(err, want) || !strings.Contains(err.Error(), refused.Error()) {
 			t.Errorf("%v: got %v", refused, err)
 		}
 	}

@@ -25,6 +25,20 @@ type entry struct {
 	value    []byte
 }
 
+// kept is what an entry costs.
+type kept struct {
+	sequence int64
+	bytes    int
+}
+
+func sizesOf(history []entry) []kept {
+	sizes := make([]kept, len(history))
+	for i, e := range history {
+		sizes[i] = kept{e.sequence, len(e.value)}
+	}
+	return sizes
+}
+
 func (st *state) revision() int64 { return st.snapshot.Revision() }
 
 // errHeadDeleted means that somebody removed the head key.

@@ -29,8 +29,9 @@ import (
 
 const (
 	// keptSnapshots are the newest snapshots that At answers without undoing
-	// anything. They share their resources, so that they cost little.
-	keptSnapshots = 16
+	// anything. They share their resources, so that they cost little, but for those
+	// that changed in each.
+	keptSnapshots = 4
 	// lockTimeout bounds how long a change waits for the others of its replica.
 	lockTimeout = 30 * time.Second
 )
@@ -44,6 +45,12 @@ type Config struct {
 	// HistoryLimit is the number of revisions that are kept. They are held in
 	// memory, too. Default 100.
 	HistoryLimit int
+	// HistoryBytes bounds the bytes of the kept revisions: when changes are large,
+	// fewer are kept, but always the newest. Default 64 MiB.
+	HistoryBytes int
+	// Full is asked before anything is added: its error, if any, is the
+	// reason to refuse, and is given to the caller as ErrFull. Default: there is room.
+	Full func() error
 	// MaxOps is etcd's limit for the operations of a transaction
 	// (--max-txn-ops). Default 128, as in etcd.
 	MaxOps int
@@ -99,6 +106,12 @@ func New(cfg Config) *Store {
 	}
 	if cfg.HistoryLimit <= 0 {
 		cfg.HistoryLimit = 100
+	}
+	if cfg.HistoryBytes <= 0 {
+		cfg.HistoryBytes = 64 << 20
+	}
+	if cfg.Full == nil {
+		cfg.Full = func() error { return nil }
 	}
 	if cfg.MaxOps <= 0 {
 		cfg.MaxOps = 128

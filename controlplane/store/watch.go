@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -13,8 +14,10 @@ import (
 )
 
 const (
-	// pageSize bounds the keys of one answer while loading.
-	pageSize = 500
+	// pageSize bounds the resources of one answer while loading, historyPage the
+	// changes, each of which may have close to 10 MiB.
+	pageSize    = 500
+	historyPage = 16
 	// checkInterval is how often a quiet watch is compared with etcd.
 	checkInterval = 30 * time.Second
 )
@@ -64,8 +67,8 @@ func (s *Store) load(ctx context.Context) (*state, int64, error) {
 		st.sequence, revision = head.Sequence, resp.Kvs[0].ModRevision
 	}
 	d := &delta{revision: at}
-	for _, prefix := range []string{s.keys.resources(), s.keys.histories()} {
-		err := s.scan(ctx, prefix, at, func(kv *mvccpb.KeyValue) error {
+	for prefix, page := range map[string]int64{s.keys.resources(): pageSize, s.keys.histories(): historyPage} {
+		err := s.scan(ctx, prefix, page, at, func(kv *mvccpb.KeyValue) error {
 			return s.collect(d, &clientv3.Event{Type: clientv3.EventTypePut, Kv: kv})
 		})
 		if err != nil {
@@ -73,15 +76,17 @@ func (s *Store) load(ctx context.Context) (*state, int64, error) {
 		}
 	}
 	st.snapshot = resealv1.NewSnapshot(fmt.Sprintf("%x", resp.Header.ClusterId), revision, d.upserts)
-	st.history = d.added
+	// More may be there: of an earlier limit. The next change removes it.
+	oldest := s.oldestKept(sizesOf(d.added), st.sequence, 0)
+	st.history = slices.DeleteFunc(d.added, func(e entry) bool { return e.sequence < oldest })
 	return st, at, nil
 }
 
 // scan yields the keys below prefix as they were at an etcd revision, sorted.
-func (s *Store) scan(ctx context.Context, prefix string, at int64, yield func(*mvccpb.KeyValue) error) error {
+func (s *Store) scan(ctx context.Context, prefix string, page, at int64, yield func(*mvccpb.KeyValue) error) error {
 	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
 	for {
-		resp, err := s.get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(at), clientv3.WithLimit(pageSize))
+		resp, err := s.get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(at), clientv3.WithLimit(page))
 		if err != nil {
 			return err
 		}

@@ -181,11 +181,19 @@ func (o *opening) loadAuthority(ctx context.Context) error {
 }
 
 // createIfAbsent puts value under key unless there is one, and returns what is
-// there in the end.
+// there in the end. A store that is full takes no writes, not even one that would
+// change nothing, so it is read first.
 func (o *opening) createIfAbsent(ctx context.Context, key string, value []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	key = o.trust.prefix + key
+	found, err := o.trust.client.Get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if len(found.Kvs) == 1 {
+		return found.Kvs[0].Value, nil
+	}
 	answer, err := o.trust.client.Txn(ctx).
 		If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
 		Then(clientv3.OpPut(key, string(value))).

@@ -1,4 +1,4 @@
-package controlplane
+package etcd
 
 import (
 	"context"
@@ -9,16 +9,20 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// etcdChatter are warnings about what we chose: a single unix socket, no users.
-var etcdChatter = map[string]bool{
+// chatter are warnings about what we chose: a single unix socket, no users, and
+// what is said better elsewhere.
+var chatter = map[string]bool{
 	"Running http and grpc server on single port. This is not recommended for production.": true,
 	"simple token is not cryptographically signed":                                         true,
+	"alarm raised": true,
 }
 
-// newEtcdLogger passes the embedded store's warnings and errors on to logger,
-// until closing: that its listeners are closed is no error of its.
-func newEtcdLogger(logger *slog.Logger, closing *atomic.Bool) *zap.Logger {
-	return zap.New(&slogCore{LevelEnabler: zapcore.WarnLevel, logger: logger.With("part", "etcd"), closing: closing})
+// newLogger passes the embedded store's warnings and errors on to the logger,
+// until closing: that its listeners are closed is no error of its. What it calls
+// fatal is kept for the one sentence that the operator reads.
+func (s *Store) newLogger() *zap.Logger {
+	core := &slogCore{LevelEnabler: zapcore.WarnLevel, logger: s.log.With("part", "etcd"), closing: &s.closing}
+	return zap.New(core, zap.WithFatalHook(s.fatal), zap.WithPanicHook(s.fatal))
 }
 
 // slogCore is a zapcore.Core that writes to slog.
@@ -35,7 +39,7 @@ func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
 
 // Check implements zapcore.Core.
 func (c *slogCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(entry.Level) && !etcdChatter[entry.Message] && !c.closing.Load() {
+	if c.Enabled(entry.Level) && !chatter[entry.Message] && !c.closing.Load() && entry.Level < zapcore.DPanicLevel {
 		return checked.AddCore(entry, c)
 	}
 	return checked
