@@ -26,6 +26,7 @@ import (
 	"github.com/reseal/reseal/controlplane/admin"
 	"github.com/reseal/reseal/controlplane/etcd"
 	"github.com/reseal/reseal/controlplane/feed"
+	"github.com/reseal/reseal/controlplane/gate"
 	"github.com/reseal/reseal/controlplane/keyring"
 	"github.com/reseal/reseal/controlplane/sessions"
 	"github.com/reseal/reseal/controlplane/store"
@@ -268,7 +269,8 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Roots:  c.roots,
 		Logger: c.cfg.Logger.With("part", "sessions"),
 	})
-	server, health := newGRPCServer(c.trust, feed.Codec{}, c.cfg.Version)
+	door := gate.New(gate.Limits{}, c.cfg.Logger.With("part", "gate"))
+	server, health := newGRPCServer(c.trust, door, feed.Codec{}, c.cfg.Version)
 	resealv1.RegisterAdminServiceServer(server, adminServer)
 	resealv1.RegisterFeedServiceServer(server, feedServer)
 	resealv1.RegisterFleetServiceServer(server, feedServer)
@@ -284,7 +286,8 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	group.Go(func() error { return tallyServer.Run(ctx) })
 	group.Go(func() error { return sessionServer.Run(ctx) })
 	group.Go(func() error { return keyringServer.Run(ctx) })
-	group.Go(func() error { return c.serveGRPC(ctx, server, health, listener) })
+	group.Go(func() error { return door.Run(ctx) })
+	group.Go(func() error { return c.serveGRPC(ctx, server, health, door.Listener(listener)) })
 	return group.Wait()
 }
 

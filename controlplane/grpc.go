@@ -17,11 +17,17 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/reseal/reseal/controlplane/gate"
 	"github.com/reseal/reseal/controlplane/trust"
 )
 
-// maxMessage bounds what a caller may send, in bytes.
-const maxMessage = 16 << 20
+const (
+	// maxMessage bounds what a caller may send, in bytes. Those without a
+	// certificate may send much less (gate.MaxBytes).
+	maxMessage = 16 << 20
+	// maxHeaders bounds the metadata of a call, in bytes.
+	maxHeaders = 64 << 10
+)
 
 type healthServer struct{ *health.Server }
 
@@ -42,15 +48,16 @@ func tellVersion(version string) grpc.UnaryServerInterceptor {
 	}
 }
 
-func newGRPCServer(t *trust.Trust, codec encoding.CodecV2, version string) (*grpc.Server, *healthServer) {
+func newGRPCServer(t *trust.Trust, door *gate.Gate, codec encoding.CodecV2, version string) (*grpc.Server, *healthServer) {
 	server := grpc.NewServer(
-		grpc.Creds(t.Credentials()),
+		grpc.Creds(door.Credentials(t.Credentials())),
 		// Callers that will be refused are, before their message is decoded.
 		grpc.InTapHandle(t.Tap),
 		grpc.ChainUnaryInterceptor(t.UnaryInterceptor, tellVersion(version)),
 		grpc.ChainStreamInterceptor(t.StreamInterceptor),
 		grpc.ForceServerCodecV2(codec),
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(256),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
