@@ -133,3 +133,25 @@ func TestFullHandshakesFollowDemand(t *testing.T) {
 		})
 	}
 }
+
+// A server that was taken for one that takes each ticket once, because it lost
+// its keys at the wrong moment, costs nothing more than until a full handshake
+// would be due anyway.
+func TestWrongVerdictIsReviewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newOnceServer(2, 20*millisecond, 10*millisecond, 0)
+		s.many = true
+		s.visit(t)
+		r := s.store.find("a")
+		r.learn(reuseOnce, time.Now())
+		s.load(t, 32, 500)
+		if r.reuse != reuseOnce {
+			t.Error("it is tried again at once")
+		}
+		time.Sleep(reviewAfter)
+		full, _ := s.load(t, 200, 1_000) // more than its tickets are for
+		if r.reuse != reuseMany {
+			t.Errorf("it is not tried again: %d full %v", full, s.fulls)
+		}
+	})
+}
