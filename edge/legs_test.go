@@ -317,6 +317,12 @@ func (x *bothLegs) dial(alpn string, change ...func(*tls.Config)) *tls.Conn {
 	return conn
 }
 
+// dialPlain opens a client's connection with a name, or none, in its hello.
+func (x *bothLegs) dialPlain(name string) *tls.Conn {
+	x.t.Helper()
+	return x.dial("http/1.1", func(c *tls.Config) { c.ServerName, c.InsecureSkipVerify = name, true })
+}
+
 // send writes bytes on a new HTTP/1.1 connection and reads one response.
 func (x *bothLegs) send(request string) (*http.Response, string) {
 	x.t.Helper()

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -88,11 +89,17 @@ func (x *h2Exchange) request(upload *h2Upload) *http.Request {
 		},
 	}
 	out := x.a.x.req.WithContext(httptrace.WithClientTrace(untraced{x.ctx}, trace))
-	if out.URL.Scheme != "https" {
-		url := *out.URL
-		url.Scheme = "https"
-		out.URL = &url
+	switch {
+	case strings.HasPrefix(out.RequestURI, "/"):
+		// x/net/http2 takes off what stands in front of the path, which it would
+		// otherwise encode anew.
+		out.URL = &url.URL{Scheme: "https", Host: hostOf(out), Opaque: "//" + hostOf(out) + out.RequestURI}
+	case out.URL.Scheme != "https":
+		secure := *out.URL
+		secure.Scheme = "https"
+		out.URL = &secure
 	}
+	out.RequestURI = ""
 	out.Header = http2Header(out.Header)
 	body := x.a.x.body
 	switch {

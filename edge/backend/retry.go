@@ -108,9 +108,6 @@ func (p *pool) roundTrip(req *http.Request, call *Call) (*http.Response, error) 
 
 // prepare checks the request and settles what all attempts share.
 func (x *exchange) prepare() error {
-	if err := checkRequest(x.req); err != nil {
-		return fail(ReasonBadRequest, err)
-	}
 	state, err := x.p.awaitMembers(x.req.Context())
 	if err != nil {
 		return err
@@ -121,6 +118,13 @@ func (x *exchange) prepare() error {
 	}
 	if x.key.serverName, err = state.serverName(x.call); err != nil {
 		return err
+	}
+	if hostOf(x.req) == "" { // HTTP/1.0 has none, HTTP/1.1 must
+		x.req = x.req.WithContext(x.req.Context())
+		x.req.Host = x.key.serverName
+	}
+	if err := checkRequest(x.req); err != nil {
+		return fail(ReasonBadRequest, err)
 	}
 	x.key.http1 = wantsUpgrade(x.req) != "" && state.settings.protocol == resealv1.BackendPool_PROTOCOL_AUTO
 	x.header = state.settings.headerTimeout

@@ -94,7 +94,7 @@ func checkRequest(req *http.Request) error {
 	if host := hostOf(req); host == "" || !httpguts.ValidHostHeader(host) {
 		return fmt.Errorf("host %q is not valid", host)
 	}
-	if uri := req.URL.RequestURI(); !validURI(uri) {
+	if uri := targetOf(req); !validURI(uri) {
 		return fmt.Errorf("request target %q is not valid", uri)
 	}
 	return errors.Join(checkFields("header", req.Header), checkFields("trailer", req.Trailer))
@@ -126,6 +126,15 @@ func validURI(uri string) bool {
 	return true
 }
 
+// targetOf is the request target. A caller that has one as it came puts it into
+// RequestURI.
+func targetOf(req *http.Request) string {
+	if req.RequestURI != "" {
+		return req.RequestURI
+	}
+	return req.URL.RequestURI()
+}
+
 func hostOf(req *http.Request) string {
 	if req.Host != "" {
 		return req.Host
@@ -155,7 +164,7 @@ func ownHeader(name string) bool {
 func appendHead(buf []byte, req *http.Request, body *requestBody, names map[string]string) []byte {
 	buf = append(buf, req.Method...)
 	buf = append(buf, ' ')
-	buf = append(buf, req.URL.RequestURI()...)
+	buf = append(buf, targetOf(req)...)
 	buf = append(buf, " HTTP/1.1\r\nHost: "...)
 	buf = append(buf, hostOf(req)...)
 	buf = append(buf, "\r\n"...)

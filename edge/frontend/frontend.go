@@ -184,9 +184,9 @@ type Listener struct {
 	// TicketLifetime is how long after the original authentication a ticket is
 	// accepted. Default 12h.
 	TicketLifetime time.Duration
-	// Route finds where a request goes. host is in lower case without port;
-	// path is decoded and without empty, "." and ".." segments; it is "" for
-	// protocol tls, where host is the SNI.
+	// Route finds where a request goes. host is in lower case without port; path
+	// is as rules.RoutePath returns it, or "" for protocol tls, where host is the
+	// SNI.
 	Route func(host, path string) (Match, bool)
 	// AllowsHost reports whether a Route or a certificate names host.
 	AllowsHost func(host string) bool
@@ -198,6 +198,9 @@ type Match struct {
 	Route string
 	// Pool is the pool's name.
 	Pool string
+	// EncodedSeparator is set when the path that matched holds an encoded / or \,
+	// so that the Route tells it from the plain one on purpose.
+	EncodedSeparator bool
 	// RequestHeaders are the edits of the request's header, or nil.
 	RequestHeaders *resealv1.HeaderEdits
 	// ResponseHeaders are the edits of the response's header, or nil.

@@ -10,10 +10,12 @@ import (
 	"net/url"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/proto/rules"
 )
 
 // handler serves the requests of a generation.
@@ -21,6 +23,7 @@ type handler struct{ generation *generation }
 
 // Causes of a request's end that are not the client's.
 var (
+	errAmbiguousPath  = errors.New("the path can be read in two ways that go to different routes")
 	errRequestTimeout = errors.New("the route's request timeout has passed")
 	errClientStalled  = errors.New("the client did not take the response for too long")
 	errBodyStalled    = errors.New("the client did not send its body for too long")
@@ -39,6 +42,7 @@ type request struct {
 
 	started time.Time
 	host    string // as hostName returns it
+	target  string // in origin form, as it came
 	upgrade string
 	match   Match
 	x       Exchange
@@ -128,9 +132,8 @@ func (q *request) serve() {
 	if !q.admit() {
 		return
 	}
-	match, ok := q.state.Route(q.host, routePath(q.r.URL.Path))
+	match, ok := q.route()
 	if !ok {
-		q.refuse(http.StatusNotFound, "no_route")
 		return
 	}
 	q.match = match
@@ -170,6 +173,10 @@ func (q *request) admit() bool {
 	}
 	var ok bool
 	q.host, ok = hostName(q.r.Host)
+	if q.r.Host == "" && !q.r.ProtoAtLeast(1, 1) {
+		q.host = q.client.sni // HTTP/1.0 needs no Host
+	}
+	q.target = originForm(q.r.RequestURI)
 	switch {
 	case q.r.Method == http.MethodConnect:
 		q.refuse(http.StatusMethodNotAllowed, "method_not_allowed")
@@ -191,6 +198,31 @@ func (q *request) admit() bool {
 		return true
 	}
 	return false
+}
+
+// route finds where the request goes, or refuses it. A path that a backend may
+// read as another one, which goes elsewhere, is refused: what is sent on is what
+// came, so the backend would decide against the routes.
+func (q *request) route() (Match, bool) {
+	path, _, _ := strings.Cut(q.target, "?")
+	plain, strict, err := rules.RoutePath(path)
+	if err != nil {
+		q.err = err
+		q.refuse(http.StatusBadRequest, "bad_target")
+		return Match{}, false
+	}
+	match, ok := q.state.Route(q.host, plain)
+	if strict != plain && !match.EncodedSeparator {
+		if other, found := q.state.Route(q.host, strict); found != ok || other.Route != match.Route {
+			q.err = errAmbiguousPath
+			q.refuse(http.StatusBadRequest, "bad_target")
+			return Match{}, false
+		}
+	}
+	if !ok {
+		q.refuse(http.StatusNotFound, "no_route")
+	}
+	return match, ok
 }
 
 // refuseUnread answers a request whose head nobody has parsed: what stands in r
@@ -240,7 +272,11 @@ func (q *request) outgoing() *http.Request {
 	q.upgrade = upgradeOf(q.r)
 	header := requestHeader(q.r, q.upgrade)
 	trusted := contains(q.state.forwarded, q.client.source.Addr())
-	setForwarded(header, q.client.source, q.r.Host, q.client.port, trusted)
+	host := q.r.Host
+	if host == "" {
+		host = q.host
+	}
+	setForwarded(header, q.client.source, host, q.client.port, trusted)
 	edit(header, q.match.RequestHeaders)
 
 	out := q.r.WithContext(httptrace.WithClientTrace(q.ctx, &httptrace.ClientTrace{Got1xxResponse: q.interim}))
@@ -252,11 +288,13 @@ func (q *request) outgoing() *http.Request {
 	if out.URL.Path == "" {
 		out.URL.Path = "/"
 	}
+	out.Host = host
 	if host := header.Get("Host"); host != "" { // an edit's: requestHeader leaves the client's out
 		out.Host = host
 		header.Del("Host")
 	}
-	out.RequestURI, out.TLS, out.Close, out.TransferEncoding = "", nil, false, nil
+	out.RequestURI = q.target // byte for byte
+	out.TLS, out.Close, out.TransferEncoding = nil, false, nil
 	out.Body = nil
 	if q.r.ContentLength != 0 {
 		exchange.FilterTrailer(q.r.Trailer) // what is announced

@@ -2,7 +2,6 @@ package frontend
 
 import (
 	"net/netip"
-	"path"
 	"strings"
 )
 
@@ -70,18 +69,20 @@ func validPort(port string) bool {
 	return true
 }
 
-// routePath is the path by which a request is routed: without empty, "." and
-// ".." segments, since backends resolve them. What is sent on is unchanged.
-func routePath(decoded string) string {
-	if decoded == "" || decoded == "*" {
-		return "/"
+// originForm is a request target as it goes to the backend: without the scheme
+// and the authority of the absolute form (RFC 9112 section 3.2).
+func originForm(target string) string {
+	if target == "*" || strings.HasPrefix(target, "/") {
+		return target
 	}
-	if !strings.Contains(decoded, "//") && !strings.Contains(decoded, "/.") {
-		return decoded
+	_, rest, _ := strings.Cut(target, "://")
+	if end := strings.IndexAny(rest, "/?"); end >= 0 {
+		rest = rest[end:]
+	} else {
+		rest = ""
 	}
-	clean := path.Clean("/" + decoded)
-	if clean != "/" && (strings.HasSuffix(decoded, "/") || strings.HasSuffix(decoded, "/.") || strings.HasSuffix(decoded, "/..")) {
-		clean += "/"
+	if !strings.HasPrefix(rest, "/") {
+		rest = "/" + rest
 	}
-	return clean
+	return rest
 }

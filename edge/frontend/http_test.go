@@ -446,7 +446,7 @@ func TestRefusals(t *testing.T) {
 		reason  string
 	}{
 		{"GET /none HTTP/1.1\r\nHost: app.test\r\n\r\n", 404, "no_route"},
-		{"GET /x/..//none HTTP/1.1\r\nHost: app.test\r\n\r\n", 404, "no_route"},
+		{"GET /x/..//none HTTP/1.1\r\nHost: app.test\r\n\r\n", 400, "bad_target"},
 		{"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n", 421, "misdirected"},
 		{"GET / HTTP/1.1\r\nHost: a.wild.test\r\n\r\n", 200, ""},
 		{"GET / HTTP/1.1\r\nHost: APP.test.:443\r\n\r\n", 200, ""},

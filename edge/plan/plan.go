@@ -70,6 +70,8 @@ type Match struct {
 	Route string
 	// Pool is the pool's name. A weighted choice has been made.
 	Pool string
+	// EncodedSeparator is set when the path that matched holds an encoded / or \.
+	EncodedSeparator bool
 	// RequestHeaders are the edits of the request's header, or nil.
 	RequestHeaders *resealv1.HeaderEdits
 	// ResponseHeaders are the edits of the response's header, or nil.
@@ -126,7 +128,7 @@ func (p *Plan) Snapshot() *resealv1.Snapshot {
 }
 
 // Route finds where a request goes. host is as NormalizeHost returns it, path
-// is decoded. It reports false when no route matches and the listener has no
+// is as rules.RoutePath returns it. It reports false when no route matches and the listener has no
 // pool of its own. It does not allocate.
 func (l *Listener) Route(host, path string) (Match, bool) {
 	return l.router.route(host, path)

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/proto/rules"
 )
 
 // router finds the route of a request. Of the routes that match, the most
@@ -138,11 +139,22 @@ func (p *paths) add(matches []*resealv1.PathMatch, t *target) {
 	}
 	for _, match := range matches {
 		byPath, key := p.exact, match.GetExact()
-		if _, ok := match.GetMatch().(*resealv1.PathMatch_Prefix); ok {
-			byPath, key = p.prefix, strings.TrimRight(match.GetPrefix(), "/")
+		_, prefix := match.GetMatch().(*resealv1.PathMatch_Prefix)
+		if prefix {
+			byPath, key = p.prefix, match.GetPrefix()
+		}
+		key, _, _ = rules.RoutePath(key) // checkPath has seen to errors
+		if prefix {
+			key = strings.TrimRight(key, "/")
+		}
+		to := t
+		if strings.Contains(key, "%2F") || strings.Contains(key, "%5C") {
+			named := *t
+			to = &named
+			to.match.EncodedSeparator = true
 		}
 		if byPath[key] == nil {
-			byPath[key] = t
+			byPath[key] = to
 		}
 	}
 }

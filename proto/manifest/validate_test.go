@@ -257,10 +257,10 @@ func TestValidateRoute(t *testing.T) {
 			"spec.pools: every weight is 0, so no pool gets requests",
 		}},
 		{"listeners: [l]\npools: [{name: p, weight: 1000001}]", []string{"spec.pools[0].weight: 1000001 is above the most, 1000000"}},
-		{ok + "requestHeaders: {set: {'a b': c, X-A: \"d\\ne\", x-a: f, host: g}, remove: [connection, '']}\nresponseHeaders: {add: {Transfer-Encoding: x}}", []string{
+		{ok + "requestHeaders: {set: {'a b': c, X-A: \"d\\ne\", x-a: f, host: g/h}, remove: [connection, '']}\nresponseHeaders: {add: {Transfer-Encoding: x}}", []string{
 			`spec.requestHeaders.set["X-A"]: is not a header value (RFC 9110 section 5.5): it holds control characters`,
 			`spec.requestHeaders.set["a b"]: "a b" is not a header name (RFC 9110 section 5.1)`,
-			`spec.requestHeaders.set["host"]: the edge sets "host" itself; it can't be edited`,
+			`spec.requestHeaders.set["host"]: "g/h" is not a host with or without a port, for example backend.example:8443`,
 			`spec.requestHeaders.set["x-a"]: is the same header as "X-A"`,
 			`spec.requestHeaders.remove[0]: the edge sets "connection" itself; it can't be edited`,
 			`spec.requestHeaders.remove[1]: "" is not a header name (RFC 9110 section 5.1)`,

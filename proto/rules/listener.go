@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"net/textproto"
 	"slices"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -70,11 +73,15 @@ func (c *checker) paths(paths []*resealv1.PathMatch) {
 			c.failf(path, "has neither prefix nor exact; set one of them")
 			continue
 		}
-		if seen[field+value] {
+		plain, _, err := RoutePath(value)
+		if err != nil {
+			plain = value // checkPath says what is wrong
+		}
+		if seen[field+plain] {
 			c.failf(path, "%s %s is there twice", field, Quote(value))
 			continue
 		}
-		seen[field+value] = true
+		seen[field+plain] = true
 		c.err(FieldPath(path, field), checkPath(value))
 	}
 }
@@ -102,12 +109,13 @@ func (c *checker) weightedPools(pools []*resealv1.WeightedPool) {
 }
 
 func (c *checker) headerEdits(path string, edits *resealv1.HeaderEdits) {
-	c.headerMap(FieldPath(path, "set"), edits.GetSet())
-	c.headerMap(FieldPath(path, "add"), edits.GetAdd())
+	c.headerMap(FieldPath(path, "set"), edits.GetSet(), path == "spec.requestHeaders")
+	c.headerMap(FieldPath(path, "add"), edits.GetAdd(), false)
 	c.each(FieldPath(path, "remove"), edits.GetRemove(), checkEditedHeader)
 }
 
-func (c *checker) headerMap(path string, headers map[string]string) {
+// headerMap checks headers to set or to add. host allows Host.
+func (c *checker) headerMap(path string, headers map[string]string, host bool) {
 	first := make(map[string]string, len(headers))
 	for _, name := range sortedKeys(headers) {
 		canonical := textproto.CanonicalMIMEHeaderKey(name)
@@ -116,14 +124,27 @@ func (c *checker) headerMap(path string, headers map[string]string) {
 			continue
 		}
 		first[canonical] = name
+		if host && canonical == "Host" {
+			c.err(EntryPath(path, name), checkHostValue(headers[name]))
+			continue
+		}
 		c.err(EntryPath(path, name), checkEditedHeader(name))
 		c.err(EntryPath(path, name), checkHeaderValue(headers[name]))
 	}
 }
 
+// checkHostValue checks what Host is set to: host or host:port (RFC 9110 section
+// 7.2).
+func checkHostValue(value string) error {
+	if value == "" || !httpguts.ValidHostHeader(value) || strings.ContainsAny(value, "@/?# ,") {
+		return fmt.Errorf("%s is not a host with or without a port, for example backend.example:8443", Quote(value))
+	}
+	return nil
+}
+
 // checkEditedHeader refuses headers that belong to one connection or to the
-// framing of a message (RFC 9110 section 7.6.1), and Host, which names the
-// backend's TLS identity.
+// framing of a message (RFC 9110 section 7.6.1), and Host, which a Route can set
+// for the backend and not otherwise edit.
 func checkEditedHeader(name string) error {
 	if err := checkHeaderName(name); err != nil {
 		return err

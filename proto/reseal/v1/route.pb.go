@@ -125,7 +125,13 @@ func (x *Route) GetTimeouts() *RouteTimeouts {
 	return nil
 }
 
-// PathMatch matches the path of a request.
+// PathMatch matches the path of a request. Both are compared with one spelling
+// of each character (RFC 3986 section 6.2.2): what may stand for itself in a
+// segment is decoded, everything else percent-encoded, so /%61 is /a, and %2F is
+// no separator. The backend gets the target as the client sent it; so a request
+// whose path leads to another Route when dot segments are resolved, slashes
+// merged or %2F and %5C decoded, as some servers do, is refused with 400, unless
+// the path that matched holds %2F or %5C itself.
 type PathMatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One of them.
@@ -271,7 +277,9 @@ func (x *WeightedPool) GetWeight() uint32 {
 // HeaderEdits change a header block: first remove, then set, then add.
 type HeaderEdits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Replaces all values of a name.
+	// Replaces all values of a name. In a request Host can be set, too: the
+	// backend then sees that host, while server name and verification in TLS stay
+	// those of the pool's tls.serverName, or of the client's host.
 	Set map[string]string `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Adds a value to a name.
 	Add map[string]string `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
