@@ -17,9 +17,9 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// A stalled peer is cut off after timeouts.idle, 60 s. Nobody else waits for it:
-// each other request and each update is through long before.
-const stallBound = 2 * time.Second
+// A stalled peer is cut off after 25 s and more. Nobody else waits for it: each
+// other request and each update is through long before, on a busy machine too.
+const stallBound = 10 * time.Second
 
 // stallingServer serves all connections but the first, of which it stops reading
 // and writing in a state of its own.
