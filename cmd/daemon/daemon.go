@@ -153,7 +153,7 @@ func flagText(value any) string {
 func (f *Flags) Logger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(*f.logLevel)); err != nil {
-		return nil, fmt.Errorf("--log-level: %q is none of debug, info, warn, error", *f.logLevel)
+		return nil, fmt.Errorf("--log-level: %q is not one of debug, info, warn, error", *f.logLevel)
 	}
 	options := &slog.HandlerOptions{Level: level}
 	switch *f.logFormat {

@@ -30,7 +30,7 @@ second one ends it at once. SIGHUP and SIGUSR1 open the access log anew, for
 logrotate, and read the files that the configuration names (certificates, keys,
 roots) without waiting for the next look at them. Flags are read at the start only.`
 
-// parseLabels reads "k=v,…". Empty is no labels.
+// parseLabels reads "k=v,…". Empty means no labels.
 func parseLabels(text string) (map[string]string, error) {
 	labels := map[string]string{}
 	for pair := range strings.SplitSeq(text, ",") {

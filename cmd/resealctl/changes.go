@@ -163,7 +163,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 		Use:   "delete -f FILE|DIR|- | KIND NAME...",
 		Short: "Delete resources",
 		Long: `Delete resources, named by manifests or by kind and name. All of them must
-exist, and nothing that stays may refer to them: else nothing is deleted.`,
+exist, and nothing that stays may refer to them; otherwise nothing is deleted.`,
 		Example:           "  resealctl delete -f pools.yaml\n  resealctl delete route api web\n  resealctl delete route/api backendpool/api",
 		ValidArgsFunction: a.completeKindsAndNames,
 	}
@@ -202,7 +202,7 @@ func (a *app) refsToDelete(files, args []string) ([]*resealv1.ResourceRef, []man
 		names := selection.names[kind]
 		switch {
 		case kind == kindEdges:
-			return nil, nil, usagef("edges are no resources: to take one out of service, use: resealctl drain EDGE")
+			return nil, nil, usagef("edges are not resources: to take one out of service, use: resealctl drain EDGE")
 		case len(names) == 0:
 			return nil, nil, usagef("name what to delete: resealctl delete %s NAME...", strings.ToLower(kind))
 		}

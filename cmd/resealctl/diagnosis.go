@@ -230,7 +230,7 @@ func (d *diagnosis) identity() string {
 	return "each endpoint and edge (" + endpoints + ", " + edges + ")"
 }
 
-// evidence adds what else the numbers say about the main reason.
+// evidence adds what more the numbers say about the main reason.
 func (d *diagnosis) evidence(main reasonView, pool *resealv1.BackendPool, total *resealv1.Stats) {
 	unclean := map[string]uint64{}
 	for _, c := range d.Closes {

@@ -58,7 +58,7 @@ Private keys are never shown.`,
 			return usagef("either names or -l, not both")
 		}
 		if format.structured() && len(selection.kinds) > 1 && slices.Contains(selection.kinds, kindEdges) {
-			return usagef("edges are no resources: ask for them alone with -o %s", format)
+			return usagef("edges are not resources: ask for them alone with -o %s", format)
 		}
 		client, err := a.connect()
 		if err != nil {
@@ -177,7 +177,7 @@ func (g *getter) print(resources []*resealv1.Resource, edges []*resealv1.Edge, s
 }
 
 // printStructured writes one document: the resource itself when one was asked
-// for by name, else a list.
+// for by name, otherwise a list.
 func (g *getter) printStructured(resources []*resealv1.Resource, edges []*resealv1.Edge, someMissing bool) error {
 	one := len(g.selection.kinds) == 1 && len(g.selection.names[g.selection.kinds[0]]) == 1
 	if one && someMissing {

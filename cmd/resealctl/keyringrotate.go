@@ -145,7 +145,7 @@ func newKeyringRevokeCommand(a *app) *cobra.Command {
 		Short: "Erase compromised epochs on all edges at once",
 		Long: `Erase compromised epochs of a keyring on all edges at once. Their tickets become
 useless. When the active epoch is among them a new one is active at once. What it
-costs is said first, and has to be confirmed: on a terminal, else by --yes.`,
+costs is said first, and has to be confirmed: on a terminal, or by --yes.`,
 		Example:           "  resealctl keyring revoke default --epoch 7 --epoch 8\n  resealctl keyring revoke default --all --yes",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeKeyrings,

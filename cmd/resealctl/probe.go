@@ -278,7 +278,7 @@ func (p *probeRun) findPool(ctx context.Context, client *client) (string, error)
 	}
 	switch len(names) {
 	case 0:
-		return "", fmt.Errorf("%s is no endpoint of a pool, and an edge probes nothing else; resealctl get pools shows them", p.address)
+		return "", fmt.Errorf("%s is not an endpoint of a pool, and an edge probes nothing else; resealctl get pools shows them", p.address)
 	case 1:
 		return names[0], nil
 	}

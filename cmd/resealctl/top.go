@@ -175,7 +175,7 @@ func sumByEdge(stats *resealv1.GetStatsResponse) map[string]edgeSum {
 }
 
 // rate is the growth per second. Counters fall when an edge starts again; what
-// they lost is no rate.
+// they lost is not a rate.
 func rate(before, now uint64, elapsed float64) string {
 	if now <= before || elapsed <= 0 {
 		return "0"

@@ -103,7 +103,7 @@ func New(config Config) *Server {
 }
 
 // Run publishes what the source brings until ctx ends, then ends all streams. It
-// may be called once. It returns nil when ctx has ended, else the source's
+// may be called once. It returns nil when ctx has ended, otherwise the source's
 // error.
 func (s *Server) Run(ctx context.Context) error {
 	defer close(s.stopped)

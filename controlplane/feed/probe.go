@@ -114,7 +114,7 @@ func reported(edge string, report *resealv1.ProbeReport) (*resealv1.ProbeBackend
 	return &resealv1.ProbeBackendResponse{Report: report}, nil
 }
 
-// checkProbe admits orders for endpoints of pools alone: an edge is no scanner.
+// checkProbe admits orders for endpoints of pools alone: an edge is not a scanner.
 func (s *Server) checkProbe(request *resealv1.ProbeBackendRequest) error {
 	order := request.GetOrder()
 	for field, text := range map[string]string{"edge": request.GetEdge(), "order.pool": order.GetPool(), "order.address": order.GetAddress()} {
@@ -135,7 +135,7 @@ func (s *Server) checkProbe(request *resealv1.ProbeBackendRequest) error {
 		return status.Errorf(codes.NotFound, "backendpool %q not found", order.GetPool())
 	}
 	if !isEndpoint(resource.GetBackendPool(), order.GetAddress()) {
-		return status.Errorf(codes.InvalidArgument, "order.address: %q is no endpoint of backendpool %q, and nothing else may be probed", order.GetAddress(), order.GetPool())
+		return status.Errorf(codes.InvalidArgument, "order.address: %q is not an endpoint of backendpool %q, and nothing else may be probed", order.GetAddress(), order.GetPool())
 	}
 	return nil
 }

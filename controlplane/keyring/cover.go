@@ -169,11 +169,11 @@ func (s *spans) UnmarshalText(text []byte) error {
 		}
 		from, err := strconv.ParseUint(first, 10, 64)
 		if err != nil {
-			return fmt.Errorf("%w: %q is no number", errDamaged, first)
+			return fmt.Errorf("%w: %q is not a number", errDamaged, first)
 		}
 		to, err := strconv.ParseUint(last, 10, 64)
 		if err != nil {
-			return fmt.Errorf("%w: %q is no number", errDamaged, last)
+			return fmt.Errorf("%w: %q is not a number", errDamaged, last)
 		}
 		if to < from || len(*s) > 0 && from <= (*s)[len(*s)-1].last || len(*s) >= MaxEpochs {
 			return fmt.Errorf("%w: runs of numbers are out of order", errDamaged)

@@ -130,7 +130,7 @@ func New(config Config) *Server {
 // Run serves, and rotates while this replica is the leader, until ctx ends; then
 // it ends all streams and zeroes the secrets. Trouble with etcd is logged and
 // tried again; edges keep what they have meanwhile. It may be called once. It
-// returns nil when ctx has ended, else the source's error.
+// returns nil when ctx has ended, and otherwise the source's error.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.vault.retain(nil)
 	defer close(s.stopped)

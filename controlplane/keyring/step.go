@@ -83,7 +83,7 @@ const (
 	// Erase ends an epoch.
 	Erase Verb = "erase"
 	// Restamp replaces times that lie ahead of the clock. After a clock went
-	// back, a rotation or an erasure would else wait for years.
+	// back, a rotation or an erasure would otherwise wait for years.
 	Restamp Verb = "restamp"
 )
 

@@ -266,7 +266,7 @@ func longName(name string) bool { return len(name) > maxName }
 func (s *Server) checkCertificate(id string, der []byte) error {
 	certificate, err := x509.ParseCertificate(der)
 	if err != nil {
-		return errors.New("it is no certificate in DER")
+		return errors.New("it is not a certificate in DER")
 	}
 	if len(certificate.URIs) != 1 || certificate.URIs[0].Scheme != "spiffe" || certificate.URIs[0].Path != "/edge/"+id {
 		return fmt.Errorf("it is for %v, not for edge %q", certificate.URIs, id)

@@ -75,7 +75,7 @@ func checkRef(ref *resealv1.ResourceRef, named map[string]bool) *resealv1.Violat
 	description, field := "", ""
 	switch {
 	case !slices.Contains(resealv1.Kinds, ref.GetKind()):
-		description = "the kind is none of " + strings.Join(resealv1.Kinds, ", ")
+		description = "the kind is not one of " + strings.Join(resealv1.Kinds, ", ")
 	case ref.GetName() == "" || strings.Contains(ref.GetName(), "/"):
 		description, field = "a name is needed, without \"/\"", "metadata.name"
 	case named[ref.Key()]:

@@ -171,7 +171,7 @@ func expected(spec *resealv1.HealthCheck, status int) bool {
 	return slices.Contains(spec.GetExpectedStatuses(), uint32(status))
 }
 
-// checkExchange is a health check's request. It is no request of the pool's, so
+// checkExchange is a health check's request. It is not a request of the pool's, so
 // it is marked as counted.
 func (e *endpoint) checkExchange(ctx context.Context, state *poolState, spec *resealv1.HealthCheck) *exchange {
 	target, err := url.ParseRequestURI(spec.GetPath())

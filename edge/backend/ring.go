@@ -57,7 +57,7 @@ func newRing(members []*member) *ring {
 }
 
 // manyRefused is after how many endpoints that are not ok a walk makes sure that
-// there is one: else it would visit all points in vain.
+// there is one: otherwise it would visit all points in vain.
 const manyRefused = 8
 
 // find walks from the key's place to the first endpoint that is ok.

@@ -89,7 +89,7 @@ func (e *endpoint) modest(w *waiter, settings *settings) bool {
 }
 
 // next returns the index of the waiter whose turn it is among those that may be
-// served: the longest waiting of a modest client, else the longest waiting. It is
+// served: the longest waiting of a modest client, or else the longest waiting. It is
 // -1 if there is none.
 func (e *endpoint) next(set *connSet, settings *settings, may func(*waiter) bool) int {
 	first := -1

@@ -89,7 +89,7 @@ func checkRequest(req *http.Request) error {
 		return errors.New("no URL")
 	}
 	if !httpguts.ValidHeaderFieldName(req.Method) { // a method is a token too
-		return fmt.Errorf("method %q is no token", req.Method)
+		return fmt.Errorf("method %q is not a token", req.Method)
 	}
 	if host := hostOf(req); host == "" || !httpguts.ValidHostHeader(host) {
 		return fmt.Errorf("host %q is not valid", host)
@@ -103,7 +103,7 @@ func checkRequest(req *http.Request) error {
 func checkFields(what string, fields http.Header) error {
 	for name, values := range fields {
 		if !httpguts.ValidHeaderFieldName(name) {
-			return fmt.Errorf("%s name %q is no token", what, name)
+			return fmt.Errorf("%s name %q is not a token", what, name)
 		}
 		for _, value := range values {
 			if !httpguts.ValidHeaderFieldValue(value) {

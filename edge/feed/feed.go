@@ -102,7 +102,7 @@ type Feed struct {
 	writer *writer
 
 	// applying has room for one: it serialises Apply, and is filled before mu is
-	// taken. It is no mutex, so that time goes on in synctest while one waits.
+	// taken. It is not a mutex, so that time goes on in synctest while one waits.
 	applying chan struct{}
 
 	// again asks for the held configuration to be applied once more.

@@ -28,7 +28,7 @@ type holding struct {
 type resource struct {
 	encoded *resealv1.EncodedResource
 	decoded *resealv1.Resource
-	problem string // why decoded can't be used, else ""
+	problem string // why decoded can't be used, or ""
 }
 
 // with returns what h, which may be nil, becomes by update. Its error is

@@ -30,7 +30,7 @@ var ErrLastGood = errors.New("the kept configuration is damaged")
 
 // LoadLastGood reads the configuration that was in force last. The error is
 // fs.ErrNotExist when none was kept, ErrLastGood when its content does not fit
-// its hash or can't be decoded, else the State's. It is safe for concurrent use.
+// its hash or can't be decoded, and otherwise the State's. It is safe for concurrent use.
 func (f *Feed) LoadLastGood() (*resealv1.Snapshot, error) {
 	kept, err := f.load(lastGoodName)
 	if err != nil {

@@ -105,7 +105,7 @@ func (b *requestBody) failed() bool {
 
 // finish ends all reading before the handler returns. For HTTP/1.1 it makes sure
 // that the rest of the body is not taken for the next request: it reads a small
-// rest, else has the connection closed after the answer.
+// rest, or has the connection closed after the answer.
 func (b *requestBody) finish(w http.ResponseWriter, control *http.ResponseController, http1, aborting bool) {
 	if b == nil {
 		return

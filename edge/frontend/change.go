@@ -209,7 +209,7 @@ func prefixes(field string, cidrs []string, refuse func(field, format string, ar
 	for i, cidr := range cidrs {
 		prefix, err := netip.ParsePrefix(cidr)
 		if err != nil {
-			refuse(fmt.Sprintf("%s[%d]", field, i), "%q is no CIDR, for example 10.0.0.0/8", cidr)
+			refuse(fmt.Sprintf("%s[%d]", field, i), "%q is not a CIDR, for example 10.0.0.0/8", cidr)
 			continue
 		}
 		parsed = append(parsed, prefix.Masked())

@@ -95,7 +95,7 @@ type Exchange struct {
 	// Pool is the pool's name.
 	Pool string
 	// ServerName is the request's host (the SNI for protocol tls) in lower case,
-	// without port, if the listener allows that host, else "".
+	// without port, if the listener allows that host; otherwise "".
 	ServerName string
 	// Client is unique per client connection.
 	Client uint64

@@ -154,7 +154,7 @@ func (g *guard) ended(err error) error {
 }
 
 // admit returns what of data, from its beginning, may be let through, and keeps
-// the rest: as it is when the guard owns data, else a copy.
+// the rest: as it is when the guard owns data, otherwise a copy.
 func (g *guard) admit(data []byte, own bool) []byte {
 	pass, from := 0, g.seen
 	g.seen = 0

@@ -25,7 +25,7 @@ const (
 	// window updates for stream and connection, and some (gRPC) with a PING.
 	dataCredit = 3
 	// youngStream is how long a stream must live so that its reset is free. Ends
-	// by a time limit, of either side, are no flood.
+	// by a time limit, of either side, are not a flood.
 	youngStream = time.Second
 )
 
@@ -182,7 +182,7 @@ func (c *h2Conn) pay() {
 // flooded counts a connection that is ended for a flood.
 func (c *clientConn) flooded() {
 	c.slot.counters.Error("http2_flood")
-	c.slot.frontend.cfg.Logger.Debug("a client floods its HTTP/2 connection with frames that are no requests; it is closed",
+	c.slot.frontend.cfg.Logger.Debug("a client floods its HTTP/2 connection with frames that are not requests; it is closed",
 		"listener", c.slot.name, "peer", c.source.String())
 }
 

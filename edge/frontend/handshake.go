@@ -48,7 +48,7 @@ func (s *slot) configForClient(hello *tls.ClientHelloInfo) (*tls.Config, error) 
 }
 
 // readProxyHeader reads the PROXY header of a connection that must have one.
-// From elsewhere it is no header: those bytes then fail the handshake.
+// From elsewhere it is not a header: those bytes then fail the handshake.
 func (s *slot) readProxyHeader(c *clientConn, st *state, bound time.Duration) bool {
 	if !contains(st.proxies, c.source.Addr()) {
 		return true

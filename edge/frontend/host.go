@@ -7,7 +7,7 @@ import (
 
 // hostName is the form in which hosts are compared: of host[:port] the host in
 // lower case, without port, trailing dot or IPv6 brackets. It reports false for
-// what is no host. The empty string, as HTTP/1.0 allows, is fine.
+// what is not a host. The empty string, as HTTP/1.0 allows, is fine.
 func hostName(hostport string) (string, bool) {
 	host, port := hostport, ""
 	if strings.HasPrefix(host, "[") {

@@ -295,7 +295,7 @@ func verifyPinned(chain []*x509.Certificate, pin [sha256.Size]byte, trustDomain 
 			err := verifyServer(chain, roots, trustDomain)
 			var invalid x509.CertificateInvalidError
 			if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-				return err // a clock that is not set yet is no reason to give up
+				return err // a clock that is not set yet is not a reason to give up
 			}
 			if err != nil {
 				return fmt.Errorf("%w: %w", ErrPin, err)

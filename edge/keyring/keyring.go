@@ -169,7 +169,7 @@ func (n notes) log() {
 	}
 }
 
-// changes notes what begins and what stops to encrypt. h.mu is held.
+// changes notes which epochs begin and which stop encrypting. h.mu is held.
 func (h *Holder) changes(before, after map[string]*ring) (changes notes) {
 	for name, next := range after {
 		if old := before[name]; old == nil || old.activeNumber() != next.activeNumber() {

@@ -157,7 +157,7 @@ func (r *ring) issuing(now time.Time) bool {
 	return r.active != nil && now.Before(r.staleAt())
 }
 
-// staleAt is when the active epoch, which must be there, stops to encrypt unless
+// staleAt is when the active epoch, which must be there, stops encrypting unless
 // a newer one comes.
 func (r *ring) staleAt() time.Time { return r.active.activatedAt.Add(r.maxActiveAge) }
 

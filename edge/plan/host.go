@@ -7,7 +7,7 @@ import (
 
 // NormalizeHost is the form in which hosts are compared: of host[:port] the
 // host in lower case, without port, trailing dot or IPv6 brackets; an IP address
-// in its canonical form (RFC 5952). It returns "" for what is no host at all.
+// in its canonical form (RFC 5952). It returns "" for what is not a host at all.
 func NormalizeHost(hostport string) string {
 	host, bracketed := withoutPort(hostport)
 	host = strings.ToLower(strings.TrimSuffix(host, "."))

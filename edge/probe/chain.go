@@ -69,7 +69,7 @@ func (c *chain) again() bool {
 }
 
 // take is the session for the next handshake that tickets are for: the newest
-// unused one, else the last one again unless each is taken only once.
+// unused one, or the last one again unless each is taken only once.
 func (c *chain) take() *tls.ClientSessionState {
 	if n := len(c.tickets); n > 0 {
 		c.spent, c.tickets = c.tickets[n-1], c.tickets[:n-1]

@@ -49,7 +49,7 @@ func configOf(order *resealv1.ProbeOrder, pool *Pool) (Config, error) {
 	fixed := slices.ContainsFunc(spec.GetEndpoints(), func(e *resealv1.Endpoint) bool { return e.GetAddress() == address })
 	dns := spec.GetDns()
 	if !fixed && (dns == nil || address != net.JoinHostPort(dns.GetName(), strconv.FormatUint(uint64(dns.GetPort()), 10))) {
-		return Config{}, fmt.Errorf("%q is no endpoint of pool %q in its plan", address, order.GetPool())
+		return Config{}, fmt.Errorf("%q is not an endpoint of pool %q in its plan", address, order.GetPool())
 	}
 	cfg := Config{
 		Address:    address,

@@ -38,7 +38,7 @@ func TestCarryOut(t *testing.T) {
 		want  string
 	}{
 		{order, nil, `pool "jetty" is not in its plan`},
-		{&resealv1.ProbeOrder{Pool: "jetty", Address: "127.0.0.1:1"}, pool, "is no endpoint"},
+		{&resealv1.ProbeOrder{Pool: "jetty", Address: "127.0.0.1:1"}, pool, "is not an endpoint"},
 		{&resealv1.ProbeOrder{Address: s.address, Idle: durationpb.New(-time.Second)}, pool, "negative"},
 		{&resealv1.ProbeOrder{Address: s.address, ServerName: "other.test"}, pool, "not other.test"},
 	} {

@@ -46,7 +46,7 @@ const (
 
 var (
 	errContainer = errors.New("malformed sessions")
-	// errRelease is no failure: after an upgrade the sessions are of the past.
+	// errRelease is not a failure: after an upgrade the sessions are of the past.
 	errRelease = errors.New("sessions of another release")
 	errNoWay   = errors.New("sessions with such an ID are not resumed here")
 )

@@ -83,7 +83,7 @@ func (s *helloSpy) Read(p []byte) (int, error) {
 type records struct {
 	header []byte // of the present one, as much of it as came
 	rest   int    // bytes of the present one that are still to come
-	lost   bool   // what came is no TLS
+	lost   bool   // what came is not TLS
 }
 
 // left is how many bytes end the present record, or its header.

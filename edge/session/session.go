@@ -127,7 +127,7 @@ type Attempt struct {
 // Reserve waits until a handshake of identity should be made. While another
 // connection may bring a session it waits for that, at most for terms.Wait; then
 // one caller goes ahead and the others wait until ctx ends. It is called before
-// the dial: a server that serves one connection at a time would else attend to
+// the dial: a server that serves one connection at a time would otherwise serve
 // those that wait, while the one that they wait for stands in line.
 func (s *Store) Reserve(ctx context.Context, identity string, terms Terms) (*Attempt, error) {
 	offer, err := s.acquire(ctx, identity, terms)
@@ -213,7 +213,7 @@ func (s *Store) prepareID(own *tls.Config, cache *connCache) *secretLog {
 	own.KeyLogWriter = log
 	cache.spy.listens = true
 	taken := cache.offer.session
-	if taken == nil || taken.byID == nil { // else it does not go bare
+	if taken == nil || taken.byID == nil { // otherwise it does not go bare
 		return log
 	}
 	if why := taken.byID.refusal(own, time.Now()); why != 0 {

@@ -19,7 +19,7 @@ import (
 // handshakes can be under way as there are tickets, and the others queue for the
 // next. Another full handshake adds a ticket to those in circulation. It pays
 // when the queue gets too long, but only if the server and this machine have time
-// for more: else handshakes take longer in the same measure as there are more of
+// for more: otherwise handshakes take longer in the same measure as there are more of
 // them, and full ones most of all.
 
 // reuseKind is what is known of a server's tickets of TLS 1.3.

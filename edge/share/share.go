@@ -56,7 +56,7 @@ type Pool struct {
 	// Name is metadata.name.
 	Name string
 	// Group is what the identities of its sessions have before the first "|".
-	// No other pool has the same, else their sessions are shared too.
+	// No other pool has the same, or their sessions would be shared too.
 	Group string
 	// TLS returns the configuration of full handshakes of an identity, or nil
 	// when nothing in this edge's plan leads to it. Required.

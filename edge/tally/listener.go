@@ -10,7 +10,7 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// maxCode is the first number that is no HTTP status code.
+// maxCode is the first number that is not an HTTP status code.
 const maxCode = 600
 
 // Listener holds the counters of a listener. It is safe for concurrent use.

@@ -173,7 +173,7 @@ func (r *running) quantile(percent int) time.Duration {
 }
 
 // request makes one request, with the retries that the load allows. A kept
-// connection that turned out to be closed is no failure for any HTTP client
+// connection that turned out to be closed is not a failure for any HTTP client
 // (RFC 9112 section 9.3.1).
 func (r *running) request(c *client, abort bool) error {
 	deadline := time.Now().Add(requestTimeout)

@@ -113,7 +113,7 @@ func (c *capture) ended(dialler string, flags, end uint64) {
 	if flags&flagFIN == 0 {
 		return
 	}
-	if e := c.ends[dialler]; e == nil || e.after != after { // else it is repeated
+	if e := c.ends[dialler]; e == nil || e.after != after { // otherwise it is repeated
 		c.ends[dialler] = &ending{after: after}
 	}
 }

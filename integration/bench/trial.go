@@ -264,7 +264,7 @@ func (t *trial) restartBackend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// How its own end looks is no matter of the proxy's.
+	// How its own end looks does not depend on the proxy.
 	t.past = counts
 	return errors.Join(t.backend.Stop(), t.startBackend(ctx))
 }

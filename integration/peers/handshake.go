@@ -110,7 +110,7 @@ func (h *handshake) mechanism() mechanism {
 }
 
 // message is the body of the first message of a kind, or nil. A
-// HelloRetryRequest (RFC 8446 section 4.1.3) is no ServerHello.
+// HelloRetryRequest (RFC 8446 section 4.1.3) is not a ServerHello.
 func message(plain []byte, kind uint8) []byte {
 	retry := []byte("\xcf\x21\xad\x74\xe5\x9a\x61\x11\xbe\x1d\x8c\x02\x1e\x65\xb8\x91")
 	for s := cryptobyte.String(plain); !s.Empty(); {

@@ -152,7 +152,7 @@ func (p *Process) Name() string { return p.name }
 // Done is closed when the program has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err is how the program ended: nil for exit status 0, else an *exec.ExitError.
+// Err is how the program ended: nil for exit status 0, otherwise an *exec.ExitError.
 // It waits for the end.
 func (p *Process) Err() error {
 	<-p.done

@@ -249,7 +249,7 @@ func (c *Conn) readMessage(limit int) ([]byte, error) {
 	}
 }
 
-// nextOfHandshake reads a record that is no warning.
+// nextOfHandshake reads a record that is not a warning.
 func (c *Conn) nextOfHandshake() (record, error) {
 	for {
 		record, err := c.next()

@@ -165,7 +165,7 @@ func (c *Conn) checkHeader(kind byte, version uint16, size int) error {
 	}
 	switch {
 	case kind < recordChangeCipherSpec || kind > recordApplicationData || version>>8 != 3:
-		return c.fail(alertUnexpectedMessage, errors.New("what came is no record of TLS"))
+		return c.fail(alertUnexpectedMessage, errors.New("what came is not a TLS record"))
 	case c.greeted && version != version12:
 		return c.fail(alertProtocolVersion, errors.New("a record of another version of TLS"))
 	case size > limit:

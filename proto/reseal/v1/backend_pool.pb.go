@@ -28,7 +28,7 @@ type BackendPool_Protocol int32
 const (
 	// The default: auto.
 	BackendPool_PROTOCOL_UNSPECIFIED BackendPool_Protocol = 0
-	// HTTP/2 if the endpoint agrees to it by ALPN, else HTTP/1.1.
+	// HTTP/2 if the endpoint agrees to it by ALPN, otherwise HTTP/1.1.
 	BackendPool_PROTOCOL_AUTO BackendPool_Protocol = 1
 	// HTTP/1.1.
 	BackendPool_PROTOCOL_HTTP1 BackendPool_Protocol = 2
@@ -750,7 +750,7 @@ type BackendTLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name sent in SNI and verified in the certificate. Empty: the request's
 	// host, lower case, without port or trailing dot, and only if it matches a
-	// Route host or a name of the listener's certificate, else the request is
+	// Route host or a name of the listener's certificate; otherwise the request is
 	// refused with 421. For listeners with protocol tls: the client's SNI.
 	ServerName string `protobuf:"bytes,1,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
 	// The trusted roots. Default: system.
@@ -1123,7 +1123,7 @@ type HealthCheck struct {
 	// Status codes that mean healthy. Default 200 to 399.
 	ExpectedStatuses []uint32 `protobuf:"varint,3,rep,packed,name=expected_statuses,json=expectedStatuses,proto3" json:"expected_statuses,omitempty"`
 	// Name for SNI, verification and Host. Required when spec.tls.serverName is
-	// empty, which is else its default.
+	// empty; otherwise that is its default.
 	ServerName string `protobuf:"bytes,4,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
 	// Time between two checks of an endpoint. Default 10s, at least 100ms.
 	Interval *durationpb.Duration `protobuf:"bytes,5,opt,name=interval,proto3" json:"interval,omitempty"`

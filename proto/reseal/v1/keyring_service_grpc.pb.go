@@ -62,7 +62,7 @@ type KeyringServiceClient interface {
 	// newest again when what it holds changes by itself. Only acks count, not what
 	// the first request says. A newer stream of the same edge ends the older one
 	// with ABORTED. The end of the stream changes nothing on the edge. The edge
-	// must speak as itself, else PERMISSION_DENIED.
+	// must speak as itself, or the call fails with PERMISSION_DENIED.
 	Hold(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[HoldRequest, HoldResponse], error)
 }
 
@@ -154,7 +154,7 @@ type KeyringServiceServer interface {
 	// newest again when what it holds changes by itself. Only acks count, not what
 	// the first request says. A newer stream of the same edge ends the older one
 	// with ABORTED. The end of the stream changes nothing on the edge. The edge
-	// must speak as itself, else PERMISSION_DENIED.
+	// must speak as itself, or the call fails with PERMISSION_DENIED.
 	Hold(grpc.BidiStreamingServer[HoldRequest, HoldResponse]) error
 	mustEmbedUnimplementedKeyringServiceServer()
 }

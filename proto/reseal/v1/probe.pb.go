@@ -159,7 +159,7 @@ type ProbeOrder struct {
 	// host:port, one of the pool's endpoints, or dns.name:dns.port.
 	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	// Name for SNI, verification and Host. Empty: the pool's tls.serverName,
-	// else the address's host.
+	// otherwise the address's host.
 	ServerName string `protobuf:"bytes,4,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
 	// Path of the requests. Default "/".
 	Path string `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`

@@ -62,7 +62,7 @@ type SessionServiceClient interface {
 	// takes once is offered to one, and its origin uses it no more.
 	//
 	// The relay passes an offer on when origin is the caller, recipient is a
-	// member with that boot id, and both are entitled to the pool; else it drops
+	// member with that boot id, and both are entitled to the pool; otherwise it drops
 	// it. It also drops offers to members that don't read as fast as others
 	// offer: a lost offer costs at most one full handshake.
 	//
@@ -136,7 +136,7 @@ type SessionServiceServer interface {
 	// takes once is offered to one, and its origin uses it no more.
 	//
 	// The relay passes an offer on when origin is the caller, recipient is a
-	// member with that boot id, and both are entitled to the pool; else it drops
+	// member with that boot id, and both are entitled to the pool; otherwise it drops
 	// it. It also drops offers to members that don't read as fast as others
 	// offer: a lost offer costs at most one full handshake.
 	//

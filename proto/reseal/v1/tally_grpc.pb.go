@@ -40,7 +40,7 @@ type TallyServiceClient interface {
 	// request. Counters are cumulative since the process started, so each report
 	// replaces the one before and a lost one costs nothing; another boot_id tells
 	// that they started again at 0. ReportRequest.edge must be the id in the
-	// edge's certificate, else PERMISSION_DENIED.
+	// edge's certificate, or the call fails with PERMISSION_DENIED.
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReportRequest, ReportResponse], error)
 }
 
@@ -110,7 +110,7 @@ type TallyServiceServer interface {
 	// request. Counters are cumulative since the process started, so each report
 	// replaces the one before and a lost one costs nothing; another boot_id tells
 	// that they started again at 0. ReportRequest.edge must be the id in the
-	// edge's certificate, else PERMISSION_DENIED.
+	// edge's certificate, or the call fails with PERMISSION_DENIED.
 	Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error
 	mustEmbedUnimplementedTallyServiceServer()
 }
