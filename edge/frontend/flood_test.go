@@ -127,7 +127,7 @@ func TestNoFlood(t *testing.T) {
 	t.Run("acknowledged data", func(t *testing.T) {
 		e := newEdge(t, answering("ok"))
 		h := e.h2Dial()
-		for i := range uint32(3 * floodCredit) {
+		for i := range uint32(floodCredit + floodCredit/2) {
 			if err := h.request(2*i+1, "GET", true); err != nil {
 				t.Fatal(err)
 			}

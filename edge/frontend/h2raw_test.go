@@ -33,6 +33,7 @@ func (e *edge) h2Dial(change ...func(*tls.Config)) *h2Raw {
 func (e *edge) h2DialWith(settings []http2.Setting, change ...func(*tls.Config)) *h2Raw {
 	e.t.Helper()
 	conn := e.dial(append(change, func(cfg *tls.Config) { cfg.NextProtos = []string{"h2"} })...)
+	_ = conn.SetDeadline(time.Now().Add(12 * patience)) // for many frames on a busy machine
 	h := &h2Raw{t: e.t, Framer: http2.NewFramer(conn, conn), conn: conn, path: "/"}
 	h.encode = hpack.NewEncoder(&h.block)
 	h.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -81,7 +82,7 @@ type h2End struct {
 // read reads until the connection ends or until says so.
 func (h *h2Raw) read(until func(end *h2End) bool) *h2End {
 	end := &h2End{answers: map[uint32]string{}, resets: map[uint32]http2.ErrCode{}}
-	_ = h.conn.SetReadDeadline(time.Now().Add(2 * patience))
+	_ = h.conn.SetReadDeadline(time.Now().Add(12 * patience))
 	for until == nil || !until(end) {
 		f, err := h.ReadFrame()
 		if err != nil {
