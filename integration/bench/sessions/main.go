@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -25,6 +26,7 @@ type options struct {
 	requests int
 	peers    bool
 	scenario *regexp.Regexp
+	proxy    *regexp.Regexp
 	markdown bool
 	bin      string
 }
@@ -34,17 +36,20 @@ func main() {
 	flag.IntVar(&o.requests, "requests", 50_000, "requests per scenario and proxy")
 	flag.BoolVar(&o.peers, "peers", false, "measure HAProxy and nginx as well")
 	scenario := flag.String("scenario", "", "only scenarios whose key matches this `regexp`")
+	proxy := flag.String("proxy", "", "only proxies whose name matches this `regexp`")
 	flag.BoolVar(&o.markdown, "markdown", false, "print markdown")
 	flag.StringVar(&o.bin, "bin", "", "`folder` with the built commands; default: build them")
 	flag.Parse()
-	var err error
-	if o.scenario, err = regexp.Compile(*scenario); err != nil || flag.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "Error: bad -scenario or argument:", err, flag.Args())
+	var bad, err error
+	o.scenario, bad = regexp.Compile(*scenario)
+	o.proxy, err = regexp.Compile(*proxy)
+	if err := errors.Join(bad, err); err != nil || flag.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "Error: bad -scenario, -proxy or argument:", err, flag.Args())
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	if err = run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "Error:", err)
 		stop()
 		os.Exit(1)
@@ -117,6 +122,7 @@ func measure(ctx context.Context, o options, t *tb, b *bench.Bench, scenarios []
 	if o.peers {
 		table.Proxies = []string{bench.ProxyHAProxy, bench.ProxyHAProxyBest, bench.ProxyNginx, bench.ProxyNginxBest, bench.ProxyReseal}
 	}
+	table.Proxies = slices.DeleteFunc(table.Proxies, func(proxy string) bool { return !o.proxy.MatchString(proxy) })
 	var errs []error
 	for _, s := range scenarios {
 		results := make(map[string]bench.Result)
