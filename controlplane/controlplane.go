@@ -237,8 +237,16 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Logger:     c.cfg.Logger.With("part", "feed"),
 		Registerer: c.registry,
 	})
+	assignments := &tally.Assignments{}
 	tallyServer := tally.New(tally.Config{
-		Edge:       c.edgeID,
+		Edge: c.edgeID,
+		Assigned: func(ctx context.Context) (pools, listeners map[string]bool) {
+			_, labels, err := c.trust.Edge(ctx)
+			if err != nil {
+				labels = nil // what is not known now counts as what was never given
+			}
+			return assignments.Of(c.store.Snapshot(), labels)
+		},
 		Live:       feedServer.Live,
 		Logger:     c.cfg.Logger.With("part", "tally"),
 		Registerer: c.registry,

@@ -4,22 +4,23 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// The metrics have the names and labels of the edges' own. What reports don't
-// tell, the TLS version and who closed a connection, is empty.
+// The metrics are sums over the fleet, and so have names of their own: with those of
+// the edges' metrics, whoever scrapes both would count everything twice.
 var (
-	handshakesDesc = prometheus.NewDesc("reseal_tls_handshakes_total",
-		"TLS handshakes of the fleet, health checks included.", []string{"side", "pool", "listener", "result", "mechanism", "version"}, nil)
-	missesDesc = prometheus.NewDesc("reseal_tls_resumption_misses_total",
+	handshakesDesc = prometheus.NewDesc("reseal_fleet_tls_handshakes_total",
+		"TLS handshakes of the fleet, health checks included.", []string{"side", "pool", "listener", "result", "mechanism"}, nil)
+	missesDesc = prometheus.NewDesc("reseal_fleet_tls_resumption_misses_total",
 		"Full TLS handshakes of the fleet by the reason why they were not resumed.", []string{"side", "pool", "listener", "reason"}, nil)
-	closedDesc = prometheus.NewDesc("reseal_backend_connections_closed_total",
-		"Connections of the fleet to backends by how they ended.", []string{"pool", "how", "by"}, nil)
-	connectionsDesc = prometheus.NewDesc("reseal_backend_connections",
+	closedDesc = prometheus.NewDesc("reseal_fleet_backend_connections_closed_total",
+		"Connections of the fleet to backends by how they ended.", []string{"pool", "how"}, nil)
+	connectionsDesc = prometheus.NewDesc("reseal_fleet_backend_connections",
 		"Open connections of the fleet to backends.", []string{"pool", "state"}, nil)
-	requestsDesc = prometheus.NewDesc("reseal_backend_requests_total",
+	requestsDesc = prometheus.NewDesc("reseal_fleet_backend_requests_total",
 		"Requests of the fleet to backends, by whether the connection had served one before.", []string{"pool", "reused"}, nil)
 )
 
-// collector shows the totals of the fleet, since the start of each live edge.
+// collector shows the totals of the fleet, since the start of this control plane and
+// of the edges that it knows.
 type collector struct{ server *Server }
 
 func (c *collector) Describe(descs chan<- *prometheus.Desc) {
@@ -57,7 +58,7 @@ func (s sink) handshakes(c *counters, side, pool, listener string) {
 		{resumedPSK, "resumed", "psk"},
 		{failed, "failed", "none"},
 	} {
-		s.counter(handshakesDesc, c.plain[row.place], side, pool, listener, row.result, row.mechanism, "")
+		s.counter(handshakesDesc, c.plain[row.place], side, pool, listener, row.result, row.mechanism)
 	}
 	for _, miss := range c.shares[byMiss] {
 		s.counter(missesDesc, miss.count, side, pool, listener, miss.key)
@@ -66,7 +67,7 @@ func (s sink) handshakes(c *counters, side, pool, listener string) {
 
 func (s sink) pool(c *counters) {
 	for _, kind := range c.shares[byClose] {
-		s.counter(closedDesc, kind.count, c.name, kind.key, "")
+		s.counter(closedDesc, kind.count, c.name, kind.key)
 	}
 	for state, value := range map[string]int64{"active": c.active, "idle": c.idle} {
 		s.metrics <- prometheus.MustNewConstMetric(connectionsDesc, prometheus.GaugeValue, float64(value), c.name, state)

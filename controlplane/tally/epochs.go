@@ -34,7 +34,7 @@ func fromEpochs(stats []*resealv1.EpochStats, words *vocabulary) []*epoch {
 	var epochs []*epoch
 	for _, e := range stats[:min(len(stats), maxEpochs)] {
 		made := &epoch{e.GetKeyring(), e.GetEpoch(), e.GetResumed(), words.shares(e.GetMisses())}
-		if len(made.keyring) <= maxName && (made.resumed > 0 || len(made.misses) > 0) {
+		if len(made.keyring) <= maxName && (made.keyring == "" || isName(made.keyring)) && (made.resumed > 0 || len(made.misses) > 0) {
 			epochs = append(epochs, made)
 		}
 	}

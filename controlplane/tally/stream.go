@@ -1,8 +1,13 @@
 package tally
 
 import (
+	"context"
 	"errors"
 	"io"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -22,6 +27,7 @@ type stream struct {
 	wake       chan struct{} // something is to be asked
 	superseded chan struct{} // closed when a newer stream took over
 	done       chan struct{} // closed when the stream has ended
+	stripped   bool          // that was said; of the goroutine that receives
 
 	// Guarded by Server.mu.
 
@@ -84,13 +90,54 @@ func (s *Server) receive(c *stream, reports grpc.BidiStreamingServer[resealv1.Re
 		if message.GetEdge() != c.id {
 			return status.Errorf(codes.PermissionDenied, "edge %q can't report for another", c.id)
 		}
-		if len(message.GetBootId()) > maxName {
-			return status.Errorf(codes.InvalidArgument, "boot_id has more than %d bytes", maxName)
+		if len(message.GetBootId()) > maxName || message.GetBootId() != "" && !isName(message.GetBootId()) {
+			return status.Errorf(codes.InvalidArgument, "boot_id has more than %d bytes, or holds a control character", maxName)
 		}
+		s.strip(reports.Context(), c, message)
 		if err := s.take(c, message); err != nil {
 			return err
 		}
 	}
+}
+
+// strip removes from a report what the edge does not have, or what is no name. What
+// its process reported before stays: the edge may serve an older configuration.
+func (s *Server) strip(ctx context.Context, c *stream, message *resealv1.ReportRequest) {
+	var pools, listeners map[string]bool
+	if s.config.Assigned != nil {
+		pools, listeners = s.config.Assigned(ctx)
+	}
+	var known report
+	s.mu.Lock()
+	if e := s.edges[c.id]; e != nil && e.newest.bootID == message.GetBootId() {
+		known = *e.newest
+	}
+	s.mu.Unlock()
+	ignored := 0
+	only := func(all []*resealv1.Stats, assigned map[string]bool, before []*counters) []*resealv1.Stats {
+		return slices.DeleteFunc(all, func(stats *resealv1.Stats) bool {
+			name := stats.GetName()
+			if s.config.Assigned == nil && isName(name) || assigned[name] || byName(before, name) != nil {
+				return false
+			}
+			ignored++
+			return true
+		})
+	}
+	message.Pools = only(message.GetPools(), pools, known.pools)
+	message.Listeners = only(message.GetListeners(), listeners, known.listeners)
+	if ignored > 0 {
+		s.ignored.Add(float64(ignored))
+		if !c.stripped {
+			c.stripped = true
+			s.config.Logger.Warn("an edge reports pools or listeners that it does not have", "edge", c.id, "ignored", ignored)
+		}
+	}
+}
+
+// isName says whether a word may be shown to people.
+func isName(text string) bool {
+	return text != "" && utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 // due returns the request to send now, or 0. At most one is under way, so an

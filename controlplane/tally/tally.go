@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -22,6 +23,9 @@ const (
 	lingerFor = 30 * time.Second
 	// expireInterval is how often edges that left are looked for.
 	expireInterval = 10 * time.Second
+	// rememberFor is how long what an edge that left has counted is kept apart: when
+	// the same process comes back later than that, it is counted twice.
+	rememberFor = 24 * time.Hour
 )
 
 // Config is what the tally needs. It is read once, by New.
@@ -29,6 +33,9 @@ type Config struct {
 	// Edge names the caller of a stream. An error that carries no gRPC status
 	// is PERMISSION_DENIED. Required.
 	Edge func(ctx context.Context) (id string, err error)
+	// Assigned returns the names of the pools and listeners that the caller of a stream
+	// may report. What has another name is not taken in, and counted. Nil: any.
+	Assigned func(ctx context.Context) (pools, listeners map[string]bool)
 	// Live returns the ids of the edges that should report. Nil: those that do.
 	Live func() []string
 	// Logger is for the operator of this process. Required.
@@ -48,7 +55,10 @@ type Server struct {
 
 	mu    sync.Mutex
 	edges map[string]*edge
-	cells int // in all histories
+	gone  carried // of the edges that were forgotten
+	cells int     // in all histories
+
+	ignored prometheus.Counter
 }
 
 // edge is what is known of an edge. It outlives streams, for the windows.
@@ -57,6 +67,8 @@ type edge struct {
 	stream  *stream // nil: not connected
 	ended   time.Time
 	newest  *report
+	before  carried // what its earlier processes counted
+	absent  absent
 	history history
 }
 
@@ -67,6 +79,11 @@ func New(config Config) *Server {
 		words:   newVocabularies(),
 		stopped: make(chan struct{}),
 		edges:   map[string]*edge{},
+		gone:    newCarried(),
+		ignored: promauto.With(config.Registerer).NewCounter(prometheus.CounterOpts{
+			Name: "reseal_fleet_reports_ignored_total",
+			Help: "Pools and listeners in edges' reports that the edge does not have.",
+		}),
 	}
 	if config.Registerer != nil {
 		config.Registerer.MustRegister(&collector{s})
@@ -90,22 +107,34 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// expire forgets edges of which nothing is in the longest window.
+// expire forgets edges that left long ago, and of others what no window can reach.
 func (s *Server) expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.edges {
-		if e.stream == nil && time.Since(e.newest.at) > maxSince {
+		switch away := time.Since(e.newest.at); {
+		case e.stream != nil:
+		case away > rememberFor:
 			s.forgetLocked(e)
+		case away > maxSince:
+			s.dropHistoryLocked(e)
 		}
 	}
 }
 
 func (s *Server) forgetLocked(e *edge) {
+	s.dropHistoryLocked(e)
+	sum := e.all(false)
+	s.gone.pools.addLasting(sum.pools)
+	s.gone.listeners.addLasting(sum.listeners)
+	delete(s.edges, e.id)
+}
+
+func (s *Server) dropHistoryLocked(e *edge) {
 	for _, r := range e.history {
 		s.cells -= r.cells
 	}
-	delete(s.edges, e.id)
+	e.history = nil
 }
 
 // evictLocked makes room by forgetting the edge that was not heard of longest.
@@ -133,7 +162,7 @@ func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
 		if len(s.edges) >= maxEdges && !s.evictLocked() {
 			return errTooManyEdges
 		}
-		e = &edge{id: from.id}
+		e = &edge{id: from.id, before: newCarried(), absent: newCarried()}
 		s.edges[from.id] = e
 	}
 	switch {
@@ -148,7 +177,8 @@ func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
 	}
 	before, kept := e.newest, e.history.last()
 	e.newest = newReport(message, time.Now(), s.words, kept)
-	if before != kept && before.bootID != e.newest.bootID {
+	e.carry(before, e.newest)
+	if before != nil && before != kept && before.bootID != e.newest.bootID {
 		// The last that the earlier process said.
 		e.history = append(e.history, before)
 		s.cells += before.cells
@@ -203,17 +233,23 @@ func (s *Server) live() []string {
 	return s.config.Live()
 }
 
-// fleet are the totals of the fleet since the start of each edge.
+// fleet are the totals of the fleet: all that this control plane has heard of,
+// from edges that left and from processes that ended too.
 func (s *Server) fleet() (pools, listeners totals) {
 	live := s.live()
 	pools, listeners = totals{}, totals{}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	present := map[string]bool{}
 	for _, id := range s.presentLocked(live) {
-		if e := s.edges[id]; e != nil {
-			pools.addAll(e.newest.pools)
-			listeners.addAll(e.newest.listeners)
-		}
+		present[id] = true
+	}
+	pools.addTotals(s.gone.pools)
+	listeners.addTotals(s.gone.listeners)
+	for id, e := range s.edges {
+		sum := e.all(present[id])
+		pools.addTotals(sum.pools)
+		listeners.addTotals(sum.listeners)
 	}
 	return pools, listeners
 }

@@ -345,8 +345,17 @@ func TestLeaving(t *testing.T) {
 			t.Errorf("asked for an edge that left: %v", err)
 		}
 		settle(2 * time.Hour)
-		if len(p.server.edges) != 0 || p.server.cells != 0 {
-			t.Errorf("%d edges, %d cells are left", len(p.server.edges), p.server.cells)
+		p.server.mu.Lock()
+		if len(p.server.edges["a"].history) != 0 || p.server.cells != 0 {
+			t.Errorf("%d reports, %d cells are left", len(p.server.edges["a"].history), p.server.cells)
+		}
+		p.server.mu.Unlock()
+		settle(24 * time.Hour)
+		pools, _ := p.server.fleet()
+		p.server.mu.Lock()
+		defer p.server.mu.Unlock()
+		if len(p.server.edges) != 0 || pools["app"].plain[requests] != 5 || pools["app"].active != 0 {
+			t.Errorf("%d edges are left, the fleet's totals are %v", len(p.server.edges), pools)
 		}
 	})
 }
@@ -462,32 +471,35 @@ func TestMetrics(t *testing.T) {
 		a.Listener("web").HandshakeFailed(0)
 		settle(5 * time.Second)
 		want := `
-# HELP reseal_backend_connections Open connections of the fleet to backends.
-# TYPE reseal_backend_connections gauge
-reseal_backend_connections{pool="app",state="active"} 1
-reseal_backend_connections{pool="app",state="idle"} 0
-# HELP reseal_backend_connections_closed_total Connections of the fleet to backends by how they ended.
-# TYPE reseal_backend_connections_closed_total counter
-reseal_backend_connections_closed_total{by="",how="close_notify_both",pool="app"} 5
-# HELP reseal_backend_requests_total Requests of the fleet to backends, by whether the connection had served one before.
-# TYPE reseal_backend_requests_total counter
-reseal_backend_requests_total{pool="app",reused="false"} 5
-reseal_backend_requests_total{pool="app",reused="true"} 1
-# HELP reseal_tls_handshakes_total TLS handshakes of the fleet, health checks included.
-# TYPE reseal_tls_handshakes_total counter
-reseal_tls_handshakes_total{listener="",mechanism="none",pool="app",result="failed",side="backend",version=""} 0
-reseal_tls_handshakes_total{listener="",mechanism="none",pool="app",result="full",side="backend",version=""} 5
-reseal_tls_handshakes_total{listener="",mechanism="psk",pool="app",result="resumed",side="backend",version=""} 1
-reseal_tls_handshakes_total{listener="",mechanism="session_id",pool="app",result="resumed",side="backend",version=""} 0
-reseal_tls_handshakes_total{listener="",mechanism="ticket",pool="app",result="resumed",side="backend",version=""} 0
-reseal_tls_handshakes_total{listener="web",mechanism="none",pool="",result="failed",side="frontend",version=""} 1
-reseal_tls_handshakes_total{listener="web",mechanism="none",pool="",result="full",side="frontend",version=""} 0
-reseal_tls_handshakes_total{listener="web",mechanism="psk",pool="",result="resumed",side="frontend",version=""} 0
-reseal_tls_handshakes_total{listener="web",mechanism="session_id",pool="",result="resumed",side="frontend",version=""} 0
-reseal_tls_handshakes_total{listener="web",mechanism="ticket",pool="",result="resumed",side="frontend",version=""} 0
-# HELP reseal_tls_resumption_misses_total Full TLS handshakes of the fleet by the reason why they were not resumed.
-# TYPE reseal_tls_resumption_misses_total counter
-reseal_tls_resumption_misses_total{listener="",pool="app",reason="no_session",side="backend"} 5
+# HELP reseal_fleet_backend_connections Open connections of the fleet to backends.
+# TYPE reseal_fleet_backend_connections gauge
+reseal_fleet_backend_connections{pool="app",state="active"} 1
+reseal_fleet_backend_connections{pool="app",state="idle"} 0
+# HELP reseal_fleet_backend_connections_closed_total Connections of the fleet to backends by how they ended.
+# TYPE reseal_fleet_backend_connections_closed_total counter
+reseal_fleet_backend_connections_closed_total{how="close_notify_both",pool="app"} 5
+# HELP reseal_fleet_backend_requests_total Requests of the fleet to backends, by whether the connection had served one before.
+# TYPE reseal_fleet_backend_requests_total counter
+reseal_fleet_backend_requests_total{pool="app",reused="false"} 5
+reseal_fleet_backend_requests_total{pool="app",reused="true"} 1
+# HELP reseal_fleet_reports_ignored_total Pools and listeners in edges' reports that the edge does not have.
+# TYPE reseal_fleet_reports_ignored_total counter
+reseal_fleet_reports_ignored_total 0
+# HELP reseal_fleet_tls_handshakes_total TLS handshakes of the fleet, health checks included.
+# TYPE reseal_fleet_tls_handshakes_total counter
+reseal_fleet_tls_handshakes_total{listener="",mechanism="none",pool="app",result="failed",side="backend"} 0
+reseal_fleet_tls_handshakes_total{listener="",mechanism="none",pool="app",result="full",side="backend"} 5
+reseal_fleet_tls_handshakes_total{listener="",mechanism="psk",pool="app",result="resumed",side="backend"} 1
+reseal_fleet_tls_handshakes_total{listener="",mechanism="session_id",pool="app",result="resumed",side="backend"} 0
+reseal_fleet_tls_handshakes_total{listener="",mechanism="ticket",pool="app",result="resumed",side="backend"} 0
+reseal_fleet_tls_handshakes_total{listener="web",mechanism="none",pool="",result="failed",side="frontend"} 1
+reseal_fleet_tls_handshakes_total{listener="web",mechanism="none",pool="",result="full",side="frontend"} 0
+reseal_fleet_tls_handshakes_total{listener="web",mechanism="psk",pool="",result="resumed",side="frontend"} 0
+reseal_fleet_tls_handshakes_total{listener="web",mechanism="session_id",pool="",result="resumed",side="frontend"} 0
+reseal_fleet_tls_handshakes_total{listener="web",mechanism="ticket",pool="",result="resumed",side="frontend"} 0
+# HELP reseal_fleet_tls_resumption_misses_total Full TLS handshakes of the fleet by the reason why they were not resumed.
+# TYPE reseal_fleet_tls_resumption_misses_total counter
+reseal_fleet_tls_resumption_misses_total{listener="",pool="app",reason="no_session",side="backend"} 5
 `
 		if err := testutil.GatherAndCompare(p.registry, strings.NewReader(want)); err != nil {
 			t.Error(err)

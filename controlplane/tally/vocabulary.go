@@ -81,7 +81,7 @@ func (v *vocabulary) wordLocked(key string) string {
 	switch {
 	case ok:
 		return word
-	case key == "" || len(key) > maxWordLength || v.learned >= maxWords:
+	case len(key) > maxWordLength || v.learned >= maxWords || !isName(key):
 		return otherWord
 	default:
 		v.learned++
