@@ -290,26 +290,6 @@ func FuzzAccept(f *testing.F) {
 	})
 }
 
-func TestReplaysAreBounded(t *testing.T) {
-	r := &replays{seen: map[[32]byte]time.Time{}}
-	now := time.Now()
-	sum := func(i int) (s [32]byte) {
-		big.NewInt(int64(i)).FillBytes(s[:])
-		return s
-	}
-	for i := range maxReplays {
-		if err := r.take(sum(i), now.Add(time.Minute), now); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := r.take(sum(maxReplays), now.Add(time.Minute), now); err == nil {
-		t.Error("one more was taken")
-	}
-	if err := r.take(sum(maxReplays), now.Add(3*time.Minute), now.Add(2*time.Minute)); err != nil || len(r.seen) != 1 {
-		t.Errorf("old ones stay: %v, %d", err, len(r.seen))
-	}
-}
-
 // Pools that have nothing new cost nothing when an edge looks for it, several
 // times a second.
 func TestOnlyPoolsWithNewSessionsAreDealt(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -16,8 +17,10 @@ const (
 	// maxSkew is how far an offer's time may be from this edge's clock: what
 	// the way takes, and the difference of the clocks.
 	maxSkew = 5 * time.Minute
-	// maxReplays bounds the offers that are remembered for as long.
-	maxReplays = 65536
+	// maxReplays bounds the offers of one origin that are remembered for as long,
+	// maxOrigins the origins.
+	maxReplays = 32768
+	maxOrigins = maxPeers
 )
 
 // accept checks an offer as the contract says, the cheap things first, and takes
@@ -52,7 +55,7 @@ func (s *Share) accept(offer *resealv1.SessionOffer, keys []credentials) error {
 	if !ecdsa.VerifyASN1(key, sum, offer.GetSignature()) {
 		return errSignature
 	}
-	if err := s.replays.take([sha256.Size]byte(sum), sealed.Add(maxSkew), now); err != nil {
+	if err := s.replays.take(offer.GetOrigin(), [sha256.Size]byte(sum), now); err != nil {
 		return err
 	}
 	plaintext, err := openAny(offer, keys)
@@ -74,28 +77,62 @@ func openAny(offer *resealv1.SessionOffer, keys []credentials) (plaintext []byte
 	return nil, err
 }
 
-// replays remembers offers for as long as they would be taken again.
+// replays remembers the offers of each origin for as long as they would be taken
+// again. An origin that sends too many is refused, and nobody else: edges are known
+// by their certificates, so none can fill what is another's.
 type replays struct {
-	mu   sync.Mutex
-	seen map[[sha256.Size]byte]time.Time
+	mu      sync.Mutex
+	origins map[string]*seen
 }
 
-func (r *replays) take(sum [sha256.Size]byte, until, now time.Time) error {
+// seen is what came of one origin, in two parts that take turns: forgetting costs
+// nothing per offer.
+type seen struct {
+	newer, older map[[sha256.Size]byte]bool
+	turned       time.Time
+}
+
+// replayWindow is for how long an offer may be taken: its time may be off by maxSkew
+// to either side.
+const replayWindow = 2 * maxSkew
+
+func (r *replays) take(origin string, sum [sha256.Size]byte, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.seen[sum]; ok {
-		return errors.New("it came before")
-	}
-	if len(r.seen) >= maxReplays {
-		for old, end := range r.seen {
-			if now.After(end) {
-				delete(r.seen, old)
-			}
+	from := r.origins[origin]
+	if from == nil {
+		if len(r.origins) >= maxOrigins {
+			r.forgetLocked(now)
 		}
+		if len(r.origins) >= maxOrigins {
+			return fmt.Errorf("offers of more than %d edges in %v", maxOrigins, replayWindow)
+		}
+		from = &seen{newer: map[[sha256.Size]byte]bool{}, turned: now}
+		r.origins[origin] = from
 	}
-	if len(r.seen) >= maxReplays {
-		return fmt.Errorf("more than %d offers in %v", maxReplays, 2*maxSkew)
+	from.turn(now)
+	switch {
+	case from.newer[sum] || from.older[sum]:
+		return errors.New("it came before")
+	case len(from.newer)+len(from.older) >= maxReplays:
+		return fmt.Errorf("more than %d offers of this edge in %v", maxReplays, replayWindow)
 	}
-	r.seen[sum] = until
+	from.newer[sum] = true
 	return nil
+}
+
+// turn forgets what is older than replayWindow; some of it is remembered for up to
+// twice as long.
+func (s *seen) turn(now time.Time) {
+	switch age := now.Sub(s.turned); {
+	case age >= 2*replayWindow:
+		s.newer, s.older, s.turned = map[[sha256.Size]byte]bool{}, nil, now
+	case age >= replayWindow:
+		s.newer, s.older, s.turned = map[[sha256.Size]byte]bool{}, s.newer, now
+	}
+}
+
+// forgetLocked drops origins of which nothing came for long.
+func (r *replays) forgetLocked(now time.Time) {
+	maps.DeleteFunc(r.origins, func(_ string, from *seen) bool { return now.Sub(from.turned) >= 2*replayWindow })
 }

@@ -106,7 +106,7 @@ func New(cfg Config) *Share {
 	return &Share{
 		cfg:      cfg,
 		trust:    &trust{},
-		replays:  &replays{seen: map[[32]byte]time.Time{}},
+		replays:  &replays{origins: map[string]*seen{}},
 		ready:    make(chan struct{}),
 		changed:  make(chan struct{}, 1),
 		refusals: rate.Sometimes{First: 3, Interval: 30 * time.Second},
