@@ -43,16 +43,14 @@ const maxOffered = 60 << 10
 
 // supply is whether a connection's server has given a session.
 type supply struct {
-	tls13 bool        // set before the supply is shared
 	given atomic.Bool // at least one session came
-	read  atomic.Bool // what came after the handshake has been processed once
+	read  atomic.Bool // all that may bring one has been processed, as Store.shake and helloSpy say
 }
 
 // withheld reports that the server had its chance to give a session and did
-// not. In TLS 1.3 tickets arrive with what is read after the handshake.
-func (s *supply) withheld() bool {
-	return !s.given.Load() && (!s.tls13 || s.read.Load())
-}
+// not. In TLS 1.3 tickets arrive with what is read after the handshake; in TLS
+// 1.2 it is over when the session is filed under its ID.
+func (s *supply) withheld() bool { return !s.given.Load() && s.read.Load() }
 
 // Get implements tls.ClientSessionCache.
 func (c *connCache) Get(string) (*tls.ClientSessionState, bool) {
@@ -101,8 +99,7 @@ func (c *connCache) Put(_ string, state *tls.ClientSessionState) {
 }
 
 // complete files the sessions that came with the handshake.
-func (c *connCache) complete(version uint16, resumed bool) {
-	c.supply.tls13 = version == tls.VersionTLS13
+func (c *connCache) complete(resumed bool) {
 	c.store.connected(c, resumed)
 	c.mu.Lock()
 	early := c.early

@@ -411,3 +411,32 @@ func TestNobodyIsLateWhileLeadersChange(t *testing.T) {
 		leader.pending.settle()
 	})
 }
+
+// TestNobodyGoesBeforeTheSessionIsFiled: a handshake of TLS 1.2 has completed, but
+// its session is not filed yet, or it is not yet known in which way it is to be
+// offered. Who comes then must not take the server for one that gives none, and
+// let all go that wait.
+func TestNobodyGoesBeforeTheSessionIsFiled(t *testing.T) {
+	s, terms := New(Config{}), Terms{Wait: time.Minute}
+	first := <-s.join("a", terms).turn
+	waiting := s.join("a", terms)
+	spy := &helloSpy{supply: &supply{}}
+	cache := &connCache{store: s, identity: "a", offer: first, spy: spy, supply: spy.supply}
+	cache.complete(false)
+	late := s.join("a", terms)
+	if len(waiting.turn) != 0 || len(late.turn) != 0 {
+		t.Fatalf("%d and %d went ahead", len(waiting.turn), len(late.turn))
+	}
+	spy.supply.read.Store(true) // no session came of it
+	first.pending.settle()
+	for _, w := range []*waiter{waiting, late} {
+		select {
+		case o := <-w.turn:
+			if o.miss != resealv1.MissReason_MISS_REASON_UNSUPPORTED_BY_PEER {
+				t.Errorf("went ahead because of %v", o.miss)
+			}
+		default:
+			t.Error("waits for a server that gives none")
+		}
+	}
+}

@@ -192,12 +192,13 @@ func (s *Store) shake(ctx context.Context, conn net.Conn, identity string, cfg *
 	spy.done.Store(true)
 	state := tc.ConnectionState()
 	mechanism, miss := s.outcome(cache, state)
-	cache.complete(state.Version, state.DidResume)
+	cache.complete(state.DidResume)
 	if !state.DidResume {
 		s.fileID(cache, state, secret.secret)
 	}
 	if state.Version != tls.VersionTLS13 {
 		// Only in TLS 1.3 does a session come after the handshake.
+		spy.supply.read.Store(true)
 		offer.pending.settle()
 	}
 	return tc, mechanism, miss, nil
