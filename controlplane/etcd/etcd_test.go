@@ -138,13 +138,17 @@ func TestFull(t *testing.T) {
 	s := open(t, tempDir(t))
 	keep(t, s)
 	n := 0
-	for put(t, s, fmt.Sprint("key", n)) == nil {
-		n++
-	}
+	// Before it is full of what is needed, room is made more than once.
+	eventually(t, "it says that it is full", func() bool {
+		if put(t, s, fmt.Sprint("key", n)) == nil {
+			n++
+		}
+		needed := s.space.Load().inUse
+		return float64(needed) >= fullAt*testQuota && errors.Is(s.Full(), ErrFull)
+	})
 	if n < testQuota/len(value)/2 {
 		t.Fatalf("full after %d values", n)
 	}
-	eventually(t, "it says that it is full", func() bool { return errors.Is(s.Full(), ErrFull) })
 	for _, want := range []string{"--etcd-quota-bytes", "reseal-controlplane compact", "16.0 MiB"} {
 		if text := s.Problem(); !strings.Contains(text, want) {
 			t.Errorf("%q does not name %s", text, want)
@@ -181,7 +185,10 @@ func TestTidy(t *testing.T) {
 // TestWarning: there is one before the store is full.
 func TestWarning(t *testing.T) {
 	var log strings.Builder
-	s := open(t, tempDir(t), func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	s := open(t, tempDir(t), func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		c.QuotaBytes = 4 * testQuota // several values between the warning and the end
+	})
 	stop := keep(t, s)
 	for n := 0; s.space.Load().share() < warnAt; n++ {
 		if err := put(t, s, fmt.Sprint("key", n)); err != nil {
@@ -213,7 +220,7 @@ func TestUnreachable(t *testing.T) {
 // that says what to do, not with a trace.
 func TestDamaged(t *testing.T) {
 	whole := tempDir(t)
-	s := open(t, whole)
+	s := open(t, whole, func(c *Config) { c.QuotaBytes = 4 * testQuota }) // nobody makes room here
 	for i := range snapshotCount + 5 {
 		if err := put(t, s, fmt.Sprint("key", i%5)); err != nil {
 			t.Fatal(err)

@@ -207,7 +207,7 @@ func checkFirst(request *resealv1.HoldRequest, id string) error {
 			return status.Errorf(codes.InvalidArgument, "labels: one has more than %d bytes", maxText)
 		}
 		if strings.ContainsFunc(name+value, unicode.IsControl) {
-			return status.Errorf(codes.InvalidArgument, "labels: %q: %q holds a control character", name, value)
+			return status.Error(codes.InvalidArgument, "labels: one of them holds a control character")
 		}
 	}
 	return checkHeld(request)

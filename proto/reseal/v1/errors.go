@@ -20,7 +20,10 @@ func (e *ViolationsError) Error() string {
 // Text is "Kind/name: path: description", without what there isn't.
 func (v *Violation) Text() string {
 	var parts []string
-	for _, part := range []string{v.GetResource().Key(), v.GetField(), v.GetDescription()} {
+	if v.GetResource() != nil {
+		parts = append(parts, v.GetResource().Key())
+	}
+	for _, part := range []string{v.GetField(), v.GetDescription()} {
 		if part != "" {
 			parts = append(parts, part)
 		}

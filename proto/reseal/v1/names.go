@@ -51,9 +51,6 @@ func NewResource(kind string) *Resource {
 
 // Key is "Kind/name", the form in which messages and errors name resources.
 func (r *ResourceRef) Key() string {
-	if r == nil {
-		return ""
-	}
 	return r.GetKind() + "/" + r.GetName()
 }
 
