@@ -442,7 +442,6 @@ func TestMisuse(t *testing.T) {
 		"method":       func(r *http.Request) { r.Method = "GET / HTTP/1.1\r\n" },
 		"host":         func(r *http.Request) { r.Host = "a\r\nb" },
 		"target":       func(r *http.Request) { r.URL.Opaque = "/a b" },
-		"no host":      func(r *http.Request) { r.Host, r.URL.Host = "", "" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			req := newRequest(t, "GET", "/", nil)
