@@ -51,7 +51,7 @@ func (a *app) printDiffs(changes []*resealv1.Change) bool {
 		differs = true
 		text := manifest.Diff(c.GetBefore(), c.GetAfter(), c.GetChangedSecrets()...)
 		for line := range strings.Lines(text) {
-			a.printf("%s\n", a.coloured(strings.TrimRight(line, "\n")))
+			steer(a.out, a.coloured(resealv1.VisibleLines(strings.TrimRight(line, "\n")))+"\n")
 		}
 	}
 	return differs

@@ -95,7 +95,7 @@ func (d *drainRun) waitUntilDone(ctx context.Context) error {
 			return err
 		}
 		if d.terminal && err == nil {
-			d.warnf("\r%d client connections left \x1b[K", open)
+			steer(d.err, fmt.Sprintf("\r%d client connections left \x1b[K", open))
 		}
 		select {
 		case <-ctx.Done():
@@ -112,7 +112,7 @@ func (d *drainRun) waitUntilDone(ctx context.Context) error {
 // clearProgress removes the line that shows it.
 func (d *drainRun) clearProgress() {
 	if d.terminal {
-		d.warnf("\r\x1b[K")
+		steer(d.err, "\r\x1b[K")
 	}
 }
 

@@ -211,7 +211,11 @@ func (a *app) formatResources(f *format, one bool, resources []*resealv1.Resourc
 		return manifest.FormatYAML(a.out, resources...)
 	}
 	if one {
-		return manifest.FormatJSON(a.out, resources...)
+		var data bytes.Buffer
+		if err := manifest.FormatJSON(&data, resources...); err != nil {
+			return err
+		}
+		return a.writeJSON(data.Bytes())
 	}
 	items := make([]json.RawMessage, len(resources))
 	for i, r := range resources {

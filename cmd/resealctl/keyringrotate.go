@@ -106,7 +106,7 @@ func (r *rotation) look(k *resealv1.KeyringStatus) (done bool, err error) {
 		return false, fmt.Errorf("epoch %d of keyring %q was revoked", r.epoch, r.keyring)
 	case e == nil || e.GetState() == resealv1.EpochState_EPOCH_STATE_PREPARED:
 		if r.terminal {
-			r.warnf("\repoch %d is held by %s edges \x1b[K", r.epoch, holders(k, r.epoch))
+			steer(r.err, fmt.Sprintf("\repoch %d is held by %s edges \x1b[K", r.epoch, holders(k, r.epoch)))
 		}
 		return false, nil
 	}
@@ -121,7 +121,7 @@ func (r *rotation) look(k *resealv1.KeyringStatus) (done bool, err error) {
 // clearProgress removes the line that shows it.
 func (r *rotation) clearProgress() {
 	if r.terminal {
-		r.warnf("\r\x1b[K")
+		steer(r.err, "\r\x1b[K")
 	}
 }
 

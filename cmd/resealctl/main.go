@@ -45,7 +45,7 @@ func (c console) colour() bool {
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, io console) int {
 	out := &checkedWriter{w: io.out}
-	io.out = out
+	io.out, io.err = &visibleWriter{out}, &visibleWriter{io.err}
 	a := &app{console: io}
 	defer a.close()
 	root := newRootCommand(a)

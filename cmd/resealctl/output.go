@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // format is how results are written.
@@ -50,8 +52,7 @@ func (a *app) printDocument(f *format, v any) error {
 		return err
 	}
 	if f.value == "json" {
-		_, err := a.out.Write(data.Bytes())
-		return err
+		return a.writeJSON(data.Bytes())
 	}
 	return writeJSONAsYAML(a.out, data.Bytes())
 }
@@ -59,7 +60,8 @@ func (a *app) printDocument(f *format, v any) error {
 // writeJSONAsYAML keeps the order of the fields.
 func writeJSONAsYAML(w io.Writer, data []byte) error {
 	var node yaml.Node
-	if err := yaml.Unmarshal(data, &node); err != nil {
+	// YAML does not take all characters that JSON does, but their escapes.
+	if err := yaml.Unmarshal([]byte(resealv1.VisibleLines(string(data))), &node); err != nil {
 		return err
 	}
 	plainStyle(&node)
@@ -76,6 +78,9 @@ func writeJSONAsYAML(w io.Writer, data []byte) error {
 func plainStyle(node *yaml.Node) {
 	if len(node.Content) > 0 || node.Kind == yaml.ScalarNode {
 		node.Style = 0
+	}
+	if node.Kind == yaml.ScalarNode && resealv1.VisibleLines(node.Value) != node.Value {
+		node.Style = yaml.DoubleQuotedStyle // where escapes mean what they stand for
 	}
 	for _, child := range node.Content {
 		plainStyle(child)

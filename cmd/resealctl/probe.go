@@ -146,7 +146,7 @@ func (p *probeRun) progress(on bool) {
 	switch {
 	case !p.terminal:
 	case !on:
-		p.warnf("\r\x1b[K")
+		steer(p.err, "\r\x1b[K")
 	case p.idle > 0:
 		p.warnf("Probing %s, with %s of idling ...", p.address, configured(durationpb.New(p.idle)))
 	default:

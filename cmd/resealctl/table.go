@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // columnGap stands between two columns.
@@ -60,14 +62,7 @@ func (t *table) flush() {
 }
 
 // printable keeps a cell on its line and the terminal's state its own.
-func printable(cell string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || 0x80 <= r && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, cell)
-}
+func printable(cell string) string { return resealv1.Visible(cell) }
 
 func orNone(s string) string {
 	if s == "" {

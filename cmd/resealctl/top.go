@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -101,8 +102,7 @@ func (t *topRun) sample(ctx context.Context) (*sample, error) {
 // redraw replaces the screen's content in one write, so that it does not flicker.
 func (t *topRun) redraw(frame []byte) {
 	const home, clearLine, clearBelow = "\x1b[H", "\x1b[K\n", "\x1b[J"
-	frame = bytes.ReplaceAll(frame, []byte("\n"), []byte(clearLine))
-	t.printf("%s%s%s", home, frame, clearBelow)
+	steer(t.out, home+strings.ReplaceAll(resealv1.VisibleLines(string(frame)), "\n", clearLine)+clearBelow)
 }
 
 // draw writes a frame.

@@ -225,7 +225,7 @@ func TestTableIsSafe(t *testing.T) {
 	table := newTable(&out, "NAME", "REASON")
 	table.add("é", "bad\x1b[2J\nnews\u009b")
 	table.flush()
-	if want := "NAME   REASON\né      bad [2J news\n"; out.String() != want {
+	if want := "NAME   REASON\né      bad\\x1b[2J\\nnews\\u009b\n"; out.String() != want {
 		t.Errorf("got %q, want %q", out.String(), want)
 	}
 }

@@ -389,6 +389,9 @@ func TestBadSpeech(t *testing.T) {
 		"too many labels":   {[]*resealv1.SyncRequest{helloOf(&resealv1.Hello{Edge: "e1", Labels: many})}, codes.InvalidArgument},
 		"long label":        {[]*resealv1.SyncRequest{helloOf(&resealv1.Hello{Edge: "e1", Labels: map[string]string{"a": long}})}, codes.InvalidArgument},
 		"long boot id":      {[]*resealv1.SyncRequest{helloOf(&resealv1.Hello{Edge: "e1", BootId: long})}, codes.InvalidArgument},
+		"steering version":  {[]*resealv1.SyncRequest{helloOf(&resealv1.Hello{Edge: "e1", Version: "v1\x1b[2J"})}, codes.InvalidArgument},
+		"steering boot id":  {[]*resealv1.SyncRequest{helloOf(&resealv1.Hello{Edge: "e1", BootId: "\u009b2J"})}, codes.InvalidArgument},
+		"steering label":    {[]*resealv1.SyncRequest{helloOf(&resealv1.Hello{Edge: "e1", Labels: map[string]string{"zone": "\u202eue"}})}, codes.InvalidArgument},
 		"silence":           {nil, codes.DeadlineExceeded},
 	} {
 		t.Run(name, func(t *testing.T) {

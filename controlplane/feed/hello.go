@@ -1,10 +1,13 @@
 package feed
 
 import (
+	"fmt"
 	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -16,6 +19,7 @@ const (
 	maxViolations  = 100
 	maxField       = 512
 	maxDescription = 2048
+	maxReport      = 512 << 10
 )
 
 // checkHello admits the Hello of the edge whose certificate names id.
@@ -31,12 +35,20 @@ func checkHello(hello *resealv1.Hello, id string) error {
 			return status.Errorf(codes.InvalidArgument, "a text in Hello has %d bytes, at most %d are allowed", len(text), maxText)
 		}
 	}
+	for field, text := range map[string]string{"boot_id": hello.GetBootId(), "version": hello.GetVersion(), "cluster_id": hello.GetClusterId()} {
+		if !resealv1.Legible(text) {
+			return status.Errorf(codes.InvalidArgument, "hello.%s holds a control character", field)
+		}
+	}
 	if len(hello.GetLabels()) > maxLabels {
 		return status.Errorf(codes.InvalidArgument, "Hello has %d labels, at most %d are allowed", len(hello.GetLabels()), maxLabels)
 	}
 	for name, value := range hello.GetLabels() {
 		if len(name) > maxText || len(value) > maxText {
 			return status.Errorf(codes.InvalidArgument, "a label has more than %d bytes", maxText)
+		}
+		if !resealv1.Legible(name) || !resealv1.Legible(value) {
+			return status.Error(codes.InvalidArgument, "hello.labels: one of them holds a control character")
 		}
 	}
 	return nil
@@ -51,8 +63,8 @@ func boundNack(nack *resealv1.Nack) *resealv1.Nack {
 		}
 		kept.Violations = append(kept.Violations, &resealv1.Violation{
 			Resource:    boundRef(violation.GetResource()),
-			Field:       cut(violation.GetField(), maxField),
-			Description: cut(violation.GetDescription(), maxDescription),
+			Field:       shown(violation.GetField(), maxField),
+			Description: shown(violation.GetDescription(), maxDescription),
 		})
 	}
 	for _, ref := range nack.GetHeldBack() {
@@ -69,7 +81,74 @@ func boundRef(ref *resealv1.ResourceRef) *resealv1.ResourceRef {
 	if ref == nil {
 		return nil
 	}
-	return &resealv1.ResourceRef{Kind: cut(ref.GetKind(), maxText), Name: cut(ref.GetName(), maxText)}
+	return &resealv1.ResourceRef{Kind: shown(ref.GetKind(), maxText), Name: shown(ref.GetName(), maxText)}
+}
+
+// shown is a text of an edge for people, of at most limit bytes.
+func shown(text string, limit int) string {
+	return cut(resealv1.Visible(cut(text, limit)), limit)
+}
+
+// boundReport checks and changes a report of a probe so that it can be shown to
+// people. Texts of several lines, such as PEM, remain such.
+func boundReport(report *resealv1.ProbeReport) error {
+	if size := proto.Size(report); size > maxReport {
+		return fmt.Errorf("its report has %d bytes, at most %d are allowed", size, maxReport)
+	}
+	makeVisible(report.ProtoReflect())
+	return nil
+}
+
+// makeVisible goes through all texts of a message.
+func makeVisible(message protoreflect.Message) {
+	message.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		switch {
+		case field.IsMap():
+			makeMapVisible(field, value.Map())
+		case field.IsList():
+			list := value.List()
+			for i := range list.Len() {
+				if text, ok := visibleValue(field, list.Get(i)); ok {
+					list.Set(i, text)
+				}
+			}
+		default:
+			if text, ok := visibleValue(field, value); ok {
+				message.Set(field, text)
+			}
+		}
+		return true
+	})
+}
+
+func makeMapVisible(field protoreflect.FieldDescriptor, entries protoreflect.Map) {
+	entries.Range(func(key protoreflect.MapKey, value protoreflect.Value) bool {
+		name, changed := visibleValue(field.MapKey(), key.Value())
+		if changed {
+			entries.Clear(key)
+		} else {
+			name = key.Value()
+		}
+		if text, ok := visibleValue(field.MapValue(), value); ok {
+			value, changed = text, true
+		}
+		if changed {
+			entries.Set(name.MapKey(), value)
+		}
+		return true
+	})
+}
+
+// visibleValue returns what a text must be replaced by, if it must. In a message
+// it does so itself.
+func visibleValue(field protoreflect.FieldDescriptor, value protoreflect.Value) (protoreflect.Value, bool) {
+	switch {
+	case field.Message() != nil:
+		makeVisible(value.Message())
+	case field.Kind() == protoreflect.StringKind && resealv1.VisibleLines(value.String()) != value.String():
+		return protoreflect.ValueOfString(resealv1.VisibleLines(value.String())), true
+	}
+	return value, false
 }
 
 // cut shortens a text to at most limit bytes, at the border of a character.

@@ -109,7 +109,10 @@ func (s *Server) awaitReport(ctx context.Context, stream *session, probe *reseal
 
 func reported(edge string, report *resealv1.ProbeReport) (*resealv1.ProbeBackendResponse, error) {
 	if report.GetError() != "" {
-		return nil, status.Errorf(codes.FailedPrecondition, "edge %q: %s", edge, cut(report.GetError(), maxDescription))
+		return nil, status.Errorf(codes.FailedPrecondition, "edge %q: %s", edge, shown(report.GetError(), maxDescription))
+	}
+	if err := boundReport(report); err != nil {
+		return nil, status.Errorf(codes.ResourceExhausted, "edge %q: %v", edge, err)
 	}
 	return &resealv1.ProbeBackendResponse{Report: report}, nil
 }

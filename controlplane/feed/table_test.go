@@ -284,6 +284,50 @@ func TestNackIsBounded(t *testing.T) {
 	}
 }
 
+func TestNackIsLegible(t *testing.T) {
+	const evil = "no\x1b[2J\a\u202e\nsuch"
+	nack := boundNack(&resealv1.Nack{
+		HeldBack:   []*resealv1.ResourceRef{ref("Route", evil)},
+		Violations: []*resealv1.Violation{{Resource: ref(evil, "r"), Field: evil, Description: strings.Repeat("\x1b", maxDescription)}, {Description: evil}},
+	})
+	for _, text := range []string{nack.GetHeldBack()[0].GetName(), nack.GetViolations()[0].GetResource().GetKind(), nack.GetViolations()[0].GetField(), nack.GetViolations()[1].GetDescription()} {
+		if text != `no\x1b[2J\x07\u202e\nsuch` {
+			t.Errorf("kept %q", text)
+		}
+	}
+	if text := nack.GetViolations()[0].GetDescription(); len(text) > maxDescription || !resealv1.Legible(text) {
+		t.Errorf("kept %d bytes: %q", len(text), text)
+	}
+}
+
+func TestReportIsLegible(t *testing.T) {
+	const evil, shown = "Jetty\x1b[2J\u202e", `Jetty\x1b[2J\u202e`
+	report := func(text, lines string) *resealv1.ProbeReport {
+		return &resealv1.ProbeReport{
+			Id: 1, Alpn: text, Notes: []string{"fine", text}, Versions: []*resealv1.ProbeVersion{{Tickets: 2, Unresumed: text}},
+			Pool: &resealv1.BackendPool{
+				Endpoints: []*resealv1.Endpoint{{Address: text}},
+				Tls:       &resealv1.BackendTLS{Trust: &resealv1.BackendTLS_Trust{Roots: &resealv1.BackendTLS_Trust_CaPem{CaPem: lines}}},
+			},
+		}
+	}
+	got := report(evil, "one\ntwo"+evil)
+	if err := boundReport(got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(report(shown, "one\ntwo"+shown), got, protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+	if err := boundReport(&resealv1.ProbeReport{Notes: []string{strings.Repeat("x", maxReport)}}); err == nil {
+		t.Error("a report may have any size")
+	}
+	labels := &resealv1.Edge{Labels: map[string]string{evil: evil, "zone": evil, "tier": "front"}}
+	makeVisible(labels.ProtoReflect())
+	if diff := cmp.Diff(map[string]string{shown: shown, "zone": shown, "tier": "front"}, labels.GetLabels()); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestCodec(t *testing.T) {
 	response := &resealv1.SyncResponse{Message: &resealv1.SyncResponse_Update{Update: &resealv1.Update{Revision: 7, ClusterId: "c"}}}
 	wire, err := marshalDeterministic(response)

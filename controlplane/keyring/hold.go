@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
@@ -206,7 +205,7 @@ func checkFirst(request *resealv1.HoldRequest, id string) error {
 		if len(name) > maxText || len(value) > maxText {
 			return status.Errorf(codes.InvalidArgument, "labels: one has more than %d bytes", maxText)
 		}
-		if strings.ContainsFunc(name+value, unicode.IsControl) {
+		if !resealv1.Legible(name) || !resealv1.Legible(value) {
 			return status.Error(codes.InvalidArgument, "labels: one of them holds a control character")
 		}
 	}

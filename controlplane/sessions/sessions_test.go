@@ -459,6 +459,8 @@ func TestRefusals(t *testing.T) {
 		"many pools":          {[]*resealv1.ExchangeRequest{good(func(j *resealv1.ExchangeJoin) { j.Pools = many })}, codes.InvalidArgument},
 		"long pool":           {[]*resealv1.ExchangeRequest{good(func(j *resealv1.ExchangeJoin) { j.Pools = []string{long} })}, codes.InvalidArgument},
 		"long label":          {[]*resealv1.ExchangeRequest{good(func(j *resealv1.ExchangeJoin) { j.Labels = map[string]string{"a": long} })}, codes.InvalidArgument},
+		"steering label":      {[]*resealv1.ExchangeRequest{good(func(j *resealv1.ExchangeJoin) { j.Labels = map[string]string{"a": "\x1b[2J"} })}, codes.InvalidArgument},
+		"steering boot id":    {[]*resealv1.ExchangeRequest{good(func(j *resealv1.ExchangeJoin) { j.BootId = "\u202e" })}, codes.InvalidArgument},
 		"holds too much":      {[]*resealv1.ExchangeRequest{good(func(j *resealv1.ExchangeJoin) { j.Holding = &resealv1.ExchangeHolding{Spare: many} })}, codes.InvalidArgument},
 		"huge certificate":    {[]*resealv1.ExchangeRequest{good(func(j *resealv1.ExchangeJoin) { j.Certificate = make([]byte, maxCertificate+1) })}, codes.InvalidArgument},
 		"no certificate":      {[]*resealv1.ExchangeRequest{good(func(j *resealv1.ExchangeJoin) { j.Certificate = nil })}, codes.PermissionDenied},

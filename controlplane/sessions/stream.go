@@ -242,12 +242,18 @@ func (s *Server) checkJoin(id string, join *resealv1.ExchangeJoin) error {
 	if longName(join.GetBootId()) || join.GetBootId() == "" {
 		return invalid("join.boot_id must have 1 to %d bytes", maxName)
 	}
+	if !resealv1.Legible(join.GetBootId()) {
+		return invalid("join.boot_id holds a control character")
+	}
 	if len(join.GetLabels()) > maxLabels {
 		return invalid("join.labels has more than %d entries", maxLabels)
 	}
 	for name, value := range join.GetLabels() {
 		if longName(name) || longName(value) {
 			return invalid("join.labels has an entry of more than %d bytes", maxName)
+		}
+		if !resealv1.Legible(name) || !resealv1.Legible(value) {
+			return invalid("join.labels: one of them holds a control character")
 		}
 	}
 	if len(join.GetCertificate()) > maxCertificate {

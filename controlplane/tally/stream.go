@@ -5,9 +5,6 @@ import (
 	"errors"
 	"io"
 	"slices"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -137,7 +134,7 @@ func (s *Server) strip(ctx context.Context, c *stream, message *resealv1.ReportR
 
 // isName says whether a word may be shown to people.
 func isName(text string) bool {
-	return text != "" && utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
+	return text != "" && resealv1.Legible(text)
 }
 
 // due returns the request to send now, or 0. At most one is under way, so an

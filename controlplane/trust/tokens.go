@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -87,15 +85,7 @@ func checkTokenRequest(req *resealv1.CreateTokenRequest, ttl time.Duration) erro
 }
 
 func isLabelText(text string) bool {
-	if len(text) > maxLabelSize || !utf8.ValidString(text) {
-		return false
-	}
-	for _, r := range text {
-		if unicode.IsControl(r) {
-			return false
-		}
-	}
-	return true
+	return len(text) <= maxLabelSize && resealv1.Legible(text)
 }
 
 // ListTokens implements resealv1.EnrollmentServiceServer.

@@ -257,7 +257,8 @@ type Hello struct {
 	Edge string `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
 	// Random per start of the process.
 	BootId string `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	// Labels, for selectors.
+	// Labels, for selectors. Like boot_id, version and cluster_id without control
+	// characters.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Version of the edge's binary.
 	Version string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`

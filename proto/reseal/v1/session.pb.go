@@ -288,7 +288,8 @@ type ExchangeJoin struct {
 	Edge string `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
 	// Random per start of the process. Offers for an earlier start are worthless.
 	BootId string `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	// Labels, for selectors. Those of the join token replace them.
+	// Labels, for selectors, without control characters. Those of the join token
+	// replace them.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The edge's current certificate, DER. Sessions are sealed to its key, which
 	// must be ECDSA P-256.
