@@ -140,6 +140,9 @@ func (f *fakeKeyrings) Revoke(_ context.Context, request *resealv1.RevokeRequest
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.load()
+	if request.GetAll() == (len(request.GetEpochs()) > 0) {
+		return nil, status.Error(codes.InvalidArgument, "epochs: name at least one, or set all")
+	}
 	if request.GetKeyring() != "default" {
 		return nil, status.Errorf(codes.NotFound, "Keyring/%s does not exist", request.GetKeyring())
 	}

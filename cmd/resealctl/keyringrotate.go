@@ -130,16 +130,14 @@ type revocation struct {
 	*app
 	client  resealv1.KeyringServiceClient
 	keyring string
-	epochs  []uint64 // none: all
+	epochs  []uint64
+	all     bool // instead of epochs
 	yes     bool
 }
 
 func newKeyringRevokeCommand(a *app) *cobra.Command {
 	r := &revocation{app: a}
-	var (
-		numbers []uint
-		all     bool
-	)
+	var numbers []uint
 	cmd := &cobra.Command{
 		Use:   "revoke NAME {--epoch N... | --all}",
 		Short: "Erase compromised epochs on all edges at once",
@@ -151,12 +149,12 @@ costs is said first, and has to be confirmed: on a terminal, or by --yes.`,
 		ValidArgsFunction: a.completeKeyrings,
 	}
 	cmd.Flags().UintSliceVar(&numbers, "epoch", nil, "`number` of an epoch; can be given several times")
-	cmd.Flags().BoolVar(&all, "all", false, "all epochs")
+	cmd.Flags().BoolVar(&r.all, "all", false, "all epochs; a keyring that can't be read starts anew")
 	cmd.Flags().BoolVar(&r.yes, "yes", false, "do not ask")
 	cmd.MarkFlagsMutuallyExclusive("epoch", "all")
 	cmd.MarkFlagsOneRequired("epoch", "all")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !all && len(numbers) == 0 || cmd.Flags().Changed("all") && !all {
+		if r.all == (len(numbers) > 0) {
 			return usagef("say which epochs: --epoch N or --all")
 		}
 		for _, number := range numbers {
@@ -173,7 +171,7 @@ costs is said first, and has to be confirmed: on a terminal, or by --yes.`,
 }
 
 func (r *revocation) run(ctx context.Context) error {
-	request := &resealv1.RevokeRequest{Keyring: r.keyring, Epochs: r.epochs, DryRun: true}
+	request := &resealv1.RevokeRequest{Keyring: r.keyring, Epochs: r.epochs, All: r.all, DryRun: true}
 	cost, err := r.client.Revoke(ctx, request)
 	if err != nil {
 		return keyringError(r.keyring, err)

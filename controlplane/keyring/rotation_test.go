@@ -231,7 +231,7 @@ func TestSlowEdgeSkips(t *testing.T) {
 	n := r.connect("slow", mute)
 	n.waitFor("default", "1 active")
 	for range 5 {
-		if _, err := r.client.Revoke(context.Background(), &resealv1.RevokeRequest{}); err != nil {
+		if _, err := r.client.Revoke(context.Background(), &resealv1.RevokeRequest{All: true}); err != nil {
 			t.Fatal(err)
 		}
 	}

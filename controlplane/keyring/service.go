@@ -121,14 +121,19 @@ var startAnew = []Action{{Verb: Prepare, Epoch: 1, Due: true}, {Verb: Activate, 
 // Revoke implements resealv1.KeyringServiceServer.
 func (s *Server) Revoke(ctx context.Context, request *resealv1.RevokeRequest) (*resealv1.RevokeResponse, error) {
 	name := cmp.Or(request.GetKeyring(), resealv1.DefaultKeyring)
-	if len(request.GetEpochs()) > MaxEpochs {
+	switch named := len(request.GetEpochs()); {
+	case named > MaxEpochs:
 		return nil, status.Errorf(codes.InvalidArgument, "epochs: at most %d can be named", MaxEpochs)
+	case named == 0 && !request.GetAll():
+		return nil, status.Error(codes.InvalidArgument, "epochs: name at least one, or set all: every ticket becomes useless then")
+	case named > 0 && request.GetAll():
+		return nil, status.Error(codes.InvalidArgument, "epochs: none can be named when all is set")
 	}
 	var response *resealv1.RevokeResponse
 	err := s.command(ctx, name, func(ring Ring, damaged error) ([]Action, error) {
 		// What can't be read can still be replaced.
 		actions, numbers := startAnew, []uint64(nil)
-		if damaged == nil || len(request.GetEpochs()) > 0 {
+		if damaged == nil || !request.GetAll() {
 			var err error
 			if numbers, err = toRevoke(name, ring, request.GetEpochs()); err != nil {
 				return nil, err
@@ -151,7 +156,7 @@ func (s *Server) Revoke(ctx context.Context, request *resealv1.RevokeRequest) (*
 	return response, nil
 }
 
-// toRevoke checks the numbers that an operator names; none means all.
+// toRevoke checks the numbers that an operator names; none: all, as the request says.
 func toRevoke(name string, ring Ring, numbers []uint64) ([]uint64, error) {
 	if len(ring.Epochs) == 0 {
 		return nil, status.Errorf(codes.FailedPrecondition, "keyring %q has no epochs", name)

@@ -30,7 +30,7 @@ func TestRevokeOnTheFleet(t *testing.T) {
 	other.waitFor("default", "1 retired, 2 active")
 	revoke := func(dryRun bool, numbers ...uint64) *resealv1.RevokeResponse {
 		t.Helper()
-		response, err := other.client.Revoke(t.Context(), &resealv1.RevokeRequest{Epochs: numbers, DryRun: dryRun})
+		response, err := other.client.Revoke(t.Context(), &resealv1.RevokeRequest{Epochs: numbers, All: len(numbers) == 0, DryRun: dryRun})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -97,13 +97,22 @@ func TestRefusals(t *testing.T) {
 		}, codes.NotFound},
 		"rotate twice": {func() error { _, err := r.client.Rotate(t.Context(), &resealv1.RotateRequest{}); return err }, codes.FailedPrecondition},
 		"revoke of nothing": {func() error {
-			_, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{Keyring: "x"})
+			_, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{Keyring: "x", All: true})
 			return err
 		}, codes.NotFound},
 		"revoke unknown": {func() error {
 			_, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{Epochs: []uint64{1, 9}})
 			return err
 		}, codes.NotFound},
+		"revoke without words": {func() error { _, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{}); return err }, codes.InvalidArgument},
+		"see what that costs": {func() error {
+			_, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{DryRun: true})
+			return err
+		}, codes.InvalidArgument},
+		"revoke some and all": {func() error {
+			_, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{Epochs: []uint64{1}, All: true})
+			return err
+		}, codes.InvalidArgument},
 		"revoke far too many": {func() error {
 			_, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{Epochs: make([]uint64, MaxEpochs+1)})
 			return err
@@ -162,7 +171,7 @@ func TestConfigurationThatLags(t *testing.T) {
 	r := f.start("r1")
 	r.waitFor("default", "1 active")
 	// The record comes from a command, since this replica does not lead.
-	if _, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{Keyring: "new"}); status.Code(err) != codes.FailedPrecondition {
+	if _, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{Keyring: "new", All: true}); status.Code(err) != codes.FailedPrecondition {
 		t.Fatal(err)
 	}
 	made, err := newRecord(f.source.newest.Get("Keyring", "new").GetMetadata().GetUid(), 2, 0).
@@ -212,7 +221,7 @@ func TestDamagedRecord(t *testing.T) {
 	if strings.Contains(f.log.String(), "super-secret") {
 		t.Error("the log quotes the record")
 	}
-	if response, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{}); err != nil || response.GetActive() != 1 {
+	if response, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{All: true}); err != nil || response.GetActive() != 1 {
 		t.Fatalf("%v %v", response, err)
 	}
 	r.connect("a").waitFor("default", "1 active")
@@ -233,7 +242,7 @@ func TestWrongKey(t *testing.T) {
 	if code := status.Code(n.reason()); code != codes.Unavailable || n.responses() != 0 {
 		t.Errorf("%s, %d responses", code, n.responses())
 	}
-	if _, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{}); err != nil {
+	if _, err := r.client.Revoke(t.Context(), &resealv1.RevokeRequest{All: true}); err != nil {
 		t.Fatal(err)
 	}
 	r.connect("a").waitFor("default", "2 active")

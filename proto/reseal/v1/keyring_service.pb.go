@@ -533,15 +533,18 @@ func (x *RotateResponse) GetEpoch() uint64 {
 	return 0
 }
 
-// RevokeRequest names epochs.
+// RevokeRequest names epochs: some, or all of them.
 type RevokeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The keyring's name. Empty: default.
 	Keyring string `protobuf:"bytes,1,opt,name=keyring,proto3" json:"keyring,omitempty"`
-	// Numbers of the epochs. Empty: all.
+	// Numbers of the epochs, at most 2,048. Required, unless all is set.
 	Epochs []uint64 `protobuf:"varint,2,rep,packed,name=epochs,proto3" json:"epochs,omitempty"`
 	// Say what it would cost, but change nothing.
-	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// True: all epochs, and every ticket of the keyring becomes useless. A keyring
+	// that can't be read starts anew. Default false.
+	All           bool `protobuf:"varint,4,opt,name=all,proto3" json:"all,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -593,6 +596,13 @@ func (x *RevokeRequest) GetEpochs() []uint64 {
 func (x *RevokeRequest) GetDryRun() bool {
 	if x != nil {
 		return x.DryRun
+	}
+	return false
+}
+
+func (x *RevokeRequest) GetAll() bool {
+	if x != nil {
+		return x.All
 	}
 	return false
 }
@@ -1018,11 +1028,12 @@ const file_reseal_v1_keyring_service_proto_rawDesc = "" +
 	"\rRotateRequest\x12\x18\n" +
 	"\akeyring\x18\x01 \x01(\tR\akeyring\"&\n" +
 	"\x0eRotateResponse\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"Z\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"l\n" +
 	"\rRevokeRequest\x12\x18\n" +
 	"\akeyring\x18\x01 \x01(\tR\akeyring\x12\x16\n" +
 	"\x06epochs\x18\x02 \x03(\x04R\x06epochs\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"z\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x10\n" +
+	"\x03all\x18\x04 \x01(\bR\x03all\"z\n" +
 	"\x0eRevokeResponse\x12\x16\n" +
 	"\x06epochs\x18\x01 \x03(\x04R\x06epochs\x12\x16\n" +
 	"\x06active\x18\x02 \x01(\x04R\x06active\x128\n" +

@@ -49,7 +49,8 @@ type KeyringServiceClient interface {
 	// Revoke erases epochs on the whole fleet at once, because they are
 	// compromised. Tickets of them are no longer accepted: their clients make a
 	// full handshake. Revoking the active epoch activates the prepared one, or a
-	// new one, at once. NOT_FOUND when there is no such keyring or epoch;
+	// new one, at once. INVALID_ARGUMENT when the request names neither epochs nor
+	// all of them, or both; NOT_FOUND when there is no such keyring or epoch;
 	// FAILED_PRECONDITION when it has no epochs.
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 	// Hold is how an edge gets its keys, for as long as the stream lives. The edge
@@ -141,7 +142,8 @@ type KeyringServiceServer interface {
 	// Revoke erases epochs on the whole fleet at once, because they are
 	// compromised. Tickets of them are no longer accepted: their clients make a
 	// full handshake. Revoking the active epoch activates the prepared one, or a
-	// new one, at once. NOT_FOUND when there is no such keyring or epoch;
+	// new one, at once. INVALID_ARGUMENT when the request names neither epochs nor
+	// all of them, or both; NOT_FOUND when there is no such keyring or epoch;
 	// FAILED_PRECONDITION when it has no epochs.
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	// Hold is how an edge gets its keys, for as long as the stream lives. The edge
