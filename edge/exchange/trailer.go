@@ -4,9 +4,10 @@ package exchange
 
 import (
 	"net/http"
-	"strings"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/reseal/reseal/proto/rules"
 )
 
 // TrailerAllowed reports whether a field may stand in a trailer section, in
@@ -20,7 +21,7 @@ func TrailerAllowed(name string) bool {
 	if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidTrailerHeader(name) || headerOnly[name] {
 		return false
 	}
-	return !NamesClient(name)
+	return !rules.NamesClient(name)
 }
 
 // headerOnly are those that httpguts.ValidTrailerHeader doesn't know.
@@ -28,18 +29,6 @@ var headerOnly = map[string]bool{
 	"Accept": true, "Accept-Encoding": true, "Age": true, "Cookie": true, "Date": true, "Expires": true,
 	"Http2-Settings": true, "Location": true, "Proxy-Authenticate": true, "Proxy-Authorization": true,
 	"Proxy-Connection": true, "Retry-After": true, "Set-Cookie": true, "Upgrade": true, "Vary": true, "Via": true, "Warning": true,
-}
-
-// NamesClient reports whether backends may take a field for a statement of a
-// proxy about the client. CGI and its kin can't tell - from _, so neither does
-// NamesClient. name may have any case.
-func NamesClient(name string) bool {
-	name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
-	switch name {
-	case "forwarded", "x-real-ip", "client-cert", "client-cert-chain":
-		return true
-	}
-	return strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, "x-ssl-client-")
 }
 
 // FilterTrailer deletes the fields that may not stand in a trailer.

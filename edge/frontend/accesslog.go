@@ -45,13 +45,18 @@ func (s *slot) logTunnel(c *clientConn, t *tunnelRecord, duration time.Duration)
 }
 
 func (c *clientConn) logFields() []slog.Attr {
-	return []slog.Attr{
+	fields := []slog.Attr{
 		slog.String("listener", c.slot.name),
 		slog.String("peer", c.source.String()),
 		slog.String("sni", bounded(c.tls.ServerName)),
 		slog.String("tls_version", versionLabel(c.tls.Version)),
 		slog.Bool("resumed", c.tls.DidResume),
 	}
+	if c.certificate != nil {
+		fields = append(fields, slog.String("client_subject", bounded(c.certificate.subject)),
+			slog.String("client_cert_sha256", c.certificate.fingerprint))
+	}
+	return fields
 }
 
 func exchangeFields(match Match, x *Exchange, status int, reason string, err error) []slog.Attr {

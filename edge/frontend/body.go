@@ -8,8 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/reseal/reseal/edge/exchange"
 )
 
 const (
@@ -37,6 +35,8 @@ type requestBody struct {
 	bytes   atomic.Int64
 	guard   *stallGuard
 
+	filterTrailer func(http.Header)
+
 	mu       sync.Mutex
 	idle     sync.Cond // no Read is under way
 	reading  bool
@@ -46,9 +46,9 @@ type requestBody struct {
 }
 
 // newRequestBody calls stalled when the client sends nothing for the idle time,
-// or too little.
-func newRequestBody(request *http.Request, idle time.Duration, stalled func()) *requestBody {
-	b := &requestBody{src: request.Body, request: request}
+// or too little. filter removes from the trailer what must not go on.
+func newRequestBody(request *http.Request, idle time.Duration, stalled func(), filter func(http.Header)) *requestBody {
+	b := &requestBody{src: request.Body, request: request, filterTrailer: filter}
 	b.idle.L = &b.mu
 	b.guard = newStallGuard(idle, stalled)
 	if request.ContentLength > 0 {
@@ -73,7 +73,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	b.guard.end()
 	b.bytes.Add(int64(n))
 	if errors.Is(err, io.EOF) {
-		exchange.FilterTrailer(b.request.Trailer) // what came, announced or not
+		b.filterTrailer(b.request.Trailer) // what came, announced or not
 	}
 	b.mu.Lock()
 	b.reading = false

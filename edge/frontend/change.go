@@ -184,9 +184,9 @@ func (c *Change) give(key string, slot *slot, moved map[*slot]bool) {
 // once it is committed.
 type state struct {
 	Listener
-	proxies   []netip.Prefix // must send a PROXY header
-	forwarded []netip.Prefix // are believed
-	tickets   *ticketPolicy
+	proxies []netip.Prefix // must send a PROXY header
+	claims  claims
+	tickets *ticketPolicy
 }
 
 // newState completes a listener's configuration and reports what it can't use.
@@ -200,7 +200,7 @@ func newState(l Listener, refuse func(field, format string, args ...any)) *state
 		s.TLS = &tls.Config{}
 	}
 	s.proxies = prefixes("spec.proxyProtocol.trustedCIDRs", l.Spec.GetProxyProtocol().GetTrustedCidrs(), refuse)
-	s.forwarded = prefixes("spec.forwarded.trustedCIDRs", l.Spec.GetForwarded().GetTrustedCidrs(), refuse)
+	s.claims = newClaims(l.Spec, refuse)
 	return s
 }
 

@@ -39,6 +39,8 @@ type clientConn struct {
 	tls    tls.ConnectionState
 	sni    string // as hostName returns it, or ""
 
+	certificate *clientCertificate // nil: none
+
 	guard   *guard           // nil for HTTP/2 and protocol tls
 	tickets *ticketHandshake // nil before the client said hello
 

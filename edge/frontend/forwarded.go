@@ -5,34 +5,18 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-
-	"github.com/reseal/reseal/edge/exchange"
 )
 
 // setForwarded tells the backend about the client, in Forwarded (RFC 7239) and
-// in the X-Forwarded-* that are in use beside it. What a trusted client says of
-// the hops before it is kept and extended, what another says is dropped.
-func setForwarded(header http.Header, source netip.AddrPort, host string, port uint16, trusted bool) {
-	dropClaims(header, trusted)
+// in the X-Forwarded-* that are in use beside it. Claims of the client are gone:
+// what is there is of one that is believed, and is kept and extended.
+func setForwarded(header http.Header, source netip.AddrPort, host string, port uint16) {
 	client := source.Addr().Unmap().WithZone("").String()
 	appendList(header, "X-Forwarded-For", client)
 	appendList(header, "Forwarded", forwardedElement(source.Addr(), host))
 	setAbsent(header, "X-Forwarded-Proto", "https")
 	setAbsent(header, "X-Forwarded-Host", host)
 	setAbsent(header, "X-Forwarded-Port", strconv.Itoa(int(port)))
-}
-
-// dropClaims removes every field that a backend may take for a statement of a
-// proxy about the client, also those that CGI can't tell from one. A trusted
-// client keeps all but Client-Cert and Client-Cert-Chain, which only the server
-// that made the handshake may set (RFC 9440 section 4).
-func dropClaims(header http.Header, trusted bool) {
-	for name := range header {
-		plain := strings.ToLower(strings.ReplaceAll(name, "_", "-"))
-		if plain == "client-cert" || plain == "client-cert-chain" || !trusted && exchange.NamesClient(name) {
-			delete(header, name)
-		}
-	}
 }
 
 // appendList adds to a comma-separated list, on one line.

@@ -117,7 +117,7 @@ func (q *request) serve() {
 		if q.r.ProtoMajor == 1 {
 			_ = q.control.EnableFullDuplex() // HTTP/1.x always can
 		}
-		q.body = newRequestBody(q.r, q.handler.generation.settings.idle, q.bodyStalled)
+		q.body = newRequestBody(q.r, q.handler.generation.settings.idle, q.bodyStalled, q.filterTrailer)
 	}
 	if q.client.refused || !q.handler.generation.slot.frontend.memory.take(q.held, forRequest) {
 		q.held = 0
@@ -271,12 +271,13 @@ func (q *request) refuseHeader(reason string) {
 func (q *request) outgoing() *http.Request {
 	q.upgrade = upgradeOf(q.r)
 	header := requestHeader(q.r, q.upgrade)
-	trusted := contains(q.state.forwarded, q.client.source.Addr())
+	q.filterClaims(header)
 	host := q.r.Host
 	if host == "" {
 		host = q.host
 	}
-	setForwarded(header, q.client.source, host, q.client.port, trusted)
+	setForwarded(header, q.client.source, host, q.client.port)
+	q.client.certificate.set(header, q.state.claims.forward)
 	edit(header, q.match.RequestHeaders)
 
 	out := q.r.WithContext(httptrace.WithClientTrace(q.ctx, &httptrace.ClientTrace{Got1xxResponse: q.interim}))
@@ -297,10 +298,20 @@ func (q *request) outgoing() *http.Request {
 	out.TLS, out.Close, out.TransferEncoding = nil, false, nil
 	out.Body = nil
 	if q.r.ContentLength != 0 {
-		exchange.FilterTrailer(q.r.Trailer) // what is announced
+		q.filterTrailer(q.r.Trailer) // what is announced
 		out.Body = q.body
 	}
 	return out
+}
+
+// filterClaims removes what the client may not say of itself.
+func (q *request) filterClaims(fields http.Header) {
+	q.state.claims.filter(fields, q.client.source.Addr())
+}
+
+func (q *request) filterTrailer(trailer http.Header) {
+	exchange.FilterTrailer(trailer)
+	q.filterClaims(trailer)
 }
 
 // interim passes a 1xx response on. 100 is net/http's, which sends it when the

@@ -32,6 +32,7 @@ func (s *slot) serve(c *clientConn) {
 	allowed := c.completed(conn)
 	c.tickets.count(s.counters, c.tls, time.Since(start))
 	c.sni, _ = hostName(c.tls.ServerName)
+	c.certificate = newClientCertificate(c.tls)
 	if !allowed {
 		_ = conn.Close()
 		return

@@ -112,6 +112,12 @@ func TestCompileRefuses(t *testing.T) {
 			l.Timeouts = &resealv1.ListenerTimeouts{Idle: durationpb.New(-time.Second)}
 		})), []string{"Listener/web: spec.timeouts.idle", "Listener/web: spec.address", "Listener/web: spec.proxyProtocol.trustedCIDRs[1]",
 			"Listener/web: spec.forwarded.trustedCIDRs[0]"}},
+		{"certificates that nobody asks for", with(cert(), web(func(*resealv1.BackendPool) {}), listener(func(l *resealv1.Listener) {
+			l.ClientCertificate = &resealv1.ClientCertificate{Forward: resealv1.ClientCertificate_FORWARD_XFCC}
+		})), []string{"Listener/web: spec.clientCertificate.forward"}},
+		{"headers that can't be removed or kept", with(cert(), web(func(*resealv1.BackendPool) {}), listener(func(l *resealv1.Listener) {
+			l.Forwarded = &resealv1.Forwarded{RemoveHeaders: []string{"Host"}, KeepHeaders: []string{"Client-Cert"}}
+		})), []string{"Listener/web: spec.forwarded.removeHeaders[0]", "Listener/web: spec.forwarded.keepHeaders[0]"}},
 		{"two listeners on an address", with(cert(), web(func(*resealv1.BackendPool) {}), listener(func(*resealv1.Listener) {}),
 			named("xeb", &resealv1.Listener{Address: ":8443", Certificates: []string{"cert"}, Pool: "web"})),
 			[]string{"Listener/xeb: spec.address"}},

@@ -63,6 +63,7 @@ func newDrawn(t *testing.T) *drawn {
 		"certificate_file": {"/chain"}, "private_key_file": {"/key"}, "ca_file": {"/ca", "ca"},
 		"path": {"/", "up", "/a%20b"}, "prefix": {"/", "/a"}, "exact": {"/a", ""}, "method": {"GET", "HEAD", "POST"},
 		"hash_on": {"", "host", "source_ip", "header:X-A", "cookie:a", "query"}, "trusted_cidrs": {"10.0.0.0/8", "::/0", "10.0.0.1"},
+		"remove_headers": {"X-A", "X-*", "Host"}, "keep_headers": {"X-Real-IP", "X-SSL-Client-*", "Client-Cert"},
 		"set": {"X-A", "Host", "a b"}, "add": {"X-B"}, "remove": {"X-C", "Upgrade"},
 	}
 	return d

@@ -74,6 +74,18 @@ func TestValidateSnapshot(t *testing.T) {
 			`Route/r: spec.listeners[1]: Listener "t" has protocol tls, which has no routes; its traffic goes to its own pool`,
 			`Route/r: spec.pools[0].name: BackendPool "tcp" has protocol tcp; a route needs pools that speak HTTP`,
 		}},
+		"client certificates": {webPool + aCert +
+			isPolicy + "metadata: {name: asks}\nspec: {clientAuth: {mode: optional, caPem: x}}\n" +
+			isPolicy + "metadata: {name: none}\nspec: {clientAuth: {mode: none}}\n" +
+			isListener + "metadata: {name: l1}\nspec: {certificates: [c], tlsPolicy: asks, clientCertificate: {forward: xfcc}}\n" +
+			isListener + "metadata: {name: l2}\nspec: {certificates: [c], tlsPolicy: none, clientCertificate: {forward: none}}\n" +
+			isListener + "metadata: {name: l3}\nspec: {certificates: [c], tlsPolicy: none, clientCertificate: {forward: xfcc}}\n" +
+			isListener + "metadata: {name: l4}\nspec: {certificates: [c], clientCertificate: {forward: rfc9440}}\n" +
+			isListener + "metadata: {name: l5}\nspec: {certificates: [c], tlsPolicy: gone, clientCertificate: {forward: rfc9440}}\n", []string{
+			`Listener/l3: spec.clientCertificate.forward: xfcc needs a TLSPolicy that asks clients for a certificate; set its clientAuth.mode to optional or require`,
+			`Listener/l4: spec.clientCertificate.forward: rfc9440 needs a TLSPolicy that asks clients for a certificate; set its clientAuth.mode to optional or require`,
+			`Listener/l5: spec.tlsPolicy: TLSPolicy "gone" does not exist`,
+		}},
 		"lifetime above the default": {isPolicy + "metadata: {name: p}\nspec: {resumption: {ticketLifetime: 13h}}\n",
 			[]string{`TLSPolicy/p: spec.resumption.ticketLifetime: 13h is above the retireAfter 12h of Keyring "default": keys would end before their tickets`}},
 		"lifetime above a keyring without retireAfter": {

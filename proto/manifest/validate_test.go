@@ -49,6 +49,8 @@ func TestValidateAccepts(t *testing.T) {
 		{"TLSPolicy", "clientAuth:\n  mode: require\n  " + strings.ReplaceAll(yamlPEM("caPem", ca.certPEM)+yamlPEM("crlPem", ca.revocationList), "\n", "\n  ")},
 		{"Listener", "address: ':443'\ncertificates: [c]\nforwarded: {trustedCIDRs: [10.0.0.0/8, '2001:db8::/32']}\nproxyProtocol: {trustedCIDRs: [127.0.0.1/32]}\ntimeouts: {drain: 0s}\nedgeSelector: {matchLabels: {zone: a, 'x.y/z': ''}}"},
 		{"Listener", "address: '[::]:443'\ncertificates: [c]\nprotocol: tls\npool: p"},
+		{"Listener", "address: ':443'\ncertificates: [c]\nclientCertificate: {forward: rfc9440}\nforwarded: {removeHeaders: [X-Auth-*, X-User, x-real-ip, Te-X], keepHeaders: [X-SSL-Client-*, x_ssl_client_dn, x-forwarded-*, X-Forwarded-Client-Cert, Forwarded, X-Forwarded-For]}"},
+		{"Listener", "address: ':443'\ncertificates: [c]\nclientCertificate: {forward: xfcc}\nforwarded: {keepHeaders: [X-Forwarded-*]}"},
 		{"Route", "listeners: [l]\nhosts: ['*.example.com', example.com, 10.0.0.1, '::1']\npaths: [{prefix: /}, {exact: /a}, {prefix: /a}]\npools: [{name: p}, {name: q, weight: 0}]\nrequestHeaders: {set: {X-A: b}, add: {X-A: ''}, remove: [X-B]}\ntimeouts: {request: 1s}"},
 		{"Certificate", "certificateFile: /c.pem\nprivateKeyFile: /k.pem"},
 		{"Certificate", yamlPEM("certificatePem", ca.certPEM)},
@@ -213,9 +215,32 @@ func TestValidateListener(t *testing.T) {
 			`spec.forwarded.trustedCIDRs[1]: "10.0.0.1/8" has bits set behind its prefix; write 10.0.0.0/8`,
 			`spec.forwarded.trustedCIDRs[2]: "all" is not a CIDR such as 10.0.0.0/8`,
 		}},
-		{"address: ':1'\ncertificates: [c]\nprotocol: tls\nforwarded: {}", []string{
+		{"address: ':1'\ncertificates: [c]\nprotocol: tls\nforwarded: {}\nclientCertificate: {}", []string{
 			"spec.pool: is missing; a listener with protocol tls has no routes, so name its pool",
 			"spec.forwarded: needs HTTP; remove it from a listener with protocol tls",
+			"spec.clientCertificate: needs HTTP; remove it from a listener with protocol tls",
+		}},
+		{"address: ':1'\ncertificates: [c]\nforwarded: {removeHeaders: ['', 'a b', '*', 'X*', 'X-*-*', host, Content_Length, Transfer-*, X-A, x_a]}", []string{
+			`spec.forwarded.removeHeaders[0]: "" is neither a header name nor the start of one with a * behind it, such as X-Auth-*`,
+			`spec.forwarded.removeHeaders[1]: "a b" is neither a header name nor the start of one with a * behind it, such as X-Auth-*`,
+			`spec.forwarded.removeHeaders[2]: "*" is neither a header name nor the start of one with a * behind it, such as X-Auth-*`,
+			`spec.forwarded.removeHeaders[3]: "X*": a * must follow a -, as in X-Auth-*`,
+			`spec.forwarded.removeHeaders[4]: "X-*-*" is neither a header name nor the start of one with a * behind it, such as X-Auth-*`,
+			`spec.forwarded.removeHeaders[5]: "host" frames or routes the message; it can't be removed`,
+			`spec.forwarded.removeHeaders[6]: "Content_Length" frames or routes the message; it can't be removed`,
+			`spec.forwarded.removeHeaders[7]: "Transfer-*" matches Transfer-Encoding, which frames or routes the message; it can't be removed`,
+			`spec.forwarded.removeHeaders[9]: "x_a" is there twice; case, and _ for -, make no difference`,
+		}},
+		{"address: ':1'\ncertificates: [c]\nclientCertificate: {forward: xfcc}\nforwarded: {removeHeaders: [X-Real-IP], keepHeaders: [X-User, X-*, Client-Cert, client_cert_chain, x-forwarded-client-cert, x_real_ip]}", []string{
+			`spec.forwarded.keepHeaders[0]: "X-User" is not removed by default; what can be kept are Forwarded, X-Forwarded-*, X-Real-IP and X-SSL-Client-*, or headers of these names`,
+			`spec.forwarded.keepHeaders[1]: "X-*" is not removed by default; what can be kept are Forwarded, X-Forwarded-*, X-Real-IP and X-SSL-Client-*, or headers of these names`,
+			`spec.forwarded.keepHeaders[2]: "Client-Cert" can't be kept: only the server that made the handshake may set it (RFC 9440 section 4)`,
+			`spec.forwarded.keepHeaders[3]: "client_cert_chain" can't be kept: only the server that made the handshake may set it (RFC 9440 section 4)`,
+			`spec.forwarded.keepHeaders[4]: "x-forwarded-client-cert" is written by the edge, as clientCertificate.forward is xfcc; it can't be kept`,
+			`spec.forwarded.keepHeaders[5]: "x_real_ip" is in removeHeaders, too; remove it from one of them`,
+		}},
+		{"address: ':1'\ncertificates: [c]\nforwarded: {removeHeaders: [" + strings.Repeat("a, ", 64) + "b]}", []string{
+			"spec.forwarded.removeHeaders: holds 65 entries; at most 64 are allowed",
 		}},
 	} {
 		if diff := cmp.Diff(test.want, violationsOf(t, "Listener", test.spec)); diff != "" {

@@ -35,6 +35,7 @@ func (c *checker) listener(l *resealv1.Listener) {
 		c.each("spec.proxyProtocol.trustedCIDRs", l.ProxyProtocol.TrustedCidrs, checkCIDR)
 	}
 	c.each("spec.forwarded.trustedCIDRs", l.GetForwarded().GetTrustedCidrs(), checkCIDR)
+	c.claims(l)
 	c.atMost("spec.limits.maxHeaderFields", l.GetLimits().GetMaxHeaderFields(), maxHeaderFields)
 	if l.Protocol != resealv1.Listener_PROTOCOL_TLS {
 		return
@@ -44,6 +45,9 @@ func (c *checker) listener(l *resealv1.Listener) {
 	}
 	if l.Forwarded != nil {
 		c.failf("spec.forwarded", "needs HTTP; remove it from a listener with protocol tls")
+	}
+	if l.ClientCertificate != nil {
+		c.failf("spec.clientCertificate", "needs HTTP; remove it from a listener with protocol tls")
 	}
 }
 
@@ -149,11 +153,7 @@ func checkEditedHeader(name string) error {
 	if err := checkHeaderName(name); err != nil {
 		return err
 	}
-	kept := []string{
-		"Connection", "Content-Length", "Host", "Keep-Alive", "Proxy-Connection",
-		"Te", "Trailer", "Transfer-Encoding", "Upgrade",
-	}
-	if slices.Contains(kept, textproto.CanonicalMIMEHeaderKey(name)) {
+	if slices.Contains(untouchable, textproto.CanonicalMIMEHeaderKey(name)) {
 		return fmt.Errorf("the edge sets %s itself; it can't be edited", Quote(name))
 	}
 	return nil

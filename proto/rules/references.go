@@ -94,6 +94,11 @@ func (c *references) listener(l *resealv1.Listener) {
 				Quote(l.TlsPolicy), Quote(protocol))
 		}
 	}
+	if forward := l.GetClientCertificate().GetForward(); forward > resealv1.ClientCertificate_FORWARD_NONE &&
+		(l.TlsPolicy == "" || policy != nil && !asksForCertificate(policy.GetTlsPolicy())) {
+		c.failf("spec.clientCertificate.forward", "%s needs a TLSPolicy that asks clients for a certificate; set its clientAuth.mode to optional or require",
+			resealv1.Label(forward))
+	}
 	pool := c.needs("BackendPool", l.Pool, "spec.pool")
 	switch {
 	case pool == nil:
@@ -103,6 +108,10 @@ func (c *references) listener(l *resealv1.Listener) {
 	case !isTLS(l) && isTCP(pool):
 		c.failf("spec.pool", "BackendPool %s has protocol tcp; a listener with protocol https needs a pool that speaks HTTP", Quote(l.Pool))
 	}
+}
+
+func asksForCertificate(p *resealv1.TLSPolicy) bool {
+	return p.GetClientAuth().GetMode() > resealv1.ClientAuth_MODE_NONE
 }
 
 func (c *references) route(r *resealv1.Route) {

@@ -121,6 +121,8 @@ func (l *Listener) WithDefaults() *Listener {
 	setDuration(&l.Timeouts.Header, 10*time.Second)
 	setDuration(&l.Timeouts.Idle, 75*time.Second)
 	setDuration(&l.Timeouts.Drain, 30*time.Second)
+	l.ClientCertificate = orNew(l.ClientCertificate)
+	setEnum(&l.ClientCertificate.Forward, ClientCertificate_FORWARD_NONE)
 	return l
 }
 

@@ -75,6 +75,69 @@ func (Listener_Protocol) EnumDescriptor() ([]byte, []int) {
 	return file_reseal_v1_listener_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// Forward is a form of headers.
+type ClientCertificate_Forward int32
+
+const (
+	// The default: none.
+	ClientCertificate_FORWARD_UNSPECIFIED ClientCertificate_Forward = 0
+	// Nothing is told.
+	ClientCertificate_FORWARD_NONE ClientCertificate_Forward = 1
+	// Client-Cert, the certificate, and Client-Cert-Chain, those that verified it
+	// up to a root of clientAuth.caPem, in DER as byte sequences (RFC 9440 section
+	// 2, RFC 8941 section 3.3.5).
+	ClientCertificate_FORWARD_RFC9440 ClientCertificate_Forward = 2
+	// X-Forwarded-Client-Cert as Envoy writes it, with one element: Hash (SHA-256
+	// of the DER, in hex), Cert (PEM, URL-encoded), Subject (RFC 2253, always
+	// quoted), and a URI and a DNS for each such alternative name. What would end
+	// a value early is percent-encoded in a URI, and written as \22 and \5C in
+	// the subject (RFC 2253 section 2.4).
+	ClientCertificate_FORWARD_XFCC ClientCertificate_Forward = 3
+)
+
+// Enum value maps for ClientCertificate_Forward.
+var (
+	ClientCertificate_Forward_name = map[int32]string{
+		0: "FORWARD_UNSPECIFIED",
+		1: "FORWARD_NONE",
+		2: "FORWARD_RFC9440",
+		3: "FORWARD_XFCC",
+	}
+	ClientCertificate_Forward_value = map[string]int32{
+		"FORWARD_UNSPECIFIED": 0,
+		"FORWARD_NONE":        1,
+		"FORWARD_RFC9440":     2,
+		"FORWARD_XFCC":        3,
+	}
+)
+
+func (x ClientCertificate_Forward) Enum() *ClientCertificate_Forward {
+	p := new(ClientCertificate_Forward)
+	*p = x
+	return p
+}
+
+func (x ClientCertificate_Forward) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ClientCertificate_Forward) Descriptor() protoreflect.EnumDescriptor {
+	return file_reseal_v1_listener_proto_enumTypes[1].Descriptor()
+}
+
+func (ClientCertificate_Forward) Type() protoreflect.EnumType {
+	return &file_reseal_v1_listener_proto_enumTypes[1]
+}
+
+func (x ClientCertificate_Forward) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ClientCertificate_Forward.Descriptor instead.
+func (ClientCertificate_Forward) EnumDescriptor() ([]byte, []int) {
+	return file_reseal_v1_listener_proto_rawDescGZIP(), []int{4, 0}
+}
+
 // Listener is an address on which the selected edges accept TLS clients.
 type Listener struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -94,15 +157,19 @@ type Listener struct {
 	Pool string `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`
 	// The PROXY protocol (v1 and v2) header in front of client connections.
 	ProxyProtocol *ProxyProtocol `protobuf:"bytes,7,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
-	// Which X-Forwarded-* and Forwarded headers of clients are believed.
+	// Which of the headers by which proxies tell about the client are believed
+	// when clients send them.
 	Forwarded *Forwarded `protobuf:"bytes,8,opt,name=forwarded,proto3" json:"forwarded,omitempty"`
 	// How much clients may use: connections, header bytes, streams.
 	Limits *ListenerLimits `protobuf:"bytes,9,opt,name=limits,proto3" json:"limits,omitempty"`
 	// How long clients may take: for a handshake, a request header, between
 	// requests, and to leave.
-	Timeouts      *ListenerTimeouts `protobuf:"bytes,10,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Timeouts *ListenerTimeouts `protobuf:"bytes,10,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
+	// What backends are told of a client's certificate. Not for protocol tls.
+	// Default: nothing.
+	ClientCertificate *ClientCertificate `protobuf:"bytes,11,opt,name=client_certificate,json=clientCertificate,proto3" json:"client_certificate,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Listener) Reset() {
@@ -205,6 +272,13 @@ func (x *Listener) GetTimeouts() *ListenerTimeouts {
 	return nil
 }
 
+func (x *Listener) GetClientCertificate() *ClientCertificate {
+	if x != nil {
+		return x.ClientCertificate
+	}
+	return nil
+}
+
 // EdgeSelector selects edges by their labels.
 type EdgeSelector struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -298,12 +372,28 @@ func (x *ProxyProtocol) GetTrustedCidrs() []string {
 	return nil
 }
 
-// Forwarded says whose forwarding headers are believed.
+// Forwarded says whose statements about the client are believed. From requests of
+// clients that are not trusted the edge removes Forwarded (RFC 7239),
+// X-Forwarded-*, X-Real-IP and X-SSL-Client-*, also when they are written with _
+// for -; then it adds its own Forwarded and X-Forwarded-*. Client-Cert and
+// Client-Cert-Chain (RFC 9440) are removed from every request. In a trailer
+// section none of them goes on, whoever sent it (RFC 9110 section 6.5.1).
 type Forwarded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Clients (CIDR) whose X-Forwarded-* and Forwarded headers are kept and
-	// extended. Those of other clients are replaced. Default: none.
-	TrustedCidrs  []string `protobuf:"bytes,1,rep,name=trusted_cidrs,json=trustedCIDRs,proto3" json:"trusted_cidrs,omitempty"`
+	// Clients (CIDR) whose headers are kept and, as for X-Forwarded-For and
+	// Forwarded, extended. Default: none.
+	TrustedCidrs []string `protobuf:"bytes,1,rep,name=trusted_cidrs,json=trustedCIDRs,proto3" json:"trusted_cidrs,omitempty"`
+	// Further headers that are removed, also from the trailer section, of requests
+	// of clients that are not trusted: names in any case, or the start of names up
+	// to a -, followed by *, as in X-Auth-*. At most 64. Not those that frame or
+	// route a message, such as Host, Content-Length and Connection. Default: none.
+	RemoveHeaders []string `protobuf:"bytes,2,rep,name=remove_headers,json=removeHeaders,proto3" json:"remove_headers,omitempty"`
+	// Exceptions: headers of the list above that every client may send. Whoever
+	// reads them believes everybody, so name only those that nobody relies on. Names
+	// in any case, X-Forwarded-* or X-SSL-Client-*. At most 64. Not Client-Cert and
+	// Client-Cert-Chain, nor X-Forwarded-Client-Cert when clientCertificate.forward
+	// is xfcc: what clients send of these is removed in any case. Default: none.
+	KeepHeaders   []string `protobuf:"bytes,3,rep,name=keep_headers,json=keepHeaders,proto3" json:"keep_headers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -345,6 +435,69 @@ func (x *Forwarded) GetTrustedCidrs() []string {
 	return nil
 }
 
+func (x *Forwarded) GetRemoveHeaders() []string {
+	if x != nil {
+		return x.RemoveHeaders
+	}
+	return nil
+}
+
+func (x *Forwarded) GetKeepHeaders() []string {
+	if x != nil {
+		return x.KeepHeaders
+	}
+	return nil
+}
+
+// ClientCertificate says what backends are told of the certificate that the
+// client showed and the TLSPolicy's clientAuth verified.
+type ClientCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The headers that tell of it, on every request of a connection with a
+	// certificate, resumed ones included. Needs a TLSPolicy whose clientAuth.mode
+	// is optional or require, unless it is none. Default: none.
+	Forward       ClientCertificate_Forward `protobuf:"varint,1,opt,name=forward,proto3,enum=reseal.v1.ClientCertificate_Forward" json:"forward,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientCertificate) Reset() {
+	*x = ClientCertificate{}
+	mi := &file_reseal_v1_listener_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientCertificate) ProtoMessage() {}
+
+func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_listener_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientCertificate.ProtoReflect.Descriptor instead.
+func (*ClientCertificate) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_listener_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ClientCertificate) GetForward() ClientCertificate_Forward {
+	if x != nil {
+		return x.Forward
+	}
+	return ClientCertificate_FORWARD_UNSPECIFIED
+}
+
 // ListenerLimits bound what clients may use.
 type ListenerLimits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -363,7 +516,7 @@ type ListenerLimits struct {
 
 func (x *ListenerLimits) Reset() {
 	*x = ListenerLimits{}
-	mi := &file_reseal_v1_listener_proto_msgTypes[4]
+	mi := &file_reseal_v1_listener_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +528,7 @@ func (x *ListenerLimits) String() string {
 func (*ListenerLimits) ProtoMessage() {}
 
 func (x *ListenerLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_listener_proto_msgTypes[4]
+	mi := &file_reseal_v1_listener_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +541,7 @@ func (x *ListenerLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenerLimits.ProtoReflect.Descriptor instead.
 func (*ListenerLimits) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_listener_proto_rawDescGZIP(), []int{4}
+	return file_reseal_v1_listener_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListenerLimits) GetMaxConnections() uint32 {
@@ -444,7 +597,7 @@ type ListenerTimeouts struct {
 
 func (x *ListenerTimeouts) Reset() {
 	*x = ListenerTimeouts{}
-	mi := &file_reseal_v1_listener_proto_msgTypes[5]
+	mi := &file_reseal_v1_listener_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +609,7 @@ func (x *ListenerTimeouts) String() string {
 func (*ListenerTimeouts) ProtoMessage() {}
 
 func (x *ListenerTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_listener_proto_msgTypes[5]
+	mi := &file_reseal_v1_listener_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +622,7 @@ func (x *ListenerTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenerTimeouts.ProtoReflect.Descriptor instead.
 func (*ListenerTimeouts) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_listener_proto_rawDescGZIP(), []int{5}
+	return file_reseal_v1_listener_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListenerTimeouts) GetHandshake() *durationpb.Duration {
@@ -504,7 +657,7 @@ var File_reseal_v1_listener_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_listener_proto_rawDesc = "" +
 	"\n" +
-	"\x18reseal/v1/listener.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa0\x04\n" +
+	"\x18reseal/v1/listener.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\"\xed\x04\n" +
 	"\bListener\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x128\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x1c.reseal.v1.Listener.ProtocolR\bprotocol\x12<\n" +
@@ -517,7 +670,8 @@ const file_reseal_v1_listener_proto_rawDesc = "" +
 	"\tforwarded\x18\b \x01(\v2\x14.reseal.v1.ForwardedR\tforwarded\x121\n" +
 	"\x06limits\x18\t \x01(\v2\x19.reseal.v1.ListenerLimitsR\x06limits\x127\n" +
 	"\btimeouts\x18\n" +
-	" \x01(\v2\x1b.reseal.v1.ListenerTimeoutsR\btimeouts\"J\n" +
+	" \x01(\v2\x1b.reseal.v1.ListenerTimeoutsR\btimeouts\x12K\n" +
+	"\x12client_certificate\x18\v \x01(\v2\x1c.reseal.v1.ClientCertificateR\x11clientCertificate\"J\n" +
 	"\bProtocol\x12\x18\n" +
 	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePROTOCOL_HTTPS\x10\x01\x12\x10\n" +
@@ -528,9 +682,18 @@ const file_reseal_v1_listener_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"4\n" +
 	"\rProxyProtocol\x12#\n" +
-	"\rtrusted_cidrs\x18\x01 \x03(\tR\ftrustedCIDRs\"0\n" +
+	"\rtrusted_cidrs\x18\x01 \x03(\tR\ftrustedCIDRs\"z\n" +
 	"\tForwarded\x12#\n" +
-	"\rtrusted_cidrs\x18\x01 \x03(\tR\ftrustedCIDRs\"\xc5\x01\n" +
+	"\rtrusted_cidrs\x18\x01 \x03(\tR\ftrustedCIDRs\x12%\n" +
+	"\x0eremove_headers\x18\x02 \x03(\tR\rremoveHeaders\x12!\n" +
+	"\fkeep_headers\x18\x03 \x03(\tR\vkeepHeaders\"\xb0\x01\n" +
+	"\x11ClientCertificate\x12>\n" +
+	"\aforward\x18\x01 \x01(\x0e2$.reseal.v1.ClientCertificate.ForwardR\aforward\"[\n" +
+	"\aForward\x12\x17\n" +
+	"\x13FORWARD_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fFORWARD_NONE\x10\x01\x12\x13\n" +
+	"\x0fFORWARD_RFC9440\x10\x02\x12\x10\n" +
+	"\fFORWARD_XFCC\x10\x03\"\xc5\x01\n" +
 	"\x0eListenerLimits\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x12(\n" +
 	"\x10max_header_bytes\x18\x02 \x01(\rR\x0emaxHeaderBytes\x124\n" +
@@ -554,36 +717,40 @@ func file_reseal_v1_listener_proto_rawDescGZIP() []byte {
 	return file_reseal_v1_listener_proto_rawDescData
 }
 
-var file_reseal_v1_listener_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_reseal_v1_listener_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_reseal_v1_listener_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_reseal_v1_listener_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_reseal_v1_listener_proto_goTypes = []any{
-	(Listener_Protocol)(0),      // 0: reseal.v1.Listener.Protocol
-	(*Listener)(nil),            // 1: reseal.v1.Listener
-	(*EdgeSelector)(nil),        // 2: reseal.v1.EdgeSelector
-	(*ProxyProtocol)(nil),       // 3: reseal.v1.ProxyProtocol
-	(*Forwarded)(nil),           // 4: reseal.v1.Forwarded
-	(*ListenerLimits)(nil),      // 5: reseal.v1.ListenerLimits
-	(*ListenerTimeouts)(nil),    // 6: reseal.v1.ListenerTimeouts
-	nil,                         // 7: reseal.v1.EdgeSelector.MatchLabelsEntry
-	(*durationpb.Duration)(nil), // 8: google.protobuf.Duration
+	(Listener_Protocol)(0),         // 0: reseal.v1.Listener.Protocol
+	(ClientCertificate_Forward)(0), // 1: reseal.v1.ClientCertificate.Forward
+	(*Listener)(nil),               // 2: reseal.v1.Listener
+	(*EdgeSelector)(nil),           // 3: reseal.v1.EdgeSelector
+	(*ProxyProtocol)(nil),          // 4: reseal.v1.ProxyProtocol
+	(*Forwarded)(nil),              // 5: reseal.v1.Forwarded
+	(*ClientCertificate)(nil),      // 6: reseal.v1.ClientCertificate
+	(*ListenerLimits)(nil),         // 7: reseal.v1.ListenerLimits
+	(*ListenerTimeouts)(nil),       // 8: reseal.v1.ListenerTimeouts
+	nil,                            // 9: reseal.v1.EdgeSelector.MatchLabelsEntry
+	(*durationpb.Duration)(nil),    // 10: google.protobuf.Duration
 }
 var file_reseal_v1_listener_proto_depIdxs = []int32{
 	0,  // 0: reseal.v1.Listener.protocol:type_name -> reseal.v1.Listener.Protocol
-	2,  // 1: reseal.v1.Listener.edge_selector:type_name -> reseal.v1.EdgeSelector
-	3,  // 2: reseal.v1.Listener.proxy_protocol:type_name -> reseal.v1.ProxyProtocol
-	4,  // 3: reseal.v1.Listener.forwarded:type_name -> reseal.v1.Forwarded
-	5,  // 4: reseal.v1.Listener.limits:type_name -> reseal.v1.ListenerLimits
-	6,  // 5: reseal.v1.Listener.timeouts:type_name -> reseal.v1.ListenerTimeouts
-	7,  // 6: reseal.v1.EdgeSelector.match_labels:type_name -> reseal.v1.EdgeSelector.MatchLabelsEntry
-	8,  // 7: reseal.v1.ListenerTimeouts.handshake:type_name -> google.protobuf.Duration
-	8,  // 8: reseal.v1.ListenerTimeouts.header:type_name -> google.protobuf.Duration
-	8,  // 9: reseal.v1.ListenerTimeouts.idle:type_name -> google.protobuf.Duration
-	8,  // 10: reseal.v1.ListenerTimeouts.drain:type_name -> google.protobuf.Duration
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	3,  // 1: reseal.v1.Listener.edge_selector:type_name -> reseal.v1.EdgeSelector
+	4,  // 2: reseal.v1.Listener.proxy_protocol:type_name -> reseal.v1.ProxyProtocol
+	5,  // 3: reseal.v1.Listener.forwarded:type_name -> reseal.v1.Forwarded
+	7,  // 4: reseal.v1.Listener.limits:type_name -> reseal.v1.ListenerLimits
+	8,  // 5: reseal.v1.Listener.timeouts:type_name -> reseal.v1.ListenerTimeouts
+	6,  // 6: reseal.v1.Listener.client_certificate:type_name -> reseal.v1.ClientCertificate
+	9,  // 7: reseal.v1.EdgeSelector.match_labels:type_name -> reseal.v1.EdgeSelector.MatchLabelsEntry
+	1,  // 8: reseal.v1.ClientCertificate.forward:type_name -> reseal.v1.ClientCertificate.Forward
+	10, // 9: reseal.v1.ListenerTimeouts.handshake:type_name -> google.protobuf.Duration
+	10, // 10: reseal.v1.ListenerTimeouts.header:type_name -> google.protobuf.Duration
+	10, // 11: reseal.v1.ListenerTimeouts.idle:type_name -> google.protobuf.Duration
+	10, // 12: reseal.v1.ListenerTimeouts.drain:type_name -> google.protobuf.Duration
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_listener_proto_init() }
@@ -596,8 +763,8 @@ func file_reseal_v1_listener_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_listener_proto_rawDesc), len(file_reseal_v1_listener_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   7,
+			NumEnums:      2,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
