@@ -67,6 +67,9 @@ type Terms struct {
 	TicketWait time.Duration
 	// SessionIDsOff forbids to resume TLS 1.2 sessions by ID.
 	SessionIDsOff bool
+	// Renegotiates says that the server may renegotiate, which a session that is
+	// resumed without crypto/tls does not allow. None is.
+	Renegotiates bool
 }
 
 // Attempt is the right to make one handshake. One of its methods is called, once.

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"sync"
@@ -28,7 +29,8 @@ type conn struct {
 	connect  time.Duration // what dial and handshake took
 	resumed  bool
 	version  uint16
-	slot     bool // counts in the endpoint's open connections
+	slot     bool   // counts in the endpoint's open connections
+	finished []byte // of its handshake, where it may renegotiate once
 
 	reclaimed bool // taken from its client; guarded by endpoint.mu
 
@@ -105,6 +107,7 @@ func (c *conn) Read(p []byte) (n int, err error) {
 			return n, net.ErrClosed
 		}
 		c.observe(err)
+		err = renegotiationError(err, c.e.settings().terms.Renegotiates)
 	}
 	return n, err
 }
@@ -132,6 +135,12 @@ func (c *conn) Write(p []byte) (n int, err error) {
 	c.writing.Store(time.Now().UnixNano())
 	defer c.writing.Store(0)
 	return c.tc.Write(p)
+}
+
+// renegotiated reports whether the peer has renegotiated, so that it may not do so
+// for another request. Only who reads from the connection may ask.
+func (c *conn) renegotiated() bool {
+	return c.finished != nil && !bytes.Equal(c.finished, c.tc.ConnectionState().TLSUnique)
 }
 
 // stuck reports whether a Write has been held up: the peer does not read.

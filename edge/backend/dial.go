@@ -290,10 +290,16 @@ func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn,
 	}
 	tls := tc.ConnectionState()
 	e.pool.counters.Handshake(mechanism, miss, tls.Version, took)
-	return &conn{
+	c := &conn{
 		e: e, tc: tc, wire: w, created: begin,
 		resumed: tls.DidResume, version: tls.Version, ended: make(chan struct{}),
-	}, nil
+	}
+	if settings.terms.Renegotiates {
+		// Another handshake writes into it. It is empty where a session without
+		// extended master secret was resumed.
+		c.finished = append([]byte{}, tls.TLSUnique...)
+	}
+	return c, nil
 }
 
 func (e *endpoint) caughtShake(ctx context.Context, w *wire, do handshake) (
@@ -311,6 +317,7 @@ func (e *endpoint) clientConfig(state *poolState, key connKey) *tls.Config {
 	}
 	if verify := config.VerifyConnection; verify != nil {
 		config.VerifyConnection = func(cs tls.ConnectionState) error {
+			cs.ServerName = key.serverName // crypto/tls tells names only, not addresses
 			if err := verify(cs); err != nil {
 				return verifyError{err}
 			}

@@ -96,6 +96,9 @@ func idleError(quiet bool) *Error {
 // resetError is an exchange that its endpoint cut. During an upload it may not have
 // wanted the body.
 func resetError(err error, uploading bool) *Error {
+	if e := refusedRenegotiation(err); e != nil {
+		return e
+	}
 	e := fail(ReasonReset, err)
 	if uploading {
 		e = e.blamed(blameEdge)
@@ -207,7 +210,7 @@ func handshakeError(err error) *Error {
 	var hostname x509.HostnameError
 	var own verifyError
 	if errors.As(err, &verification) || errors.As(err, &hostname) || errors.As(err, &own) {
-		return fail(ReasonVerifyFailure, err)
+		return fail(ReasonVerifyFailure, explained(err))
 	}
 	return fail(ReasonHandshakeFailure, err)
 }

@@ -296,7 +296,7 @@ func (x *h1Exchange) respond(ctx context.Context, resp *http.Response) (*http.Re
 		}
 		return x.upgraded(resp), nil
 	}
-	if resp.Close {
+	if resp.Close || x.c.renegotiated() {
 		x.keep.Store(false)
 	}
 	if x.begin != nil {

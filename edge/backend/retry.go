@@ -280,6 +280,9 @@ func (x *exchange) try(e *endpoint, fresh bool) (*http.Response, *attempt, error
 		resp, err = g.h1.roundTrip(ctx, a)
 	}
 	if err != nil {
+		if e := refusedRenegotiation(err); e != nil {
+			err = e
+		}
 		var lost *lostError
 		if errors.As(err, &lost) && !g.stale && !lost.unread && !lost.upload {
 			a.end(fail(ReasonReset, err))

@@ -85,6 +85,7 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 		Wait:          spec.GetSessions().GetCoalesceTimeout().AsDuration(),
 		TicketWait:    spec.GetSessions().GetTicketWait().AsDuration(),
 		SessionIDsOff: spec.GetSessions().GetSessionIds() == resealv1.Sessions_SESSION_IDS_OFF,
+		Renegotiates:  spec.GetTls().GetRenegotiation() == resealv1.BackendTLS_RENEGOTIATION_ONCE,
 	}
 	s.checkThreshold.up = int(check.GetHealthyThreshold())
 	s.checkThreshold.down = int(check.GetUnhealthyThreshold())

@@ -58,6 +58,7 @@ type leafOptions struct {
 	ips    []string
 	uris   []string
 	client bool
+	cn     string        // default "leaf"
 	expiry time.Duration // from now, default 1h
 }
 
@@ -76,6 +77,9 @@ func (a *authority) issue(options leafOptions) (chain, key string, cert *x509.Ce
 	}
 	if options.client {
 		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	}
+	if options.cn != "" {
+		template.Subject.CommonName = options.cn
 	}
 	for _, ip := range options.ips {
 		template.IPAddresses = append(template.IPAddresses, net.ParseIP(ip))

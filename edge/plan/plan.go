@@ -92,14 +92,14 @@ type Pool struct {
 	Spec *resealv1.BackendPool
 	// TLS is the base of the client's configuration. ServerName is set only if
 	// the pool fixes it; else each connection sets its own. With
-	// subjectAltNames, verification is VerifyConnection's alone, which also runs
-	// when a session is resumed.
+	// subjectAltNames or subjectCommonName, verification is VerifyConnection's
+	// alone, which also runs when a session is resumed.
 	TLS *tls.Config
 	// Identity is a hash of all that sessions and connections may be shared
 	// within, besides endpoint and SNI: the trusted roots by content, the
-	// verification rules (subjectAltNames, insecureSkipVerify), the client
-	// certificate, the TLS versions, cipher suites and curves, and the ALPN
-	// list.
+	// verification rules (subjectAltNames, subjectCommonName,
+	// insecureSkipVerify), the client certificate, whether the backend may
+	// renegotiate, the TLS versions, cipher suites and curves, and the ALPN list.
 	Identity string
 }
 

@@ -288,8 +288,15 @@ func TestIdentity(t *testing.T) {
 		"names":              func(p *resealv1.BackendPool) { p.Tls.SubjectAltNames = []string{"a.test"} },
 		"skip verify":        func(p *resealv1.BackendPool) { p.Tls.InsecureSkipVerify = true },
 		"client certificate": func(p *resealv1.BackendPool) { p.Tls.ClientCertificate = "client" },
-		"version":            func(p *resealv1.BackendPool) { p.Tls.Policy = "tls13" },
-		"curve":              func(p *resealv1.BackendPool) { p.Tls.Policy = "curve" },
+		"common name":        func(p *resealv1.BackendPool) { p.Tls.SubjectCommonName = true },
+		"renegotiation": func(p *resealv1.BackendPool) {
+			p.Tls.Renegotiation = resealv1.BackendTLS_RENEGOTIATION_ONCE
+		},
+		"renegotiation, tcp": func(p *resealv1.BackendPool) {
+			p.Protocol, p.Tls.Renegotiation = resealv1.BackendPool_PROTOCOL_TCP, resealv1.BackendTLS_RENEGOTIATION_ONCE
+		},
+		"version": func(p *resealv1.BackendPool) { p.Tls.Policy = "tls13" },
+		"curve":   func(p *resealv1.BackendPool) { p.Tls.Policy = "curve" },
 	} {
 		got := identity(change)
 		if other, ok := seen[got]; ok {

@@ -3,11 +3,8 @@ package plan
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
-	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -23,6 +20,9 @@ var poolALPN = map[resealv1.BackendPool_Protocol][]string{
 // refers to is.
 func (o object) compilePool(spec *resealv1.BackendPool) *Pool {
 	spec = spec.WithDefaults()
+	if spec.Tls.Renegotiation == resealv1.BackendTLS_RENEGOTIATION_ONCE && spec.Protocol == resealv1.BackendPool_PROTOCOL_AUTO {
+		spec.Protocol = resealv1.BackendPool_PROTOCOL_HTTP1 // RFC 9113 section 9.2.1
+	}
 	cfg, identity, ok := o.clientTLS(spec)
 	if !ok {
 		return nil
@@ -54,15 +54,15 @@ func (o object) clientTLS(spec *resealv1.BackendPool) (*tls.Config, string, bool
 	if from.ServerName != "" {
 		cfg.ServerName = NormalizeHost(from.ServerName)
 	}
-	sans := subjectAltNames(from.SubjectAltNames)
 	identity.add(slices.Sorted(slices.Values(from.SubjectAltNames))...)
 	identity.add(strconv.FormatBool(from.InsecureSkipVerify))
-	switch {
-	case from.InsecureSkipVerify:
-		cfg.InsecureSkipVerify = true
-	case len(sans) > 0:
-		cfg.InsecureSkipVerify = true // VerifyConnection does all of it
-		cfg.VerifyConnection = sanVerifier(cfg.RootCAs, sans)
+	verification(cfg, from)
+	if from.SubjectCommonName {
+		identity.add("subjectCommonName")
+	}
+	if from.Renegotiation == resealv1.BackendTLS_RENEGOTIATION_ONCE {
+		cfg.Renegotiation = tls.RenegotiateOnceAsClient
+		identity.add("renegotiation", "once")
 	}
 
 	presented := ""
@@ -132,80 +132,4 @@ func (o object) warnOdd(field string, odd []error) {
 	for _, problem := range odd {
 		o.warn(field, "a root is left out: %v", problem)
 	}
-}
-
-// san is a name that a certificate may hold. One field is set.
-type san struct {
-	dns string
-	ip  netip.Addr
-	uri string
-}
-
-func subjectAltNames(names []string) []san {
-	var sans []san
-	for _, name := range names {
-		address, err := netip.ParseAddr(name)
-		dns := strings.ToLower(strings.TrimSuffix(name, "."))
-		switch {
-		case err == nil:
-			sans = append(sans, san{ip: address.Unmap()})
-		case validName(strings.TrimPrefix(dns, "*.")):
-			sans = append(sans, san{dns: dns})
-		default:
-			sans = append(sans, san{uri: name})
-		}
-	}
-	return sans
-}
-
-var errNoSAN = errors.New("the certificate holds none of the pool's subjectAltNames")
-
-// sanVerifier verifies the chain against roots and then that the leaf holds one
-// of sans. It stands in for the check against the server name, at full and at
-// resumed handshakes.
-func sanVerifier(roots *x509.CertPool, sans []san) func(tls.ConnectionState) error {
-	return func(state tls.ConnectionState) error {
-		if len(state.PeerCertificates) == 0 {
-			return &tls.CertificateVerificationError{Err: errors.New("the server sent no certificate")}
-		}
-		leaf := state.PeerCertificates[0]
-		options := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
-		for _, intermediate := range state.PeerCertificates[1:] {
-			options.Intermediates.AddCert(intermediate)
-		}
-		_, err := leaf.Verify(options)
-		if err == nil && !slices.ContainsFunc(sans, func(name san) bool { return name.in(leaf) }) {
-			err = errNoSAN
-		}
-		if err != nil {
-			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
-		}
-		return nil
-	}
-}
-
-func (s san) in(leaf *x509.Certificate) bool {
-	switch {
-	case s.ip.IsValid():
-		for _, ip := range leaf.IPAddresses {
-			if address, ok := netip.AddrFromSlice(ip); ok && address.Unmap() == s.ip {
-				return true
-			}
-		}
-	case s.uri != "":
-		for _, uri := range leaf.URIs {
-			if uri.String() == s.uri {
-				return true
-			}
-		}
-	case strings.HasPrefix(s.dns, "*."):
-		for _, name := range leaf.DNSNames {
-			if strings.EqualFold(name, s.dns) {
-				return true
-			}
-		}
-	default:
-		return leaf.VerifyHostname(s.dns) == nil
-	}
-	return false
 }

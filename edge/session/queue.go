@@ -30,6 +30,9 @@ type Terms struct {
 	TicketWait time.Duration
 	// SessionIDsOff forbids to resume TLS 1.2 sessions by ID.
 	SessionIDsOff bool
+	// Renegotiates says that the server may renegotiate, which a session that is
+	// resumed without crypto/tls does not allow. None is.
+	Renegotiates bool
 }
 
 // waiter is a handshake that waits for its turn.
@@ -209,6 +212,9 @@ func (r *record) lead(o offer, terms Terms, now time.Time) offer {
 		r.way, r.vain = wayAsked, 0
 	}
 	o.terms, o.way, o.at = terms, r.way, now
+	if terms.Renegotiates && o.way == wayBare {
+		o.way = wayAsked
+	}
 	o.pending = &pending{store: r.store, record: r}
 	return o
 }

@@ -173,7 +173,7 @@ func (s *Store) shake(ctx context.Context, conn net.Conn, identity string, cfg *
 		own.SessionTicketsDisabled, cache.bare = true, true
 	}
 	secret := s.prepareID(own, cache)
-	defer secret.wipe()
+	defer secret.end()
 	tc := tls.Client(spy, own)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		switch {

@@ -216,6 +216,7 @@ func (r *idRand) Read(p []byte) (int, error) {
 // 1.2 handshake and nothing else.
 type secretLog struct {
 	secret []byte
+	ended  bool
 }
 
 var errKeyLog = errors.New("unexpected key log line")
@@ -224,8 +225,8 @@ var errKeyLog = errors.New("unexpected key log line")
 // hexadecimal.
 func (l *secretLog) Write(line []byte) (int, error) {
 	rest, ok := bytes.CutPrefix(line, []byte("CLIENT_RANDOM "))
-	if !ok {
-		return len(line), nil // secrets of TLS 1.3
+	if !ok || l.ended {
+		return len(line), nil // secrets of TLS 1.3, or of a renegotiation
 	}
 	_, digits, ok := bytes.Cut(bytes.TrimSpace(rest), []byte(" "))
 	if !ok {
@@ -244,4 +245,10 @@ func (l *secretLog) Write(line []byte) (int, error) {
 func (l *secretLog) wipe() {
 	clear(l.secret)
 	l.secret = nil
+}
+
+// end wipes the secret and keeps no other. The handshake is over.
+func (l *secretLog) end() {
+	l.wipe()
+	l.ended = true
 }

@@ -81,7 +81,11 @@ func (s *Store) goesBare(o offer) bool {
 func (s *Store) shakeBare(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config, o offer) (
 	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
 	byID := o.session.byID
-	if why := byID.refusal(cfg, time.Now()); why != 0 {
+	why := byID.refusal(cfg, time.Now())
+	if o.terms.Renegotiates {
+		why = resealv1.MissReason_MISS_REASON_POLICY_CHANGED
+	}
+	if why != 0 {
 		s.drop(identity, o, why)
 		o.session, o.miss = nil, why
 		return s.shake(ctx, conn, identity, cfg, o)
@@ -121,7 +125,7 @@ func (r *record) idDeclined(o offer, now time.Time) {
 	}
 	switch r.way {
 	case wayAsked:
-		if bareWorks() {
+		if bareWorks() && !o.terms.Renegotiates {
 			r.goes(wayBare, now)
 		}
 	case wayBare:
@@ -159,7 +163,7 @@ func (s *Store) fileID(cache *connCache, state tls.ConnectionState, secret []byt
 	}
 	onTop := s.sessionIDs()
 	h := newIDSession(cache.spy.hello, state, secret, onTop, time.Now())
-	if h == nil {
+	if h == nil || h.state == nil && cache.offer.terms.Renegotiates {
 		return
 	}
 	cache.supply.given.Store(true)
@@ -178,7 +182,7 @@ func (s *Store) wayHolds(cache *connCache, gave bool, now time.Time) bool {
 	case cache.bare && !gave:
 		// Another kind of server: it is asked for tickets again.
 		r.goes(wayAsked, now)
-	case !cache.bare && r.way == wayAsked && gave && cache.gotEmpty() && bareWorks():
+	case !cache.bare && r.way == wayAsked && gave && cache.gotEmpty() && bareWorks() && !cache.offer.terms.Renegotiates:
 		r.goes(wayBare, now)
 	case !cache.bare && r.way == wayBare:
 		// It was learned meanwhile, by this handshake or another.

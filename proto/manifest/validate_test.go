@@ -41,6 +41,8 @@ func TestValidateAccepts(t *testing.T) {
 	for _, test := range []struct{ kind, spec string }{
 		{"BackendPool", "dns: {name: my_backend.internal., port: 65535, refreshInterval: 1s}"},
 		{"BackendPool", "endpoints: [{address: 'a:1', weight: 1000}, {address: '[fe80::1%eth0]:443'}, {address: 'WEB.example:443'}]"},
+		{"BackendPool", "endpoints: [{address: 'a:1'}]\ntls: {renegotiation: once, subjectCommonName: true}"},
+		{"BackendPool", "endpoints: [{address: 'a:1'}]\nprotocol: http2\ntls: {renegotiation: never}"},
 		{"BackendPool", "endpoints: [{address: 'a:1'}]\ntls: {serverName: 10.0.0.1, subjectAltNames: ['spiffe://td/web', 'urn:x:y', 10.0.0.1, '::1', web.example], trust: {caFile: /etc/ca.pem}}\nhealthCheck: {path: '/a%20b', method: HEAD, expectedStatuses: [200, 599], interval: 100ms}"},
 		{"BackendPool", "endpoints: [{address: 'a:1'}]\nloadBalancing: {algorithm: ring_hash, hashOn: 'header:X-User'}\nretries: {attempts: 5, on: [502]}\nsessions: {coalesceTimeout: 0s}\nconnections: {closeTimeout: 0s}"},
 		{"BackendPool", "endpoints: [{address: 'a:1'}]\nprotocol: tcp\nhealthCheck: {serverName: web.example}\nloadBalancing: {hashOn: source_ip}"},
@@ -106,6 +108,12 @@ func TestValidateBackendPool(t *testing.T) {
 		{ok + "tls: {serverName: Web.example, trust: {caFile: ca.pem}}", []string{
 			`spec.tls.serverName: "Web.example" must be lower case: "web.example"`,
 			`spec.tls.trust.caFile: "ca.pem" is not an absolute path`,
+		}},
+		{ok + "protocol: http2\ntls: {renegotiation: once}", []string{
+			"spec.tls.renegotiation: once needs HTTP/1.1; HTTP/2 forbids renegotiation (RFC 9113 section 9.2.1), so set protocol to http1 or tcp",
+		}},
+		{ok + "tls: {subjectCommonName: true, subjectAltNames: [a]}", []string{
+			"spec.tls.subjectCommonName: has no use with subjectAltNames, which replace the check against the server name; remove one of them",
 		}},
 		{ok + "tls: {trust: {caPem: no pem}}", []string{"spec.tls.trust.caPem: holds no PEM block CERTIFICATE"}},
 		{ok + "loadBalancing: {hashOn: ip}", []string{`spec.loadBalancing.hashOn: "ip" is not known; it is one of source_ip, host, path, header:NAME or cookie:NAME`}},

@@ -26,7 +26,7 @@ func (c *checker) backendPool(p *resealv1.BackendPool) {
 	if p.Dns != nil {
 		c.dns(p.Dns)
 	}
-	c.backendTLS(p.GetTls())
+	c.backendTLS(p)
 	c.loadBalancing(p)
 	if p.HealthCheck != nil {
 		c.healthCheck(p)
@@ -69,7 +69,8 @@ func (c *checker) dns(dns *resealv1.DNSEndpoints) {
 	c.atLeast("spec.dns.refreshInterval", dns.RefreshInterval, time.Second)
 }
 
-func (c *checker) backendTLS(tls *resealv1.BackendTLS) {
+func (c *checker) backendTLS(p *resealv1.BackendPool) {
+	tls := p.GetTls()
 	c.optional("spec.tls.serverName", tls.GetServerName(), checkServerName)
 	switch roots := tls.GetTrust().GetRoots().(type) {
 	case *resealv1.BackendTLS_Trust_CaPem:
@@ -85,6 +86,12 @@ func (c *checker) backendTLS(tls *resealv1.BackendTLS) {
 	c.each("spec.tls.subjectAltNames", tls.GetSubjectAltNames(), checkAltName)
 	c.optional("spec.tls.clientCertificate", tls.GetClientCertificate(), checkName)
 	c.optional("spec.tls.policy", tls.GetPolicy(), checkName)
+	if tls.GetRenegotiation() == resealv1.BackendTLS_RENEGOTIATION_ONCE && p.Protocol == resealv1.BackendPool_PROTOCOL_HTTP2 {
+		c.failf("spec.tls.renegotiation", "once needs HTTP/1.1; HTTP/2 forbids renegotiation (RFC 9113 section 9.2.1), so set protocol to http1 or tcp")
+	}
+	if tls.GetSubjectCommonName() && len(tls.GetSubjectAltNames()) > 0 {
+		c.failf("spec.tls.subjectCommonName", "has no use with subjectAltNames, which replace the check against the server name; remove one of them")
+	}
 }
 
 func (c *checker) loadBalancing(p *resealv1.BackendPool) {

@@ -83,6 +83,64 @@ func (BackendPool_Protocol) EnumDescriptor() ([]byte, []int) {
 	return file_reseal_v1_backend_pool_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// Renegotiation is what a request to renegotiate gets.
+type BackendTLS_Renegotiation int32
+
+const (
+	// The default: never.
+	BackendTLS_RENEGOTIATION_UNSPECIFIED BackendTLS_Renegotiation = 0
+	// It ends the connection, with an error that says so.
+	BackendTLS_RENEGOTIATION_NEVER BackendTLS_Renegotiation = 1
+	// Once on each connection it is followed. The certificate must stay the same.
+	// The connection serves no request after the one that it was for.
+	// HTTP/2 forbids renegotiation (RFC 9113 section 9.2.1): protocol auto then
+	// means http1, and http2 is refused. TLS 1.3 knows no renegotiation. Sessions
+	// are resumed as ever, but not in the way of servers that take session IDs
+	// only from clients that ask for no ticket.
+	BackendTLS_RENEGOTIATION_ONCE BackendTLS_Renegotiation = 2
+)
+
+// Enum value maps for BackendTLS_Renegotiation.
+var (
+	BackendTLS_Renegotiation_name = map[int32]string{
+		0: "RENEGOTIATION_UNSPECIFIED",
+		1: "RENEGOTIATION_NEVER",
+		2: "RENEGOTIATION_ONCE",
+	}
+	BackendTLS_Renegotiation_value = map[string]int32{
+		"RENEGOTIATION_UNSPECIFIED": 0,
+		"RENEGOTIATION_NEVER":       1,
+		"RENEGOTIATION_ONCE":        2,
+	}
+)
+
+func (x BackendTLS_Renegotiation) Enum() *BackendTLS_Renegotiation {
+	p := new(BackendTLS_Renegotiation)
+	*p = x
+	return p
+}
+
+func (x BackendTLS_Renegotiation) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BackendTLS_Renegotiation) Descriptor() protoreflect.EnumDescriptor {
+	return file_reseal_v1_backend_pool_proto_enumTypes[1].Descriptor()
+}
+
+func (BackendTLS_Renegotiation) Type() protoreflect.EnumType {
+	return &file_reseal_v1_backend_pool_proto_enumTypes[1]
+}
+
+func (x BackendTLS_Renegotiation) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BackendTLS_Renegotiation.Descriptor instead.
+func (BackendTLS_Renegotiation) EnumDescriptor() ([]byte, []int) {
+	return file_reseal_v1_backend_pool_proto_rawDescGZIP(), []int{3, 0}
+}
+
 // Mode switches resumption.
 type Sessions_Mode int32
 
@@ -120,11 +178,11 @@ func (x Sessions_Mode) String() string {
 }
 
 func (Sessions_Mode) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[1].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[2].Descriptor()
 }
 
 func (Sessions_Mode) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[1]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[2]
 }
 
 func (x Sessions_Mode) Number() protoreflect.EnumNumber {
@@ -174,11 +232,11 @@ func (x Sessions_Scope) String() string {
 }
 
 func (Sessions_Scope) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[2].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[3].Descriptor()
 }
 
 func (Sessions_Scope) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[2]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[3]
 }
 
 func (x Sessions_Scope) Number() protoreflect.EnumNumber {
@@ -228,11 +286,11 @@ func (x Sessions_SessionIds) String() string {
 }
 
 func (Sessions_SessionIds) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[3].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[4].Descriptor()
 }
 
 func (Sessions_SessionIds) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[3]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[4]
 }
 
 func (x Sessions_SessionIds) Number() protoreflect.EnumNumber {
@@ -281,11 +339,11 @@ func (x Sessions_Sharing) String() string {
 }
 
 func (Sessions_Sharing) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[4].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[5].Descriptor()
 }
 
 func (Sessions_Sharing) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[4]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[5]
 }
 
 func (x Sessions_Sharing) Number() protoreflect.EnumNumber {
@@ -346,11 +404,11 @@ func (x Connections_Reuse) String() string {
 }
 
 func (Connections_Reuse) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[5].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[6].Descriptor()
 }
 
 func (Connections_Reuse) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[5]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[6]
 }
 
 func (x Connections_Reuse) Number() protoreflect.EnumNumber {
@@ -403,11 +461,11 @@ func (x LoadBalancing_Algorithm) String() string {
 }
 
 func (LoadBalancing_Algorithm) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[6].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[7].Descriptor()
 }
 
 func (LoadBalancing_Algorithm) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[6]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[7]
 }
 
 func (x LoadBalancing_Algorithm) Number() protoreflect.EnumNumber {
@@ -468,11 +526,11 @@ func (x Retries_Condition) String() string {
 }
 
 func (Retries_Condition) Descriptor() protoreflect.EnumDescriptor {
-	return file_reseal_v1_backend_pool_proto_enumTypes[7].Descriptor()
+	return file_reseal_v1_backend_pool_proto_enumTypes[8].Descriptor()
 }
 
 func (Retries_Condition) Type() protoreflect.EnumType {
-	return &file_reseal_v1_backend_pool_proto_enumTypes[7]
+	return &file_reseal_v1_backend_pool_proto_enumTypes[8]
 }
 
 func (x Retries_Condition) Number() protoreflect.EnumNumber {
@@ -765,8 +823,15 @@ type BackendTLS struct {
 	// Accept any certificate. Traffic can then be read and changed by anyone on
 	// the path. Default false.
 	InsecureSkipVerify bool `protobuf:"varint,6,opt,name=insecure_skip_verify,json=insecureSkipVerify,proto3" json:"insecure_skip_verify,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Whether the endpoint may renegotiate on a connection with TLS 1.2, as IIS and
+	// Apache do that ask for a client certificate for some paths only. Default: never.
+	Renegotiation BackendTLS_Renegotiation `protobuf:"varint,7,opt,name=renegotiation,proto3,enum=reseal.v1.BackendTLS_Renegotiation" json:"renegotiation,omitempty"`
+	// Match a certificate that holds no alternative names at all by the common name
+	// of its subject: as a whole, or with * as its first label. Others are verified
+	// by their alternative names as ever. Not with subjectAltNames. Default false.
+	SubjectCommonName bool `protobuf:"varint,8,opt,name=subject_common_name,json=subjectCommonName,proto3" json:"subject_common_name,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *BackendTLS) Reset() {
@@ -837,6 +902,20 @@ func (x *BackendTLS) GetPolicy() string {
 func (x *BackendTLS) GetInsecureSkipVerify() bool {
 	if x != nil {
 		return x.InsecureSkipVerify
+	}
+	return false
+}
+
+func (x *BackendTLS) GetRenegotiation() BackendTLS_Renegotiation {
+	if x != nil {
+		return x.Renegotiation
+	}
+	return BackendTLS_RENEGOTIATION_UNSPECIFIED
+}
+
+func (x *BackendTLS) GetSubjectCommonName() bool {
+	if x != nil {
+		return x.SubjectCommonName
 	}
 	return false
 }
@@ -1570,7 +1649,7 @@ const file_reseal_v1_backend_pool_proto_rawDesc = "" +
 	"\fDNSEndpoints\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12D\n" +
-	"\x10refresh_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0frefreshInterval\"\xe5\x02\n" +
+	"\x10refresh_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0frefreshInterval\"\xc1\x04\n" +
 	"\n" +
 	"BackendTLS\x12\x1f\n" +
 	"\vserver_name\x18\x01 \x01(\tR\n" +
@@ -1579,12 +1658,18 @@ const file_reseal_v1_backend_pool_proto_rawDesc = "" +
 	"\x11subject_alt_names\x18\x03 \x03(\tR\x0fsubjectAltNames\x12-\n" +
 	"\x12client_certificate\x18\x04 \x01(\tR\x11clientCertificate\x12\x16\n" +
 	"\x06policy\x18\x05 \x01(\tR\x06policy\x120\n" +
-	"\x14insecure_skip_verify\x18\x06 \x01(\bR\x12insecureSkipVerify\x1a^\n" +
+	"\x14insecure_skip_verify\x18\x06 \x01(\bR\x12insecureSkipVerify\x12I\n" +
+	"\rrenegotiation\x18\a \x01(\x0e2#.reseal.v1.BackendTLS.RenegotiationR\rrenegotiation\x12.\n" +
+	"\x13subject_common_name\x18\b \x01(\bR\x11subjectCommonName\x1a^\n" +
 	"\x05Trust\x12\x17\n" +
 	"\x06ca_pem\x18\x01 \x01(\tH\x00R\x05caPem\x12\x19\n" +
 	"\aca_file\x18\x02 \x01(\tH\x00R\x06caFile\x12\x18\n" +
 	"\x06system\x18\x03 \x01(\bH\x00R\x06systemB\a\n" +
-	"\x05roots\"\x81\x05\n" +
+	"\x05roots\"_\n" +
+	"\rRenegotiation\x12\x1d\n" +
+	"\x19RENEGOTIATION_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13RENEGOTIATION_NEVER\x10\x01\x12\x16\n" +
+	"\x12RENEGOTIATION_ONCE\x10\x02\"\x81\x05\n" +
 	"\bSessions\x12,\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x18.reseal.v1.Sessions.ModeR\x04mode\x12/\n" +
 	"\x05scope\x18\x02 \x01(\x0e2\x19.reseal.v1.Sessions.ScopeR\x05scope\x125\n" +
@@ -1683,69 +1768,71 @@ func file_reseal_v1_backend_pool_proto_rawDescGZIP() []byte {
 	return file_reseal_v1_backend_pool_proto_rawDescData
 }
 
-var file_reseal_v1_backend_pool_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_reseal_v1_backend_pool_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
 var file_reseal_v1_backend_pool_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_reseal_v1_backend_pool_proto_goTypes = []any{
-	(BackendPool_Protocol)(0),    // 0: reseal.v1.BackendPool.Protocol
-	(Sessions_Mode)(0),           // 1: reseal.v1.Sessions.Mode
-	(Sessions_Scope)(0),          // 2: reseal.v1.Sessions.Scope
-	(Sessions_SessionIds)(0),     // 3: reseal.v1.Sessions.SessionIds
-	(Sessions_Sharing)(0),        // 4: reseal.v1.Sessions.Sharing
-	(Connections_Reuse)(0),       // 5: reseal.v1.Connections.Reuse
-	(LoadBalancing_Algorithm)(0), // 6: reseal.v1.LoadBalancing.Algorithm
-	(Retries_Condition)(0),       // 7: reseal.v1.Retries.Condition
-	(*BackendPool)(nil),          // 8: reseal.v1.BackendPool
-	(*Endpoint)(nil),             // 9: reseal.v1.Endpoint
-	(*DNSEndpoints)(nil),         // 10: reseal.v1.DNSEndpoints
-	(*BackendTLS)(nil),           // 11: reseal.v1.BackendTLS
-	(*Sessions)(nil),             // 12: reseal.v1.Sessions
-	(*Connections)(nil),          // 13: reseal.v1.Connections
-	(*LoadBalancing)(nil),        // 14: reseal.v1.LoadBalancing
-	(*HealthCheck)(nil),          // 15: reseal.v1.HealthCheck
-	(*OutlierDetection)(nil),     // 16: reseal.v1.OutlierDetection
-	(*BackendTimeouts)(nil),      // 17: reseal.v1.BackendTimeouts
-	(*Retries)(nil),              // 18: reseal.v1.Retries
-	(*BackendTLS_Trust)(nil),     // 19: reseal.v1.BackendTLS.Trust
-	(*durationpb.Duration)(nil),  // 20: google.protobuf.Duration
+	(BackendPool_Protocol)(0),     // 0: reseal.v1.BackendPool.Protocol
+	(BackendTLS_Renegotiation)(0), // 1: reseal.v1.BackendTLS.Renegotiation
+	(Sessions_Mode)(0),            // 2: reseal.v1.Sessions.Mode
+	(Sessions_Scope)(0),           // 3: reseal.v1.Sessions.Scope
+	(Sessions_SessionIds)(0),      // 4: reseal.v1.Sessions.SessionIds
+	(Sessions_Sharing)(0),         // 5: reseal.v1.Sessions.Sharing
+	(Connections_Reuse)(0),        // 6: reseal.v1.Connections.Reuse
+	(LoadBalancing_Algorithm)(0),  // 7: reseal.v1.LoadBalancing.Algorithm
+	(Retries_Condition)(0),        // 8: reseal.v1.Retries.Condition
+	(*BackendPool)(nil),           // 9: reseal.v1.BackendPool
+	(*Endpoint)(nil),              // 10: reseal.v1.Endpoint
+	(*DNSEndpoints)(nil),          // 11: reseal.v1.DNSEndpoints
+	(*BackendTLS)(nil),            // 12: reseal.v1.BackendTLS
+	(*Sessions)(nil),              // 13: reseal.v1.Sessions
+	(*Connections)(nil),           // 14: reseal.v1.Connections
+	(*LoadBalancing)(nil),         // 15: reseal.v1.LoadBalancing
+	(*HealthCheck)(nil),           // 16: reseal.v1.HealthCheck
+	(*OutlierDetection)(nil),      // 17: reseal.v1.OutlierDetection
+	(*BackendTimeouts)(nil),       // 18: reseal.v1.BackendTimeouts
+	(*Retries)(nil),               // 19: reseal.v1.Retries
+	(*BackendTLS_Trust)(nil),      // 20: reseal.v1.BackendTLS.Trust
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
 }
 var file_reseal_v1_backend_pool_proto_depIdxs = []int32{
-	9,  // 0: reseal.v1.BackendPool.endpoints:type_name -> reseal.v1.Endpoint
-	10, // 1: reseal.v1.BackendPool.dns:type_name -> reseal.v1.DNSEndpoints
+	10, // 0: reseal.v1.BackendPool.endpoints:type_name -> reseal.v1.Endpoint
+	11, // 1: reseal.v1.BackendPool.dns:type_name -> reseal.v1.DNSEndpoints
 	0,  // 2: reseal.v1.BackendPool.protocol:type_name -> reseal.v1.BackendPool.Protocol
-	11, // 3: reseal.v1.BackendPool.tls:type_name -> reseal.v1.BackendTLS
-	12, // 4: reseal.v1.BackendPool.sessions:type_name -> reseal.v1.Sessions
-	13, // 5: reseal.v1.BackendPool.connections:type_name -> reseal.v1.Connections
-	14, // 6: reseal.v1.BackendPool.load_balancing:type_name -> reseal.v1.LoadBalancing
-	15, // 7: reseal.v1.BackendPool.health_check:type_name -> reseal.v1.HealthCheck
-	16, // 8: reseal.v1.BackendPool.outlier_detection:type_name -> reseal.v1.OutlierDetection
-	17, // 9: reseal.v1.BackendPool.timeouts:type_name -> reseal.v1.BackendTimeouts
-	18, // 10: reseal.v1.BackendPool.retries:type_name -> reseal.v1.Retries
-	20, // 11: reseal.v1.DNSEndpoints.refresh_interval:type_name -> google.protobuf.Duration
-	19, // 12: reseal.v1.BackendTLS.trust:type_name -> reseal.v1.BackendTLS.Trust
-	1,  // 13: reseal.v1.Sessions.mode:type_name -> reseal.v1.Sessions.Mode
-	2,  // 14: reseal.v1.Sessions.scope:type_name -> reseal.v1.Sessions.Scope
-	4,  // 15: reseal.v1.Sessions.sharing:type_name -> reseal.v1.Sessions.Sharing
-	20, // 16: reseal.v1.Sessions.coalesce_timeout:type_name -> google.protobuf.Duration
-	20, // 17: reseal.v1.Sessions.ticket_wait:type_name -> google.protobuf.Duration
-	3,  // 18: reseal.v1.Sessions.session_ids:type_name -> reseal.v1.Sessions.SessionIds
-	5,  // 19: reseal.v1.Connections.reuse:type_name -> reseal.v1.Connections.Reuse
-	20, // 20: reseal.v1.Connections.idle_timeout:type_name -> google.protobuf.Duration
-	20, // 21: reseal.v1.Connections.max_lifetime:type_name -> google.protobuf.Duration
-	20, // 22: reseal.v1.Connections.close_timeout:type_name -> google.protobuf.Duration
-	6,  // 23: reseal.v1.LoadBalancing.algorithm:type_name -> reseal.v1.LoadBalancing.Algorithm
-	20, // 24: reseal.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	20, // 25: reseal.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	20, // 26: reseal.v1.OutlierDetection.ejection_time:type_name -> google.protobuf.Duration
-	20, // 27: reseal.v1.BackendTimeouts.connect:type_name -> google.protobuf.Duration
-	20, // 28: reseal.v1.BackendTimeouts.handshake:type_name -> google.protobuf.Duration
-	20, // 29: reseal.v1.BackendTimeouts.response_header:type_name -> google.protobuf.Duration
-	20, // 30: reseal.v1.BackendTimeouts.idle:type_name -> google.protobuf.Duration
-	7,  // 31: reseal.v1.Retries.on:type_name -> reseal.v1.Retries.Condition
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	12, // 3: reseal.v1.BackendPool.tls:type_name -> reseal.v1.BackendTLS
+	13, // 4: reseal.v1.BackendPool.sessions:type_name -> reseal.v1.Sessions
+	14, // 5: reseal.v1.BackendPool.connections:type_name -> reseal.v1.Connections
+	15, // 6: reseal.v1.BackendPool.load_balancing:type_name -> reseal.v1.LoadBalancing
+	16, // 7: reseal.v1.BackendPool.health_check:type_name -> reseal.v1.HealthCheck
+	17, // 8: reseal.v1.BackendPool.outlier_detection:type_name -> reseal.v1.OutlierDetection
+	18, // 9: reseal.v1.BackendPool.timeouts:type_name -> reseal.v1.BackendTimeouts
+	19, // 10: reseal.v1.BackendPool.retries:type_name -> reseal.v1.Retries
+	21, // 11: reseal.v1.DNSEndpoints.refresh_interval:type_name -> google.protobuf.Duration
+	20, // 12: reseal.v1.BackendTLS.trust:type_name -> reseal.v1.BackendTLS.Trust
+	1,  // 13: reseal.v1.BackendTLS.renegotiation:type_name -> reseal.v1.BackendTLS.Renegotiation
+	2,  // 14: reseal.v1.Sessions.mode:type_name -> reseal.v1.Sessions.Mode
+	3,  // 15: reseal.v1.Sessions.scope:type_name -> reseal.v1.Sessions.Scope
+	5,  // 16: reseal.v1.Sessions.sharing:type_name -> reseal.v1.Sessions.Sharing
+	21, // 17: reseal.v1.Sessions.coalesce_timeout:type_name -> google.protobuf.Duration
+	21, // 18: reseal.v1.Sessions.ticket_wait:type_name -> google.protobuf.Duration
+	4,  // 19: reseal.v1.Sessions.session_ids:type_name -> reseal.v1.Sessions.SessionIds
+	6,  // 20: reseal.v1.Connections.reuse:type_name -> reseal.v1.Connections.Reuse
+	21, // 21: reseal.v1.Connections.idle_timeout:type_name -> google.protobuf.Duration
+	21, // 22: reseal.v1.Connections.max_lifetime:type_name -> google.protobuf.Duration
+	21, // 23: reseal.v1.Connections.close_timeout:type_name -> google.protobuf.Duration
+	7,  // 24: reseal.v1.LoadBalancing.algorithm:type_name -> reseal.v1.LoadBalancing.Algorithm
+	21, // 25: reseal.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	21, // 26: reseal.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	21, // 27: reseal.v1.OutlierDetection.ejection_time:type_name -> google.protobuf.Duration
+	21, // 28: reseal.v1.BackendTimeouts.connect:type_name -> google.protobuf.Duration
+	21, // 29: reseal.v1.BackendTimeouts.handshake:type_name -> google.protobuf.Duration
+	21, // 30: reseal.v1.BackendTimeouts.response_header:type_name -> google.protobuf.Duration
+	21, // 31: reseal.v1.BackendTimeouts.idle:type_name -> google.protobuf.Duration
+	8,  // 32: reseal.v1.Retries.on:type_name -> reseal.v1.Retries.Condition
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_backend_pool_proto_init() }
@@ -1766,7 +1853,7 @@ func file_reseal_v1_backend_pool_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_backend_pool_proto_rawDesc), len(file_reseal_v1_backend_pool_proto_rawDesc)),
-			NumEnums:      8,
+			NumEnums:      9,
 			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -32,6 +32,7 @@ func (p *BackendPool) WithDefaults() *BackendPool {
 	if p.Tls.Trust.GetRoots() == nil {
 		p.Tls.Trust = &BackendTLS_Trust{Roots: &BackendTLS_Trust_System{System: true}}
 	}
+	setEnum(&p.Tls.Renegotiation, BackendTLS_RENEGOTIATION_NEVER)
 	p.Sessions = orNew(p.Sessions)
 	setEnum(&p.Sessions.Mode, Sessions_MODE_AUTO)
 	setEnum(&p.Sessions.Scope, Sessions_SCOPE_ENDPOINT)
