@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -188,14 +187,11 @@ func killedEdge(s *scene) {
 // kept waits until the edge has saved its newest sessions.
 func (s *scene) kept() {
 	s.t.Helper()
-	since := time.Now()
 	harness.Settle(s.t, func() error {
-		info, err := os.Stat(filepath.Join(s.edge.StateDir, "sessions"))
-		if err == nil && !info.ModTime().After(since) {
-			err = errors.New("the sessions are not saved yet")
-		}
+		_, err := os.Stat(filepath.Join(s.edge.StateDir, "sessions"))
 		return err
 	})
+	time.Sleep(3 * time.Second) // what came meanwhile is written within a second
 }
 
 // singleUse: JSSE without stateless tickets takes each ticket once and gives one

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os/exec"
@@ -206,7 +207,14 @@ func TestUncleanEnds(t *testing.T) {
 		unclean, rsts int64
 	}{
 		{"close_notify", func(c *tls.Conn) { _ = c.Close() }, 0, 0},
-		{"FIN", func(c *tls.Conn) { _ = c.NetConn().Close() }, 1, 0},
+		{"FIN", func(c *tls.Conn) {
+			// A ticket that comes late and is not read would make it a RST.
+			socket := c.NetConn().(*net.TCPConn)
+			_ = socket.CloseWrite()
+			_ = socket.SetReadDeadline(time.Now().Add(10 * time.Second))
+			_, _ = io.Copy(io.Discard, socket)
+			_ = socket.Close()
+		}, 1, 0},
 		{"RST", func(c *tls.Conn) {
 			_ = c.NetConn().(*net.TCPConn).SetLinger(0)
 			_ = c.NetConn().Close()
