@@ -206,14 +206,13 @@ func TestUncleanEnds(t *testing.T) {
 		end           func(*tls.Conn)
 		unclean, rsts int64
 	}{
-		{"close_notify", func(c *tls.Conn) { _ = c.Close() }, 0, 0},
+		{"close_notify", func(c *tls.Conn) {
+			_ = c.CloseWrite()
+			drain(c.NetConn())
+		}, 0, 0},
 		{"FIN", func(c *tls.Conn) {
-			// A ticket that comes late and is not read would make it a RST.
-			socket := c.NetConn().(*net.TCPConn)
-			_ = socket.CloseWrite()
-			_ = socket.SetReadDeadline(time.Now().Add(10 * time.Second))
-			_, _ = io.Copy(io.Discard, socket)
-			_ = socket.Close()
+			_ = c.NetConn().(*net.TCPConn).CloseWrite()
+			drain(c.NetConn())
 		}, 1, 0},
 		{"RST", func(c *tls.Conn) {
 			_ = c.NetConn().(*net.TCPConn).SetLinger(0)
@@ -245,6 +244,14 @@ func TestUncleanEnds(t *testing.T) {
 			})
 		}
 	}
+}
+
+// drain closes socket once its peer has: a ticket that comes late and is not
+// read would make a RST of the end.
+func drain(socket net.Conn) {
+	_ = socket.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, _ = io.Copy(io.Discard, socket)
+	_ = socket.Close()
 }
 
 // request makes one small keep-alive request on conn.
