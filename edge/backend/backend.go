@@ -67,9 +67,10 @@ type Terms struct {
 	TicketWait time.Duration
 	// SessionIDsOff forbids to resume TLS 1.2 sessions by ID.
 	SessionIDsOff bool
-	// Renegotiates says that the server may renegotiate, which a session that is
-	// resumed without crypto/tls does not allow. None is.
-	Renegotiates bool
+	// CryptoTLS keeps to crypto/tls: no session is offered by the client of the
+	// abbreviated handshake alone, which can't renegotiate, and after which there
+	// is no full handshake on the same connection.
+	CryptoTLS bool
 }
 
 // Attempt is the right to make one handshake. One of its methods is called, once.

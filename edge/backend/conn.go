@@ -107,7 +107,7 @@ func (c *conn) Read(p []byte) (n int, err error) {
 			return n, net.ErrClosed
 		}
 		c.observe(err)
-		err = renegotiationError(err, c.e.settings().terms.Renegotiates)
+		err = renegotiationError(err, c.e.settings().renegotiates)
 	}
 	return n, err
 }

@@ -294,7 +294,7 @@ func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn,
 		e: e, tc: tc, wire: w, created: begin,
 		resumed: tls.DidResume, version: tls.Version, ended: make(chan struct{}),
 	}
-	if settings.terms.Renegotiates {
+	if settings.renegotiates {
 		// Another handshake writes into it. It is empty where a session without
 		// extended master secret was resumed.
 		c.finished = append([]byte{}, tls.TLSUnique...)

@@ -26,6 +26,7 @@ type settings struct {
 	connectTimeout   time.Duration
 	handshakeTimeout time.Duration
 	terms            Terms
+	renegotiates     bool // once, if the server asks
 	headerTimeout    time.Duration
 	bodyTimeout      time.Duration
 
@@ -81,11 +82,12 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 		checkInterval:    check.GetInterval().AsDuration(),
 		checkTimeout:     check.GetTimeout().AsDuration(),
 	}
+	s.renegotiates = spec.GetTls().GetRenegotiation() == resealv1.BackendTLS_RENEGOTIATION_ONCE
 	s.terms = Terms{
 		Wait:          spec.GetSessions().GetCoalesceTimeout().AsDuration(),
 		TicketWait:    spec.GetSessions().GetTicketWait().AsDuration(),
 		SessionIDsOff: spec.GetSessions().GetSessionIds() == resealv1.Sessions_SESSION_IDS_OFF,
-		Renegotiates:  spec.GetTls().GetRenegotiation() == resealv1.BackendTLS_RENEGOTIATION_ONCE,
+		CryptoTLS:     s.renegotiates,
 	}
 	s.checkThreshold.up = int(check.GetHealthyThreshold())
 	s.checkThreshold.down = int(check.GetUnhealthyThreshold())

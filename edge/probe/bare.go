@@ -30,10 +30,6 @@ func (r *run) probeBare(ctx context.Context, c *chain) error {
 		c.facts.WithoutTicketExtension = answerNo
 		return nil
 	}
-	if c.bare.resumed > 0 { // the handshaker has found out before us
-		c.concludeBare()
-		return nil
-	}
 	bare := r.newChain(tls.VersionTLS12, &resealv1.ProbeVersion{})
 	bare.handshaker = &bareHandshaker{closeTimeout: r.cfg.CloseTimeout}
 	for _, purpose := range []string{

@@ -30,9 +30,10 @@ type Terms struct {
 	TicketWait time.Duration
 	// SessionIDsOff forbids to resume TLS 1.2 sessions by ID.
 	SessionIDsOff bool
-	// Renegotiates says that the server may renegotiate, which a session that is
-	// resumed without crypto/tls does not allow. None is.
-	Renegotiates bool
+	// CryptoTLS keeps to crypto/tls: no session is offered by the client of the
+	// abbreviated handshake alone, which can't renegotiate, and after which there
+	// is no full handshake on the same connection.
+	CryptoTLS bool
 }
 
 // waiter is a handshake that waits for its turn.
@@ -212,7 +213,7 @@ func (r *record) lead(o offer, terms Terms, now time.Time) offer {
 		r.way, r.vain = wayAsked, 0
 	}
 	o.terms, o.way, o.at = terms, r.way, now
-	if terms.Renegotiates && o.way == wayBare {
+	if terms.CryptoTLS && o.way == wayBare {
 		o.way = wayAsked
 	}
 	o.pending = &pending{store: r.store, record: r}

@@ -109,9 +109,7 @@ type Conn = interface {
 // Handshake waits for nobody. Reserve, before the dial, saves full handshakes.
 func (s *Store) Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
 	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
-	// A session that is offered without crypto/tls may be declined only by ending
-	// the connection, and there is but one here.
-	attempt, err := s.Reserve(ctx, identity, Terms{Renegotiates: true})
+	attempt, err := s.Reserve(ctx, identity, Terms{CryptoTLS: true})
 	if err != nil {
 		return nil, 0, 0, err
 	}

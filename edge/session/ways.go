@@ -82,7 +82,7 @@ func (s *Store) shakeBare(ctx context.Context, conn net.Conn, identity string, c
 	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
 	byID := o.session.byID
 	why := byID.refusal(cfg, time.Now())
-	if o.terms.Renegotiates {
+	if o.terms.CryptoTLS {
 		why = resealv1.MissReason_MISS_REASON_POLICY_CHANGED
 	}
 	if why != 0 {
@@ -125,7 +125,7 @@ func (r *record) idDeclined(o offer, now time.Time) {
 	}
 	switch r.way {
 	case wayAsked:
-		if bareWorks() && !o.terms.Renegotiates {
+		if bareWorks() && !o.terms.CryptoTLS {
 			r.goes(wayBare, now)
 		}
 	case wayBare:
@@ -163,7 +163,7 @@ func (s *Store) fileID(cache *connCache, state tls.ConnectionState, secret []byt
 	}
 	onTop := s.sessionIDs()
 	h := newIDSession(cache.spy.hello, state, secret, onTop, time.Now())
-	if h == nil || h.state == nil && cache.offer.terms.Renegotiates {
+	if h == nil || h.state == nil && cache.offer.terms.CryptoTLS {
 		return
 	}
 	cache.supply.given.Store(true)
@@ -182,7 +182,7 @@ func (s *Store) wayHolds(cache *connCache, gave bool, now time.Time) bool {
 	case cache.bare && !gave:
 		// Another kind of server: it is asked for tickets again.
 		r.goes(wayAsked, now)
-	case !cache.bare && r.way == wayAsked && gave && cache.gotEmpty() && bareWorks() && !cache.offer.terms.Renegotiates:
+	case !cache.bare && r.way == wayAsked && gave && cache.gotEmpty() && bareWorks() && !cache.offer.terms.CryptoTLS:
 		r.goes(wayBare, now)
 	case !cache.bare && r.way == wayBare:
 		// It was learned meanwhile, by this handshake or another.
