@@ -7,7 +7,12 @@ import (
 
 // Field is one line of a header or trailer section. Name is as it was written;
 // HTTP/2 has names in lower case alone.
-type Field struct{ Name, Value string }
+type Field struct {
+	Name, Value string
+	// Secret is set when the sender asks that no table of a compressor keep the
+	// field. Whoever compresses it again has to obey (RFC 7541 section 7.1.3).
+	Secret bool
+}
 
 // Fields are field lines in the order in which they came. Names are compared
 // without regard to case (RFC 9110 section 5.1).
@@ -41,7 +46,7 @@ func (f Fields) Values(name string) iter.Seq[string] {
 }
 
 // Add appends a field.
-func (f *Fields) Add(name, value string) { *f = append(*f, Field{name, value}) }
+func (f *Fields) Add(name, value string) { *f = append(*f, Field{Name: name, Value: value}) }
 
 // Set puts value in the place of the first field of that name, which keeps its
 // spelling, and removes the others; without one it appends a field.
