@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -19,11 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/resolver"
-	"google.golang.org/grpc/resolver/manual"
 
 	"github.com/reseal/reseal/edge/backend"
 	"github.com/reseal/reseal/edge/feed"
@@ -31,6 +26,7 @@ import (
 	"github.com/reseal/reseal/edge/frontend"
 	"github.com/reseal/reseal/edge/identity"
 	"github.com/reseal/reseal/edge/keyring"
+	"github.com/reseal/reseal/edge/link"
 	"github.com/reseal/reseal/edge/session"
 	"github.com/reseal/reseal/edge/share"
 	"github.com/reseal/reseal/edge/state"
@@ -40,9 +36,6 @@ import (
 
 // DefaultFeedWait is how long a start waits for the feed.
 const DefaultFeedWait = 2 * time.Second
-
-// maxUpdate bounds an update from the control plane, in bytes.
-const maxUpdate = 64 << 20
 
 // Config is what an edge needs. It is read once, by New.
 type Config struct {
@@ -188,18 +181,20 @@ func (e *Edge) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	// Edges spread over the replicas, but to share sessions they must meet at
-	// the same one.
-	conn, err := e.dial(`{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`)
+	conn, err := e.dial(true)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	meeting, err := e.dial(`{"loadBalancingConfig":[{"pick_first":{}}]}`)
-	if err != nil {
-		return err
+	// Edges spread over the replicas, but to share sessions they must meet at
+	// the same one.
+	meeting := conn
+	if len(e.cfg.ControlPlane) > 1 {
+		if meeting, err = e.dial(false); err != nil {
+			return err
+		}
+		defer meeting.Close()
 	}
-	defer meeting.Close()
 	e.keyring = keyring.New(keyring.Config{
 		Edge:       e.cfg.ID,
 		Labels:     e.cfg.Labels,
@@ -335,32 +330,13 @@ func (e *Edge) startFromLastGood(ctx context.Context) error {
 	return nil
 }
 
-// dial connects to whichever replica answers. The connection is made when it is
-// first used and made again for ever. balancing is a gRPC service config.
-func (e *Edge) dial(balancing string) (*grpc.ClientConn, error) {
-	replicas := manual.NewBuilderWithScheme("reseal")
-	var endpoints []resolver.Endpoint
-	for _, address := range e.cfg.ControlPlane {
-		endpoints = append(endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: address}}})
-	}
-	replicas.InitialState(resolver.State{Endpoints: endpoints})
-	conn, err := grpc.NewClient("reseal:///controlplane",
-		grpc.WithResolvers(replicas),
-		grpc.WithTransportCredentials(credentials.NewTLS(e.identity.ClientTLS())),
-		grpc.WithDefaultServiceConfig(balancing),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 5 * time.Second},
-			MinConnectTimeout: 5 * time.Second,
-		}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxUpdate)),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithNoProxy(),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("control plane: %w", err)
-	}
-	return conn, nil
+// dial connects to whichever replica answers.
+func (e *Edge) dial(shuffled bool) (*grpc.ClientConn, error) {
+	return link.Dial(link.Config{
+		Addresses:   e.cfg.ControlPlane,
+		Shuffled:    shuffled,
+		Credentials: credentials.NewTLS(e.identity.ClientTLS()),
+	})
 }
 
 // PageTLS serves the handler with mutual TLS: callers need a certificate of an

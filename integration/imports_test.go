@@ -92,15 +92,17 @@ func mayImport(from, to string) bool {
 			return to != "proto/manifest" || fromTop == "controlplane" && (from == fromTop || path.Base(from) == "admin")
 		}
 		// The root package wires its children; children import neither it nor
-		// each other. edge/exchange is the words that both legs have in common;
-		// what is below a child is that child's own. A probe tries the protocol of
+		// each other. edge/exchange is the words that both legs have in common,
+		// edge/link the way to the control plane; what is below a child is that
+		// child's own. A probe tries the protocol of
 		// edge/session/abbreviated itself.
-		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || strings.HasPrefix(to, from+"/") ||
+		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || to == "edge/link" || strings.HasPrefix(to, from+"/") ||
 			from == "edge/probe" && to == "edge/session/abbreviated")
 	case "cmd":
 		return toTop == "proto" || toTop == "controlplane" || toTop == "edge" || toTop == "cmd"
 	case "integration":
-		return toTop == "proto" || toTop == "integration"
+		// Simulated edges connect as real ones do.
+		return toTop == "proto" || toTop == "integration" || from == "integration/fleetsim" && to == "edge/link"
 	}
 	return false
 }
@@ -117,6 +119,11 @@ func TestMayImport(t *testing.T) {
 		{"edge/plan", "edge/feed", false},
 		{"edge/frontend", "edge/exchange", true},
 		{"edge/exchange", "edge/frontend", false},
+		{"edge/feed", "edge/link", true},
+		{"edge/link", "edge/feed", false},
+		{"integration/fleetsim", "edge/link", true},
+		{"integration/fleetsim", "edge/feed", false},
+		{"integration/harness", "edge/link", false},
 		{"controlplane/feed", "edge/exchange", false},
 		{"edge/session", "edge/session/abbreviated", true},
 		{"edge/session/abbreviated", "edge/session", false},

@@ -17,8 +17,6 @@ import (
 )
 
 const (
-	// MaxUpdate bounds an Update, in bytes.
-	MaxUpdate = 64 << 20
 	// retryInterval is how often a refused configuration is tried again: what
 	// was wrong may be of this machine, as a port in use or a missing file.
 	retryInterval = 10 * time.Second
@@ -70,8 +68,8 @@ type Config struct {
 	Labels map[string]string
 	// StartedAt is when the process started. Zero: when New was called.
 	StartedAt time.Time
-	// Client calls the control plane. Each stream takes messages of up to
-	// MaxUpdate bytes. Required.
+	// Client calls the control plane; link.Dial's takes messages that are large
+	// enough. Required.
 	Client resealv1.FeedServiceClient
 	// State keeps the last good configuration. Required.
 	State State

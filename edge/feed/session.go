@@ -4,65 +4,24 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/reseal/reseal/edge/link"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
-)
-
-const (
-	backoffBase = 100 * time.Millisecond
-	backoffMax  = 10 * time.Second
-	// goodSession is how long a stream must live for the next to be tried
-	// soon.
-	goodSession = 10 * time.Second
 )
 
 var errEnded = errors.New("the control plane ended the stream")
 
 // connect runs one session after the other.
 func (f *Feed) connect(ctx context.Context) error {
-	for failures := 0; ; failures++ {
-		started := time.Now()
-		err := f.serve(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if time.Since(started) >= goodSession {
-			failures = 0
-		}
-		delay := backoff(failures)
-		f.config.Logger.Warn("feed is lost, what is in force stays", "error", err, "again_in", delay)
-		if !sleep(ctx, delay) {
-			return nil
-		}
-	}
-}
-
-// backoff grows with the failures in a row and is spread, so that a fleet does
-// not come back all at once.
-func backoff(failures int) time.Duration {
-	limit := backoffMax
-	if failures < 7 {
-		limit = min(limit, backoffBase<<failures)
-	}
-	return limit/2 + rand.N(limit)/2
-}
-
-// sleep returns false when ctx ends first.
-func sleep(ctx context.Context, delay time.Duration) bool {
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	link.Keep(ctx, f.serve, func(err error, again time.Duration) {
+		f.config.Logger.Warn("feed is lost, what is in force stays", "error", err, "again_in", again)
+	})
+	return nil
 }
 
 // session is one stream. Any error ends all of it.
@@ -83,7 +42,7 @@ func (f *Feed) serve(ctx context.Context) error {
 	group, streamCtx := errgroup.WithContext(ctx)
 	streamCtx, cancel := context.WithCancel(streamCtx)
 	defer cancel()
-	stream, err := f.config.Client.Sync(streamCtx, grpc.MaxCallRecvMsgSize(MaxUpdate))
+	stream, err := f.config.Client.Sync(streamCtx)
 	if err != nil {
 		return err
 	}

@@ -5,22 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/reseal/reseal/edge/link"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 const (
 	// maxResponse bounds a HoldResponse, in bytes.
 	maxResponse = 16 << 20
-	backoffBase = 100 * time.Millisecond
-	backoffMax  = 10 * time.Second
-	// goodStream is how long a stream must live for the next to be tried soon.
-	goodStream = 10 * time.Second
 	// keepWait bounds how long an ack waits for the disk.
 	keepWait = time.Second
 )
@@ -29,44 +25,14 @@ var errEnded = errors.New("the control plane ended the stream")
 
 // connect runs one stream after the other.
 func (h *Holder) connect(ctx context.Context) error {
-	for failures := 0; ; failures++ {
-		started := time.Now()
-		err := h.hold(ctx)
-		h.disconnected()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if time.Since(started) >= goodStream {
-			failures = 0
-		}
-		delay := backoff(failures)
-		h.config.Logger.Warn("the stream of ticket keys is lost, the keys that are held stay", "error", err, "again_in", delay)
-		if !sleep(ctx, delay) {
-			return nil
-		}
+	serve := func(ctx context.Context) error {
+		defer h.disconnected()
+		return h.hold(ctx)
 	}
-}
-
-// backoff grows with the failures in a row and is spread, so that a fleet does
-// not come back all at once.
-func backoff(failures int) time.Duration {
-	limit := backoffMax
-	if failures < 7 {
-		limit = min(limit, backoffBase<<failures)
-	}
-	return limit/2 + rand.N(limit)/2
-}
-
-// sleep returns false when ctx ends first.
-func sleep(ctx context.Context, delay time.Duration) bool {
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	link.Keep(ctx, serve, func(err error, again time.Duration) {
+		h.config.Logger.Warn("the stream of ticket keys is lost, the keys that are held stay", "error", err, "again_in", again)
+	})
+	return nil
 }
 
 // hold runs one stream to its end and returns why it ended.

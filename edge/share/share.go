@@ -12,7 +12,6 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -21,14 +20,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/reseal/reseal/edge/link"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
-)
-
-const (
-	backoffBase = 100 * time.Millisecond
-	backoffMax  = 10 * time.Second
-	// goodStream is how long a stream must live for the next to be tried soon.
-	goodStream = 10 * time.Second
 )
 
 // Sessions are the sessions that this edge holds. *session.Store is one. A group
@@ -205,55 +198,28 @@ func poolNames(pools []Pool) []string {
 // Run exchanges sessions until ctx ends, over as many streams as that takes. An
 // unreachable control plane is no error. It returns nil.
 func (s *Share) Run(ctx context.Context) error {
-	for failures := 0; ; failures++ {
-		for len(s.poolList()) == 0 {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-s.changed:
-			}
-		}
-		started := time.Now()
-		err := s.exchange(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if errors.Is(err, errNoPools) {
-			failures = -1
-			continue
-		}
-		if status.Code(err) == codes.Unimplemented {
-			s.seeded(poolNames(s.poolList()))
-		}
-		if time.Since(started) >= goodStream {
-			failures = 0
-		}
-		delay := backoff(failures)
-		s.cfg.Logger.Warn("sessions are not shared for now", "error", err, "again_in", delay)
-		if !sleep(ctx, delay) {
-			return nil
-		}
-	}
+	link.Keep(ctx, s.serve, func(err error, again time.Duration) {
+		s.cfg.Logger.Warn("sessions are not shared for now", "error", err, "again_in", again)
+	})
+	return nil
 }
 
-// backoff grows with the failures in a row and is spread, so that a fleet does
-// not come back all at once.
-func backoff(failures int) time.Duration {
-	limit := backoffMax
-	if failures < 7 {
-		limit = min(limit, backoffBase<<failures)
+// serve waits for pools and runs one stream to its end; nil when there are no pools
+// any more, or ctx has ended.
+func (s *Share) serve(ctx context.Context) error {
+	for len(s.poolList()) == 0 {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.changed:
+		}
 	}
-	return limit/2 + rand.N(limit)/2
-}
-
-// sleep returns false when ctx ends first.
-func sleep(ctx context.Context, delay time.Duration) bool {
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
+	err := s.exchange(ctx)
+	switch {
+	case errors.Is(err, errNoPools):
+		return nil
+	case status.Code(err) == codes.Unimplemented:
+		s.seeded(poolNames(s.poolList()))
 	}
+	return err
 }

@@ -5,24 +5,17 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/reseal/reseal/edge/link"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-const (
-	// reportInterval keeps the contract's 5 s also when the network is slow.
-	reportInterval = 4 * time.Second
-
-	backoffBase = 100 * time.Millisecond
-	backoffMax  = 10 * time.Second
-	// goodStream is how long a stream must live for the next to be tried soon.
-	goodStream = 10 * time.Second
-)
+// reportInterval keeps the contract's 5 s also when the network is slow.
+const reportInterval = 4 * time.Second
 
 var errEnded = errors.New("the control plane ended the stream")
 
@@ -49,33 +42,10 @@ func NewReporter(config ReporterConfig) *Reporter { return &Reporter{config} }
 // Run reports every few seconds and when asked, until ctx ends. An unreachable
 // control plane is no error. It returns nil.
 func (r *Reporter) Run(ctx context.Context) error {
-	for failures := 0; ; failures++ {
-		started := time.Now()
-		err := r.serve(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if time.Since(started) >= goodStream {
-			failures = 0
-		}
-		delay := backoff(failures)
-		r.config.Logger.Debug("reports are interrupted", "error", err, "again_in", delay)
-		timer := time.NewTimer(delay)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		}
-	}
-}
-
-func backoff(failures int) time.Duration {
-	limit := backoffMax
-	if failures < 7 {
-		limit = min(limit, backoffBase<<failures)
-	}
-	return limit/2 + rand.N(limit)/2
+	link.Keep(ctx, r.serve, func(err error, again time.Duration) {
+		r.config.Logger.Debug("reports are interrupted", "error", err, "again_in", again)
+	})
+	return nil
 }
 
 // serve runs one stream to its end.

@@ -147,7 +147,7 @@ func TestReporterComesBack(t *testing.T) {
 		p.mu.Lock()
 		p.refuse = false
 		p.mu.Unlock()
-		settle(backoffMax)
+		settle(10 * time.Second)
 		if len(p.reports) == 0 {
 			t.Error("no report after the control plane came back")
 		}
