@@ -59,9 +59,9 @@ func NewFlags(name, summary string, output io.Writer) *Flags {
 	}
 }
 
-// Parse reads the command line, the environment and the file. done means that
-// the process ends with code: help or version were asked for, or a flag is
-// wrong, which has been said on the flags' output.
+// Parse reads the command line, the environment and the file. done means that the
+// process ends with code: help or version was asked for, or a flag is wrong,
+// which has been reported on the flags' output.
 func (f *Flags) Parse(args []string, version string) (done bool, code int) {
 	err := f.FlagSet.Parse(args)
 	switch {
@@ -81,7 +81,7 @@ func (f *Flags) Parse(args []string, version string) (done bool, code int) {
 	return false, ExitOK
 }
 
-// Usagef says on the flags' output what is wrong with the call.
+// Usagef reports on the flags' output what is wrong with the call.
 func (f *Flags) Usagef(format string, args ...any) (done bool, code int) {
 	fmt.Fprintf(f.Output(), "%s: %s\nSee '%s --help'.\n", f.Name(), fmt.Sprintf(format, args...), f.Name())
 	return true, ExitUsage
@@ -128,8 +128,8 @@ func (f *Flags) fillFromFile(path string) error {
 	return nil
 }
 
-// flagText writes a YAML value as on a command line: lists and maps with
-// commas.
+// flagText writes a YAML value as it would stand on a command line: lists and
+// maps with commas.
 func flagText(value any) string {
 	switch value := value.(type) {
 	case []any:
@@ -182,8 +182,8 @@ func Run(ctx context.Context, logger *slog.Logger, functions ...func(context.Con
 }
 
 // SignalContext ends with SIGINT or SIGTERM. A second signal ends the process
-// at once. SIGPIPE is ignored: a reader of our output that leaves is an error of
-// that output, not the end of the daemon.
+// at once. SIGPIPE is ignored: a reader of our output that goes away is an error
+// of that output, not the end of the daemon.
 func SignalContext() (context.Context, context.CancelFunc) {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -192,7 +192,7 @@ func SignalContext() (context.Context, context.CancelFunc) {
 }
 
 // OnReload returns a function for Run that calls reload at each SIGHUP and
-// SIGUSR1. From the call of OnReload on, neither signal ends the process.
+// SIGUSR1. Once OnReload has been called, neither signal ends the process.
 func OnReload(logger *slog.Logger, reload func()) func(context.Context) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR1)

@@ -22,10 +22,10 @@ context for resealctl with administrator rights.
 
 const compactSummary = `reseal-controlplane compact makes room in the store: it removes history beyond the
 limits, drops superseded values, gives back their room and disarms etcd's alarm
-("database space exceeded"). Stop the control plane before, unless the store is an
-external cluster. It takes the control plane's flags and file; lower limits of the
-history make more room. A running control plane does the same to its embedded store
-by itself, but never to an external cluster, which others may use.`
+("database space exceeded"). Stop the control plane first, unless the store is an
+external cluster. It takes the control plane's flags and file; lower history limits
+make more room. A running control plane does the same to its embedded store on its
+own, but never to an external cluster, which others may use.`
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "compact" {
@@ -57,7 +57,7 @@ func (o *options) define(flags *daemon.Flags) {
 	flags.StringVar(&o.KEKFile, "kek-file", "", "key that encrypts all secrets in the store, `FILE` (default DATA-DIR/kek, generated)")
 	flags.StringVar(&o.TrustDomain, "trust-domain", "reseal", "authority of the fleet's spiffe:// identities, `NAME`")
 	flags.IntVar(&o.HistoryLimit, "history-limit", 100, "revisions that are kept")
-	flags.IntVar(&o.HistoryBytes, "history-bytes", 64<<20, "`BYTES` that the kept revisions may have; fewer are kept when changes are large")
+	flags.IntVar(&o.HistoryBytes, "history-bytes", 64<<20, "`BYTES` that the kept revisions may take up; fewer are kept when changes are large")
 }
 
 func (o *options) check() error {
@@ -72,7 +72,7 @@ func (o *options) check() error {
 	return nil
 }
 
-// run reads the flags and does what command does with them.
+// run reads the flags and runs command with them.
 func run(args []string, stderr io.Writer, summary string, command func(*daemon.Flags, *options, io.Writer) int) int {
 	flags, o := daemon.NewFlags("reseal-controlplane", summary, stderr), &options{}
 	o.define(flags)

@@ -14,7 +14,7 @@ import (
 
 const (
 	// accessBatch is what is written at once. Below it, records wait up to
-	// accessInterval, so that the log costs no system call a request.
+	// accessInterval, so that the log does not cost a system call per request.
 	accessBatch    = 64 << 10
 	accessInterval = time.Second
 	// accessPending bounds the records that wait for the file, in bytes: some
@@ -52,7 +52,7 @@ type accessLog struct {
 }
 
 // openAccessLog writes JSON records to path ("-": to stdout). Closing it writes
-// what is left. Path empty: all results are nil.
+// what is left. With an empty path all results are nil.
 func openAccessLog(path string, stdout io.Writer, logger *slog.Logger) (*accessLog, error) {
 	if path == "" {
 		return nil, nil
@@ -71,7 +71,7 @@ func openAccessLog(path string, stdout io.Writer, logger *slog.Logger) (*accessL
 	return l, nil
 }
 
-// records is the log for the edge, nil without one.
+// records is the log for the edge, nil if there is none.
 func (l *accessLog) records() *slog.Logger {
 	if l == nil {
 		return nil
@@ -244,14 +244,14 @@ func wholeRecords(records []byte) int {
 func (l *accessLog) fails(err error) {
 	if !l.failing {
 		l.failing, l.before = true, l.dropped.Load()
-		l.logger.Error("the access log can't be written; it is tried again until it can, and requests go on", "path", l.path, "error", err)
+		l.logger.Error("the access log can't be written; writing is retried until it succeeds, and requests go on", "path", l.path, "error", err)
 	}
 }
 
 func (l *accessLog) works() {
 	if l.failing {
 		l.failing = false
-		l.logger.Info("the access log is written again", "path", l.path, "dropped_records", l.dropped.Load()-l.before)
+		l.logger.Info("the access log is being written again", "path", l.path, "dropped_records", l.dropped.Load()-l.before)
 	}
 }
 
@@ -291,7 +291,7 @@ func endsWithinRecord(path string) bool {
 	}
 	file, err := os.Open(path)
 	if err != nil {
-		return false // it may be for writing only
+		return false // it may be write-only
 	}
 	defer file.Close()
 	var last [1]byte

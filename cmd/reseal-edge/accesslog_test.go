@@ -94,7 +94,7 @@ func newAccessLog(t *testing.T, path string, stdout io.Writer) (*accessLog, *loc
 }
 
 // records are the numbers of the records among lines, in order, and how many
-// lines are none.
+// lines are not.
 func records(t *testing.T, lines []string) (numbers []int, broken int) {
 	t.Helper()
 	for _, line := range lines {
@@ -166,7 +166,7 @@ func TestAccessLogSurvivesAFullDisk(t *testing.T) {
 	if access.Dropped() != 0 {
 		t.Errorf("%d dropped, although all fit into memory", access.Dropped())
 	}
-	if once, again := says.count("can't be written"), says.count("written again"); once != 1 || again != 1 {
+	if once, again := says.count("can't be written"), says.count("being written again"); once != 1 || again != 1 {
 		t.Errorf("said %d times that it can't be written and %d times that it can", once, again)
 	}
 }

@@ -25,10 +25,10 @@ plane says.
 The first start needs a join token (resealctl token create --id ID). Later starts
 use the certificate in the state directory.
 
-Signals: SIGTERM and SIGINT drain (timeouts.drain of each listener) and end it, a
+Signals: SIGTERM and SIGINT drain (timeouts.drain of each listener) and end it; a
 second one ends it at once. SIGHUP and SIGUSR1 open the access log anew, for
 logrotate, and read the files that the configuration names (certificates, keys,
-roots) without waiting for the next look at them. Flags are read at the start only.`
+roots) without waiting for the next check. Flags are read only at the start.`
 
 // parseLabels reads "k=v,…". Empty means no labels.
 func parseLabels(text string) (map[string]string, error) {
@@ -65,7 +65,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&cfg.TrustDomain, "trust-domain", "reseal", "authority of the fleet's spiffe:// identities, `NAME`")
 	flags.DurationVar(&cfg.FeedWait, "feed-wait", edge.DefaultFeedWait, "how long a start waits for the feed before it serves the last good configuration")
 	keepSessions := flags.Bool("keep-sessions", true, "keep backend sessions in the state directory, so that a restart costs no full handshake")
-	flags.BoolVar(&cfg.KeepKeys, "keep-keys", true, "keep the fleet's ticket keys in the state directory, sealed, to resume sessions after a start without control plane")
+	flags.BoolVar(&cfg.KeepKeys, "keep-keys", true, "keep the fleet's ticket keys in the state directory, sealed, to resume sessions after a start without a control plane")
 	memory := flags.String("memory-limit", "auto", "near it, new connections and requests are refused (503 memory_limit), `SIZE` as in 512MiB; 0: no limit; auto: GOMEMLIMIT, or 3/4 of what the control group or the machine has")
 	accessLog := flags.String("access-log", "-", "JSON access log, `FILE`, opened anew on SIGHUP; -: standard output; empty: off")
 	if done, code := flags.Parse(args, version); done {

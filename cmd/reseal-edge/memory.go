@@ -17,7 +17,7 @@ var memoryUnits = []struct {
 	bytes  float64
 }{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40}, {"", 1}}
 
-// minMemoryLimit is less than what a process needs that serves nothing.
+// minMemoryLimit is less than a process that serves nothing needs.
 const minMemoryLimit = 32 << 20
 
 // memoryLimit reads --memory-limit: bytes, with or without a unit; "auto"; 0 is
@@ -37,7 +37,7 @@ func memoryLimit(text string) (int64, error) {
 		case err != nil || !(bytes >= 0 && bytes < math.MaxInt64):
 			return 0, fmt.Errorf("%q is not a size, for example 512MiB, 2GiB or auto", text)
 		case bytes > 0 && bytes < minMemoryLimit:
-			return 0, fmt.Errorf("%s is less than an edge needs without any client; give at least 32MiB, or 0 for no limit", text)
+			return 0, fmt.Errorf("%s is less than an edge needs even without clients; give at least 32MiB, or 0 for no limit", text)
 		}
 		return int64(bytes), nil
 	}
@@ -63,8 +63,8 @@ func autoMemoryLimit() int64 {
 	return most / 4 * 3
 }
 
-// cgroupLimit is the lowest memory limit of the process's control group and
-// those above it, 0 without one.
+// cgroupLimit is the lowest memory limit of the process's control group and those
+// above it, 0 if there is none.
 func cgroupLimit() int64 {
 	groups, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -94,7 +94,7 @@ func cgroupLimit() int64 {
 	return lowest
 }
 
-// readNumber is 0 for what holds none, as "max" does.
+// readNumber returns 0 for a file without a number, such as one that holds "max".
 func readNumber(path string) int64 {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -16,8 +16,8 @@ func newAuthCommand(a *app) *cobra.Command {
 		"Show who you are and what you may do.", newCanICommand(a), newWhoamiCommand(a))
 }
 
-// deed is something that people do with a noun of this command, and the method
-// that it takes.
+// deed is something that people do to a noun of this command, and the method that
+// it takes.
 type deed struct {
 	nouns  []string // none means resources of any kind
 	verbs  []string
@@ -52,7 +52,7 @@ var deeds = []deed{
 func methodOf(verb, noun string) (string, error) {
 	verb, noun = strings.ToLower(verb), strings.ToLower(noun)
 	noun, _, _ = strings.Cut(noun, "/")
-	// A Keyring is a resource that more can be done with.
+	// A Keyring is a resource with which more can be done.
 	_, resource := manifest.KindByName(noun)
 	resource = resource || noun == "*" || noun == kindAll
 	if !resource && !slices.ContainsFunc(deeds, func(d deed) bool { return slices.Contains(d.nouns, noun) }) {
@@ -68,7 +68,7 @@ func methodOf(verb, noun string) (string, error) {
 		}
 		verbs = append(verbs, d.verbs...)
 	}
-	return "", usagef("%q is nothing that can be done with %s; try %s", verb, noun, strings.Join(verbs, ", "))
+	return "", usagef("%q can't be done with %s; try %s", verb, noun, strings.Join(verbs, ", "))
 }
 
 func newCanICommand(a *app) *cobra.Command {

@@ -19,7 +19,7 @@ import (
 // version.
 const versionHeader = "reseal-version"
 
-// buildView is what this binary is.
+// buildView describes this binary.
 type buildView struct {
 	Version  string `json:"version"`
 	Commit   string `json:"commit"`
@@ -27,7 +27,7 @@ type buildView struct {
 	Platform string `json:"platform"`
 }
 
-// serverView is what the control plane and its edges are.
+// serverView describes the control plane and its edges.
 type serverView struct {
 	Address string            `json:"address"`
 	Status  string            `json:"status"`
@@ -80,7 +80,7 @@ func newVersionCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// askVersions asks the control plane how it is and who its edges are.
+// askVersions asks the control plane for its state and its edges.
 func (a *app) askVersions(cmd *cobra.Command) (*serverView, error) {
 	client, err := a.connect()
 	if err != nil {

@@ -86,14 +86,14 @@ func (a *app) apply(ctx context.Context, flags changeFlags) (*resealv1.ApplyResp
 	return response, located(objects, err)
 }
 
-// referencesTimeout bounds the question of withReferences: what is wrong with the
-// files is known already.
+// referencesTimeout bounds the question that withReferences asks: what is wrong
+// with the files is already known.
 const referencesTimeout = 3 * time.Second
 
 // withReferences adds to the errors of manifests what the control plane has to say
-// about the resources that are sound, such as names that lead nowhere, so that all
-// can be mended at once. It tells no more than that: without a control plane the
-// errors stand alone.
+// about the resources that are sound, such as names that lead nowhere, so that
+// everything can be mended at once. That is all it adds: without a control plane
+// the errors stand alone.
 func (a *app) withReferences(ctx context.Context, sound []manifest.Object, err error) error {
 	var found manifest.Errors
 	if !errors.As(err, &found) || len(sound) == 0 {
@@ -169,7 +169,7 @@ exist, and nothing that stays may refer to them; otherwise nothing is deleted.`,
 	}
 	flags.registerFiles(cmd)
 	flags.registerChange(cmd)
-	cmd.Flags().BoolVar(&ignoreMissing, "ignore-not-found", false, "resources that do not exist are no error")
+	cmd.Flags().BoolVar(&ignoreMissing, "ignore-not-found", false, "resources that do not exist are not an error")
 	format := registerFormat(cmd, "table", "name", "json", "yaml")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		refs, objects, err := a.refsToDelete(flags.files, args)

@@ -13,13 +13,13 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// completionTimeout bounds what a shell waits for names.
+// completionTimeout bounds how long a shell waits for names.
 const completionTimeout = 2 * time.Second
 
 const noFiles = cobra.ShellCompDirectiveNoFileComp
 
-// quietly runs a question of the shell: variables count, warnings and errors
-// would only disturb the line that is being typed.
+// quietly answers a question of the shell: variables count, but warnings and
+// errors would only disturb the line that is being typed.
 func (a *app) quietly(cmd *cobra.Command, ask func(ctx context.Context, c *client) []string) []string {
 	if a.readVariables(cmd) != nil {
 		return nil

@@ -18,7 +18,7 @@ addresses, its trust domain and roots, and the client certificate to use there.
 They are kept in ~/.config/reseal/config.yaml, or reseal/config.yaml below
 $XDG_CONFIG_HOME. --config and RESEAL_CONFIG name another file. A control plane
 writes such a file on its first start, DATA_DIR/admin.yaml; use it as it is with
---config, or take it over with: resealctl config import DATA_DIR/admin.yaml`
+--config, or import it with: resealctl config import DATA_DIR/admin.yaml`
 
 func newConfigCommand(a *app) *cobra.Command {
 	return newGroupCommand("config", "Show and change contexts", configLong,
@@ -203,8 +203,8 @@ func newSetContextCommand(a *app) *cobra.Command {
 		Use:   "set-context NAME",
 		Short: "Create or change a context",
 		Long: `Create or change a context with --control-plane, --trust-domain, --ca-file,
---certificate-file and --private-key-file. The contents of the files are taken
-over. What is not given stays as it is.`,
+--certificate-file and --private-key-file. The contents of the files are copied.
+What is not given stays as it is.`,
 		Example: `  resealctl config set-context prod --control-plane cp1:7443,cp2:7443 \
     --ca-file ca.pem --certificate-file me.pem --private-key-file me.key`,
 		Args:              cobra.ExactArgs(1),
@@ -228,7 +228,7 @@ over. What is not given stays as it is.`,
 	}
 }
 
-// fillContext takes over what the command line says, not what variables say.
+// fillContext takes what the command line says, not what variables say.
 func (a *app) fillContext(cmd *cobra.Command, c *namedContext) error {
 	given := func(flag string) bool { return cmd.Root().PersistentFlags().Changed(flag) }
 	s := a.settings
@@ -270,14 +270,14 @@ func newImportCommand(a *app) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use:   "import FILE",
-		Short: "Take over the contexts of another file",
-		Long: `Take over the contexts of another file, for example of the admin.yaml that a
-control plane wrote. A context of the same name is replaced. The first context
-that is taken over becomes the current one when there is none.`,
+		Short: "Import the contexts of another file",
+		Long: `Import the contexts of another file, for example of the admin.yaml that a
+control plane wrote. A context of the same name is replaced. The first imported
+context becomes the current one when there is none.`,
 		Example: "  resealctl config import /var/lib/reseal/admin.yaml --name prod",
 		Args:    cobra.ExactArgs(1),
 	}
-	cmd.Flags().StringVar(&name, "name", "", "name for the context that is taken over")
+	cmd.Flags().StringVar(&name, "name", "", "name for the imported context")
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		source, err := a.readContexts(args[0])
 		if err != nil {
@@ -300,7 +300,7 @@ that is taken over becomes the current one when there is none.`,
 	return cmd
 }
 
-// toImport are the contexts to take over, at least one. With a name it is one:
+// toImport are the contexts to import, at least one. With a name it is one:
 // the current, or the only one.
 func (f *contextFile) toImport(path, name string) ([]namedContext, error) {
 	if len(f.Contexts) == 0 {

@@ -88,7 +88,7 @@ type surroundings struct {
 	edges     []*resealv1.Edge
 }
 
-// surroundings asks for them. Without an answer there is only less to show.
+// surroundings asks for them. Without an answer there is just less to show.
 func (g *getter) surroundings(ctx context.Context, described int) surroundings {
 	var around surroundings
 	if described == 0 {

@@ -221,7 +221,7 @@ func titleOf(jsonName string) string {
 	return strings.Join(words, " ")
 }
 
-// ago is a point in time with the time since.
+// ago is a point in time with the time elapsed since.
 func ago(t *timestamppb.Timestamp) string {
 	if t == nil {
 		return "<unknown>"

@@ -15,8 +15,8 @@ import (
 const diagnoseLong = `Say why a pool makes full TLS handshakes: how many more than needed, the main
 reason with its evidence, and what to change.
 
-Needed is one full handshake for each endpoint on each edge; with sessions.scope:
-pool one for each edge, with sessions.sharing: fleet one for each endpoint. Where
+One full handshake is needed for each endpoint on each edge; with sessions.scope:
+pool, one for each edge; with sessions.sharing: fleet, one for each endpoint. Where
 spec.tls.serverName is empty, each further host name needs as many again.`
 
 // diagnoseRun is one run of diagnose.
@@ -38,7 +38,7 @@ func newDiagnoseCommand(a *app) *cobra.Command {
 		Args:              cobra.RangeArgs(1, 2),
 		ValidArgsFunction: a.completeDiagnose,
 	}
-	cmd.Flags().DurationVar(&d.since, "since", 0, "only the last so long, at most 1h (default since each edge's start)")
+	cmd.Flags().DurationVar(&d.since, "since", 0, "only this far back, at most 1h (default since each edge's start)")
 	cmd.Flags().StringVar(&d.edge, "edge", "", "only this edge")
 	_ = cmd.RegisterFlagCompletionFunc("edge", a.completeEdges)
 	d.format = registerFormat(cmd, "table", "json", "yaml")
@@ -129,7 +129,7 @@ func (d *diagnoseRun) print(result *diagnosis) {
 	d.printOthers(result)
 }
 
-// printOthers explains the reasons beside the main one.
+// printOthers explains the reasons besides the main one.
 func (d *diagnoseRun) printOthers(result *diagnosis) {
 	first := true
 	for _, r := range result.Reasons {

@@ -198,7 +198,7 @@ func (d *diagnosis) sentences(pool *resealv1.BackendPool, total *resealv1.Stats)
 		d.say("Its endpoints come from DNS, and one address is counted: each further one needs one more.")
 	}
 	if d.Excess == 0 {
-		d.say("That is none more than needed; %s resumed.", were(d.Resumed, "handshake"))
+		d.say("That is no more than needed; %s resumed.", were(d.Resumed, "handshake"))
 		d.failures(total)
 		return
 	}

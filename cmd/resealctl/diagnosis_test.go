@@ -77,7 +77,7 @@ func TestDiagnose(t *testing.T) {
 		says           []string
 	}{
 		{"all is well", two(), statsOf(nil, counts{"no_session": 2}, counts{"no_session": 2}), 4, 0, "",
-			[]string{"2 endpoints, 2 edges", "none more than needed; 20 handshakes were resumed"}},
+			[]string{"2 endpoints, 2 edges", "no more than needed; 20 handshakes were resumed"}},
 		{"one more host", with(func(p *resealv1.BackendPool) { p.Tls = nil }), statsOf(nil, counts{"no_session": 6}), 2, 4, "no_session",
 			[]string{"4 more than needed", "each host of the requests", "all on edge a"}},
 		{"not all endpoints were needed", two(), statsOf(nil, counts{"no_session": 1, "declined": 1}), 1, 1, "declined",

@@ -29,7 +29,7 @@ func newDrainCommand(a *app) *cobra.Command {
 	d := &drainRun{app: a}
 	cmd := &cobra.Command{
 		Use:   "drain EDGE",
-		Short: "Take an edge out of service, or back",
+		Short: "Take an edge out of service, or put it back",
 		Long: `Take an edge out of service: it tells its clients to go elsewhere (GOAWAY,
 Connection: close), its /readyz fails, and after the timeout it closes what is
 left. --undo takes it back into service.`,

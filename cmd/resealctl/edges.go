@@ -114,7 +114,7 @@ func edgeRevision(e *resealv1.Edge) string {
 	return fmt.Sprintf("%d/%d", e.GetAckedRevision(), e.GetTargetRevision())
 }
 
-// edgeReason says in short why an edge is not SYNCED.
+// edgeReason says briefly why an edge is not SYNCED.
 func edgeReason(e *resealv1.Edge) string {
 	const limit = 80
 	switch violations := e.GetNack().GetViolations(); {
@@ -135,7 +135,7 @@ func edgeReason(e *resealv1.Edge) string {
 	return ""
 }
 
-// describeEdge writes all that is known of an edge.
+// describeEdge writes all that is known about an edge.
 func (a *app) describeEdge(e *resealv1.Edge) {
 	d := describer{w: a.out}
 	d.line(0, "ID", e.GetId())

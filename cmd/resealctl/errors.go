@@ -29,7 +29,7 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
-// usagef is the error of a wrong command line.
+// usagef is the error for a wrong command line.
 func usagef(format string, args ...any) error {
 	return &exitError{code: exitUsage, err: fmt.Errorf(format, args...), usage: true}
 }

@@ -73,8 +73,8 @@ Private keys are never shown.`,
 	return cmd
 }
 
-// get shows what there is. Names that do not exist are named after the others
-// were shown.
+// get shows what there is. Names that do not exist are reported after the others
+// have been shown.
 func (g *getter) get(ctx context.Context) error {
 	var (
 		resources []*resealv1.Resource

@@ -23,7 +23,7 @@ func newHistoryCommand(a *app) *cobra.Command {
 		Example: "  resealctl history -n 5\n  resealctl history --revision 42",
 		Args:    cobra.NoArgs,
 	}
-	cmd.Flags().Int32VarP(&limit, "limit", "n", 20, "at most so many `revisions`, 0 for all that are kept")
+	cmd.Flags().Int32VarP(&limit, "limit", "n", 20, "at most this many `revisions`, 0 for all that are kept")
 	cmd.Flags().Int64Var(&revision, "revision", 0, "show what this `revision` changed")
 	format := registerFormat(cmd, "table", "json", "yaml")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

@@ -37,7 +37,7 @@ func (a *app) completeKeyrings(cmd *cobra.Command, args []string, typed string) 
 	return startingWith(a.names(cmd, "keyrings"), typed), noFiles
 }
 
-// keyringError says of a call about one keyring that there is none.
+// keyringError names the keyring when a call about it finds that there is none.
 func keyringError(name string, err error) error {
 	if errors.Is(err, errNotFound) && strings.Contains(err.Error(), "Keyring/") {
 		return notFound("keyring", name)

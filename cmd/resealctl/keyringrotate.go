@@ -69,7 +69,7 @@ when all live edges hold it, or when a deadline has passed. No ticket is lost.`,
 func (r *rotation) waitUntilActive(ctx context.Context) error {
 	ticker := time.NewTicker(rotatePoll)
 	defer ticker.Stop()
-	// What the server says as soon as it is known, at most this.
+	// The server's own deadline once it is known; until then, at most this.
 	deadline := time.Now().Add(rotateBound)
 	for {
 		response, err := r.client.Status(ctx, &resealv1.StatusRequest{Keyring: r.keyring})
@@ -212,7 +212,7 @@ func costText(keyring string, cost *resealv1.RevokeResponse) string {
 	text := fmt.Sprintf("Revoking %s of keyring %s: ", epochsText(cost.GetEpochs()), keyring)
 	ticketAge := cost.GetTicketAge().AsDuration()
 	if ticketAge <= 0 {
-		return text + "no ticket was issued yet, so no client notices."
+		return text + "no ticket has been issued yet, so no client notices."
 	}
 	return text + fmt.Sprintf("tickets issued in the last %s become useless: their clients make one full handshake.", exactAge(ticketAge))
 }

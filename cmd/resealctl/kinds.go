@@ -88,7 +88,7 @@ func (s *selection) named() bool {
 	return false
 }
 
-// kindByName finds the kind of a word as people type it.
+// kindByName finds the kind that a word stands for, as people type it.
 func kindByName(word string) (string, error) {
 	switch strings.ToLower(word) {
 	case kindAll:
@@ -102,7 +102,7 @@ func kindByName(word string) (string, error) {
 	return "", usagef("there is no kind %q; kinds: %s", word, kindList())
 }
 
-// kindWords are the words for kinds in commands, in plural.
+// kindWords are the words for kinds in commands, in the plural.
 func kindWords() []string {
 	words := make([]string, 0, len(resealv1.Kinds)+1)
 	for _, kind := range resealv1.Kinds {

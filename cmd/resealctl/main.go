@@ -16,7 +16,7 @@ var version string
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// The first signal ends watches in good order, a second one kills.
+	// The first signal ends watches in good order; a second one kills.
 	context.AfterFunc(ctx, stop)
 	code := run(ctx, os.Args[1:], console{
 		in:       os.Stdin,

@@ -39,7 +39,7 @@ func (f *format) Set(value string) error {
 	return nil
 }
 
-// structured says whether the output is for programs as a document.
+// structured says whether the output is a document for programs.
 func (f *format) structured() bool { return f.value == "json" || f.value == "yaml" }
 
 // printDocument writes v, whose json tags count, as JSON or YAML.
@@ -60,7 +60,7 @@ func (a *app) printDocument(f *format, v any) error {
 // writeJSONAsYAML keeps the order of the fields.
 func writeJSONAsYAML(w io.Writer, data []byte) error {
 	var node yaml.Node
-	// YAML does not take all characters that JSON does, but their escapes.
+	// YAML does not allow all characters that JSON does, but their escapes.
 	if err := yaml.Unmarshal([]byte(resealv1.VisibleLines(string(data))), &node); err != nil {
 		return err
 	}

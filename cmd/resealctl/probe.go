@@ -31,8 +31,8 @@ const (
 	remoteTimeout = 75 * time.Second
 )
 
-const probeLong = `Find out what a TLS backend can do, by some 10 to 40 handshakes and requests,
-one after the other, and say what to put into the manifest:
+const probeLong = `Find out what a TLS backend can do, with some 10 to 40 handshakes
+and requests, one after another, and say what to put into the manifest:
 
   - TLS versions, and how each resumes sessions: session ID, ticket or PSK, and
     whether session IDs only without the session_ticket extension
@@ -84,7 +84,7 @@ func newProbeCommand(a *app) *cobra.Command {
 	flags.BoolVar(&p.insecure, "insecure", false, "accept any certificate")
 	flags.StringVar(&p.path, "path", "/", "path of the requests; a long answer shows aborts best")
 	flags.BoolVar(&p.noRequests, "no-requests", false, "make handshakes only, for backends that don't speak HTTP")
-	flags.DurationVar(&p.idle, "idle", 0, "leave a session and a connection idle for so long (default not tried)")
+	flags.DurationVar(&p.idle, "idle", 0, "leave a session and a connection idle for this long (default not tried)")
 	flags.StringVar(&p.edge, "edge", "", "have this edge probe an endpoint of a pool")
 	flags.StringVar(&p.pool, "pool", "", "with --edge: the pool, when several have the endpoint")
 	for _, file := range []string{"ca", "cert", "key", "policy"} {
@@ -141,7 +141,7 @@ func (p *probeRun) check() error {
 	return nil
 }
 
-// progress shows on a terminal that something goes on.
+// progress shows on a terminal that something is going on.
 func (p *probeRun) progress(on bool) {
 	switch {
 	case !p.terminal:

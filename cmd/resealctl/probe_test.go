@@ -110,7 +110,7 @@ func (f *fakeServer) ProbeBackend(_ context.Context, req *resealv1.ProbeBackendR
 	}}, nil
 }
 
-// TestProbeShowsProgress: on a terminal something is to be seen meanwhile.
+// TestProbeShowsProgress: on a terminal there is something to see meanwhile.
 func TestProbeShowsProgress(t *testing.T) {
 	f := newFake(t)
 	runToEnd(t, f, pool("jetty", "10.0.0.1:443"), "apply", "-f", "-")

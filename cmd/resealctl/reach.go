@@ -13,7 +13,7 @@ import (
 	"syscall"
 )
 
-// dialLog remembers why each address could not be used, since gRPC only says it
+// dialLog remembers why each address could not be used, since gRPC says so only
 // of the last one.
 type dialLog struct {
 	addresses []string

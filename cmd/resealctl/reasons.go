@@ -26,14 +26,14 @@ func explainMiss(reason resealv1.MissReason) explanation {
 	case resealv1.MissReason_MISS_REASON_DECLINED_AFTER_UNCLEAN_CLOSE:
 		return explanation{
 			"The backend declined a session after one of its connections had ended without close_notify; some servers must then forget it.",
-			"Find out who ends connections so: closes by kind tell, and an edge that crashed or was killed does. Raise connections.closeTimeout when timeout or reset_by_us stand there; look at the backend, and at firewalls between, when reset_by_peer or fin_without_notify do."}
+			"Find out what ends connections like that: the closes by kind tell, and an edge that crashed or was killed is one cause. Raise connections.closeTimeout when they show timeout or reset_by_us; look at the backend, and at firewalls in between, when they show reset_by_peer or fin_without_notify."}
 	case resealv1.MissReason_MISS_REASON_EVICTED:
 		return explanation{
 			"The edge dropped the session to bound its memory: the pool has more server names than an edge keeps sessions for.",
 			"Set spec.tls.serverName if the backends accept one name for all hosts, or split the hosts over several pools."}
 	case resealv1.MissReason_MISS_REASON_SINGLE_USE_SPENT:
 		return explanation{
-			"The backend takes each ticket once, and all that it had given were spent.",
+			"The backend takes each ticket once, and all that it had given out were spent.",
 			"Have it give more tickets per connection (OpenSSL: num_tickets), or let tickets be used again; keep connections open for longer, so that fewer are needed."}
 	case resealv1.MissReason_MISS_REASON_VERSION_CHANGED:
 		return explanation{
@@ -42,7 +42,7 @@ func explainMiss(reason resealv1.MissReason) explanation {
 	case resealv1.MissReason_MISS_REASON_POLICY_CHANGED:
 		return explanation{
 			"Trust, verification, client certificate, TLS policy, protocol or sessions.sharing of the pool changed, so its sessions had to go.",
-			"It happens once with each such change and needs nothing; if it goes on, see what keeps changing: resealctl history, and caFile and certificateFile on the edges."}
+			"It happens once with each such change and calls for nothing; if it goes on, see what keeps changing: resealctl history, and caFile and certificateFile on the edges."}
 	case resealv1.MissReason_MISS_REASON_UNSUPPORTED_BY_PEER:
 		return explanation{
 			"The backend gives out neither session IDs that can be offered nor tickets.",
@@ -60,7 +60,7 @@ func explainMiss(reason resealv1.MissReason) explanation {
 }
 
 // explainSpent explains declined at a backend that takes each ticket once, as
-// single_use_spent beside it shows: it had not forgotten what was offered.
+// single_use_spent next to it shows: it had not forgotten what was offered.
 func explainSpent() explanation {
 	return explanation{
 		"The backend takes each TLS 1.3 ticket once: sessions that were offered a second time, which is how that is found out, were answered with a full handshake.",
@@ -89,7 +89,7 @@ func explainFrontendMiss(reason resealv1.MissReason) explanation {
 	case resealv1.MissReason_MISS_REASON_UNDECRYPTABLE:
 		return explanation{
 			"The ticket is damaged or forged.",
-			"Single ones are noise of the internet; many come from tickets of another fleet behind the same name."}
+			"A few are background noise of the Internet; many come from tickets of another fleet behind the same name."}
 	case resealv1.MissReason_MISS_REASON_STALE_KEYRING:
 		return explanation{
 			"No fresh key has reached the edge for longer than the keyring's maxActiveAge.",
@@ -99,7 +99,7 @@ func explainFrontendMiss(reason resealv1.MissReason) explanation {
 			"The ticket was good, but TLS did not resume from it: version, cipher suite, client certificate or ALPN differ.",
 			"It settles as clients get new tickets; if it goes on, see which parameters differ between edges."}
 	}
-	return explanation{"This version of resealctl does not know the reason.", "Use a resealctl of the control plane's version."}
+	return explanation{"This version of resealctl does not know the reason.", "Use the resealctl of the control plane's version."}
 }
 
 // explainClose explains how connections to backends ended. clean says that

@@ -33,8 +33,8 @@ have been needed to resume instead:
                         have; the edges are named
 
 Below a listener stands how the tickets of each epoch of its keyring fared. "other
-tickets" are damaged, of somebody else's servers, or of an epoch that is not
-listed any more.`
+tickets" are damaged, of somebody else's servers, or of an epoch that is no
+longer listed.`
 
 // maxSince is the longest window that the control plane keeps.
 const maxSince = time.Hour
@@ -62,7 +62,7 @@ func newStatsCommand(a *app) *cobra.Command {
 		Args:              cobra.MaximumNArgs(2),
 		ValidArgsFunction: a.completeStats,
 	}
-	cmd.Flags().DurationVar(&s.since, "since", 0, "only the last so long, at most 1h (default since each edge's start)")
+	cmd.Flags().DurationVar(&s.since, "since", 0, "only this far back, at most 1h (default since each edge's start)")
 	cmd.Flags().StringVar(&s.edge, "edge", "", "only this edge")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "stay and show them again and again")
 	cmd.Flags().DurationVar(&s.interval, "interval", 2*time.Second, "time between two of them with -w")
@@ -226,7 +226,7 @@ func (a *app) noteGaps(stats *resealv1.GetStatsResponse, since time.Duration) {
 		}
 	}
 	if len(late) > 0 {
-		a.warnf("Note: shorter than --since are the windows of %s: no older report of them is held.\n", joinSome(late, 10))
+		a.warnf("Note: the windows of %s are shorter than --since: no older report of them is held.\n", joinSome(late, 10))
 	}
 }
 

@@ -27,8 +27,8 @@ func viewEpochs(epochs []*resealv1.EpochStats) []epochStatsView {
 	return views
 }
 
-// epochLines say how the tickets of each epoch fared, the newest first. Epochs of
-// which tickets opened come before those that only clients speak of.
+// epochLines say how the tickets of each epoch fared, the newest first. Epochs
+// whose tickets were opened come before those that only clients speak of.
 func epochLines(epochs []*resealv1.EpochStats) []string {
 	newest := slices.SortedFunc(slices.Values(epochs), func(a, b *resealv1.EpochStats) int {
 		return cmp.Or(cmp.Compare(min(opened(b), 1), min(opened(a), 1)),
@@ -92,8 +92,8 @@ func faredText(resumed uint64, misses map[string]uint64) string {
 }
 
 // unknownKeys are the edges that saw tickets of epochs that they don't know, on a
-// listener: those that lag behind the fleet. Other tickets don't count, which may be
-// of another product's servers.
+// listener: those that lag behind the fleet. Other tickets, which may be those of
+// another product's servers, don't count.
 func unknownKeys(edges []*resealv1.EdgeStats, listener string) map[string]uint64 {
 	label := resealv1.Label(resealv1.MissReason_MISS_REASON_KEY_UNKNOWN)
 	unknown := map[string]uint64{}

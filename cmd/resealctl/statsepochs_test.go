@@ -8,15 +8,15 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// Numbers that clients made up don't push out of sight what is in use, and good
-// resumptions show also when their epoch is not listed.
+// Numbers that clients made up don't push what is in use out of sight, and good
+// resumptions show even when their epoch is not listed.
 func TestEpochLines(t *testing.T) {
 	unknown := map[string]uint64{"key_unknown": 1}
 	var epochs []*resealv1.EpochStats
 	for number := range uint64(9) {
 		epochs = append(epochs, &resealv1.EpochStats{Keyring: "default", Epoch: number, Misses: unknown})
 	}
-	epochs[0].Keyring, epochs[0].Resumed = "", 3 // of epochs that are not listed any more
+	epochs[0].Keyring, epochs[0].Resumed = "", 3 // of epochs that are no longer listed
 	for number := uint64(3); number <= 5; number++ {
 		epochs[number].Resumed, epochs[number].Misses = number, nil
 	}

@@ -50,7 +50,7 @@ func (c *client) explain(ctx context.Context, method string, err error) error {
 	case codes.NotFound:
 		return &missingError{text: st.Message()}
 	case codes.Unimplemented:
-		return fmt.Errorf("the control plane has no %s: is it of another version than resealctl?", shortMethod(method))
+		return fmt.Errorf("the control plane has no %s: is its version another than resealctl's?", shortMethod(method))
 	}
 	return errors.New(st.Message())
 }

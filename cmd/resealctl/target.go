@@ -80,7 +80,7 @@ func (a *app) chooseContext(file *contextFile, path string, exists bool) (*named
 		return nil, nil
 	case !exists:
 		return nil, fmt.Errorf("%s does not exist: give --config FILE, "+
-			"or take over the control plane's file with: resealctl config import DATA_DIR/admin.yaml", path)
+			"or import the control plane's file with: resealctl config import DATA_DIR/admin.yaml", path)
 	case name == "":
 		return nil, fmt.Errorf("%s has no current context: give --context NAME, or choose one with: resealctl config use-context NAME", path)
 	}

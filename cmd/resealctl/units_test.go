@@ -155,7 +155,7 @@ func TestStatusTexts(t *testing.T) {
 		{apply, codes.Aborted, "busy", "conflict: busy"},
 		{apply, codes.ResourceExhausted, "Certificate/big is larger than etcd takes", "Certificate/big is larger than etcd takes"},
 		{apply, codes.FailedPrecondition, "not now", "not now"},
-		{apply, codes.Unimplemented, "unknown method", "the control plane has no AdminService.Apply: is it of another version than resealctl?"},
+		{apply, codes.Unimplemented, "unknown method", "the control plane has no AdminService.Apply: is its version another than resealctl's?"},
 		{apply, codes.Unavailable, "no leader", "the control plane can't do this now: no leader"},
 		{apply, codes.Unavailable, "connection error: desc = remote error: tls: bad certificate", `the control plane does not accept the client certificate of context "local" of f: bad certificate`},
 		{apply, codes.Canceled, "the server cancelled", "the server cancelled"},

@@ -38,7 +38,7 @@ func (g *getter) watch(ctx context.Context) error {
 	return untilInterrupted(g.watchResources(ctx, kind))
 }
 
-// untilInterrupted takes the end by a signal for a good end.
+// untilInterrupted treats an end by a signal as a good end.
 func untilInterrupted(err error) error {
 	switch {
 	case errors.Is(err, errInterrupted):
