@@ -78,7 +78,7 @@ lint: tools lint-tool ## Lint Go and proto files
 	$(TOOLS)/bin/golangci-lint run ./...
 
 .PHONY: breaking
-breaking: tools ## Check that the protocol did not break since BASE
+breaking: tools ## Check that the protocol has not broken since BASE
 	$(TOOLS)/bin/buf breaking --against '.git#branch=$(BASE)'
 
 .PHONY: generate

@@ -115,7 +115,7 @@ func TestStartsWhileEtcdIsFull(t *testing.T) {
 		t.Errorf("an apply: %v", err)
 	}
 
-	// Without etcd the last configuration is served on.
+	// Without etcd the last configuration is still served.
 	stopEtcd()
 	waitReadyz(t, plane, "etcd does not answer")
 	stop()

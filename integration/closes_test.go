@@ -15,7 +15,7 @@ import (
 const impatient = "  timeouts: {idle: 500ms}\n  connections: {closeTimeout: 300ms}\n  retries: {attempts: 0}\n"
 
 // TestCloseKinds produces each end of a connection with a backend that ends
-// connections so, and reads it where an operator does.
+// connections that way, and reads it where an operator does.
 func TestCloseKinds(t *testing.T) {
 	s := newStage(t)
 	for _, test := range []struct {
@@ -81,7 +81,7 @@ func resetByPeer(s *scene) {
 	s.closed(counted{"reset_by_peer": 1})
 }
 
-// resetByUs: a backend that sends on after close_notify is cut off after
+// resetByUs: a backend that keeps sending after close_notify is cut off after
 // closeTimeout.
 func resetByUs(s *scene) {
 	s.start(peers.JettyArranged, peers.Options{})
@@ -124,7 +124,7 @@ func timeoutWriting(s *scene) {
 }
 
 // upload makes the backend hang and sends it, on the connection that is open,
-// more than the kernel keeps for it. The backend hangs on.
+// more than the kernel keeps for it. The backend stays that way.
 func (s *scene) upload() {
 	s.t.Helper()
 	s.backend.Signal(syscall.SIGSTOP)

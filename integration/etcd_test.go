@@ -59,7 +59,7 @@ func (c *cluster) numbers() (pool, route string) {
 
 // TestEtcdMemberKilled kills each member of a three-member cluster in turn, the
 // leader among them, under applies of two resources at a time. What was applied
-// stays, and no apply takes effect by half.
+// stays, and no apply takes effect halfway.
 func TestEtcdMemberKilled(t *testing.T) {
 	c := newCluster(newWorld(t))
 	backend := c.Launch(t, peers.Go, peers.Options{})

@@ -60,7 +60,7 @@ func TestWithoutControlPlane(t *testing.T) {
 	start := time.Now()
 	p.edges[0].Start()
 	p.edges[0].WaitReady()
-	t.Logf("restarted edge ready after %v without control plane", time.Since(start).Round(time.Millisecond))
+	t.Logf("restarted edge ready after %v without a control plane", time.Since(start).Round(time.Millisecond))
 	p.serve(0)
 	if got := p.edges[0].Metrics().Sum("reseal_feed_connected"); got != 0 {
 		t.Errorf("reseal_feed_connected is %v without a control plane", got)
@@ -87,8 +87,8 @@ func TestWithoutControlPlane(t *testing.T) {
 	p.sent(t, "one resource changed", feedCounts{empty: 2}, feedCounts{delta: 2, resources: 2})
 	p.serve(0)
 
-	// The history forgot what the edge holds, and so did the control plane,
-	// which also remembers some: everything is sent to it.
+	// The history has forgotten what the edge holds, and so has the control plane,
+	// which remembers some of it too: everything is sent to the edge.
 	if err := p.edges[0].Stop(); err != nil {
 		t.Error(err)
 	}

@@ -40,7 +40,7 @@ type probedVersion struct {
 var (
 	livesOn = []string{"close_notify yes", "fin yes", "reset yes", "abort yes"}
 	strict  = []string{"close_notify yes", "fin no", "reset no", "abort no"}
-	// closing is of backends that end each connection themselves.
+	// closing is for backends that end each connection themselves.
 	closing = "peer yes"
 )
 

@@ -70,7 +70,7 @@ func TestStockBackends(t *testing.T) {
 	}
 }
 
-// together makes n requests, so many at a time.
+// together makes n requests, as many at a time as there are clients.
 func together(ctx context.Context, n, clients int, request func(context.Context) error) *harness.Failures {
 	var failed harness.Failures
 	var next atomic.Int64

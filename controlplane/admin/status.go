@@ -102,7 +102,7 @@ func shorten(text string) string {
 		return text
 	}
 	cut := maxDescription
-	for cut > 0 && text[cut]&0xC0 == 0x80 { // not inside of a character
+	for cut > 0 && text[cut]&0xC0 == 0x80 { // not within a character
 		cut--
 	}
 	return text[:cut] + "…"

@@ -89,7 +89,7 @@ func (f *fatal) startEtcd(config *embed.Config) (*embed.Etcd, error) {
 	}
 }
 
-// whatToDo is advice to who can't open the embedded store in dir.
+// whatToDo is advice for whoever can't open the embedded store in dir.
 func whatToDo(dir string, cause error) string {
 	switch {
 	case errors.Is(cause, os.ErrPermission):
@@ -99,5 +99,5 @@ func whatToDo(dir string, cause error) string {
 	case errors.Is(cause, syscall.EMFILE), strings.Contains(cause.Error(), "too many open files"):
 		return "raise the limit of open files (ulimit -n, LimitNOFILE)"
 	}
-	return "its files seem to be damaged: stop everything that writes there, put back a copy of the folder that was made while the control plane was stopped, or move the folder away to start with an empty store (then edges have to enrol again and manifests to be applied again; edges serve on meanwhile)"
+	return "its files seem to be damaged: stop everything that writes there, put back a copy of the folder that was made while the control plane was stopped, or move the folder away to start with an empty store (then edges have to enrol again and manifests to be applied again; edges keep serving meanwhile)"
 }

@@ -238,8 +238,8 @@ func (s *Store) Close() {
 			s.log.Warn("close the etcd client", "error", err)
 		}
 	}
-	// After a fatal error etcd can't be closed: a goroutine of it is gone that
-	// others wait for.
+	// After a fatal error etcd can't be closed: a goroutine that others wait for is
+	// gone.
 	if s.embedded != nil && s.fatal.error() == nil {
 		s.embedded.Close()
 	}

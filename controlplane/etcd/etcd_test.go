@@ -23,7 +23,7 @@ import (
 )
 
 // openedDir is the environment variable that makes the test binary open a store
-// and say how that went: what damages do is not to end the tests.
+// and say how that went: what damage does must not end the tests.
 const openedDir = "RESEAL_TEST_OPEN_DIR"
 
 func TestMain(m *testing.M) {
@@ -132,8 +132,8 @@ func TestSupersededValuesMakeRoom(t *testing.T) {
 	}
 }
 
-// TestFull: a store that is full of what is needed says so, and takes writes again
-// by itself when something was deleted.
+// TestFull: a store that is full of what is needed says so, and takes writes
+// again on its own once something has been deleted.
 func TestFull(t *testing.T) {
 	s := open(t, tempDir(t))
 	keep(t, s)

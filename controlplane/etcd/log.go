@@ -18,7 +18,7 @@ var chatter = map[string]bool{
 }
 
 // newLogger passes the embedded store's warnings and errors on to the logger,
-// until closing: that its listeners are closed is no error of its. What it calls
+// until closing: that its listeners are closed then is not an error. What it calls
 // fatal is kept for the one sentence that the operator reads.
 func (s *Store) newLogger() *zap.Logger {
 	core := &slogCore{LevelEnabler: zapcore.WarnLevel, logger: s.log.With("part", "etcd"), closing: &s.closing}

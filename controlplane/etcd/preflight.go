@@ -12,7 +12,7 @@ import (
 )
 
 // errDamaged is the error of files that etcd would choke on without a word, or
-// crash.
+// crash on.
 var errDamaged = errors.New("damaged")
 
 // preflight looks at the files of an embedded store before etcd does: whether

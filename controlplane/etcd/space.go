@@ -30,9 +30,9 @@ const (
 	// after the last compaction, superseded values are dropped.
 	compactGrowth   = 64 << 20
 	compactInterval = 5 * time.Minute
-	// The database file is rewritten when so much of it is unused and that is half of
-	// it, at most once in defragInterval: etcd stands still meanwhile. Near the quota
-	// it is whenever that makes room.
+	// The database file is rewritten when this much of it is unused and that is half
+	// of it, at most once in defragInterval: etcd stands still meanwhile. Near the
+	// quota it is rewritten whenever that makes room.
 	defragFree     = 64 << 20
 	defragInterval = time.Minute
 )
@@ -74,10 +74,11 @@ func (p *space) full() error {
 }
 
 // Full is why nothing more should be stored: an ErrFull that says what to do. It
-// is nil when there is room. It asks nobody.
+// is nil when there is room. It makes no request.
 func (s *Store) Full() error { return s.space.Load().full() }
 
-// Problem says what does not work, for people; "" when all does. It asks nobody.
+// Problem says what does not work, for people; "" when all does. It makes no
+// request.
 func (s *Store) Problem() string {
 	p := s.space.Load()
 	if p.failure != nil {
@@ -199,8 +200,8 @@ func (k *keeper) tidy(ctx context.Context, now *space) *space {
 	return now
 }
 
-// compactTo is the revision to compact to, 0 for none: that of the look before, so
-// that who reads at a revision or follows from one has time to.
+// compactTo is the revision to compact to, 0 for none: that of the look before,
+// so that whoever reads at a revision or follows from one has time to.
 func (k *keeper) compactTo(now *space) int64 {
 	if k.last == nil {
 		if now.noSpace {
@@ -333,7 +334,7 @@ func bytesText(n int64) string {
 
 var (
 	bytesDesc = prometheus.NewDesc("reseal_store_bytes",
-		"Size of etcd's database: the file (size), what of it is in use (in_use), and its limit (quota).", []string{"kind"}, nil)
+		"Size of etcd's database: the file (size), how much of it is in use (in_use), and its limit (quota).", []string{"kind"}, nil)
 	writableDesc = prometheus.NewDesc("reseal_store_writable",
 		"1 when etcd answers and has room for changes.", nil, nil)
 )

@@ -65,7 +65,7 @@ type Config struct {
 
 // Server implements FeedService and FleetService. Edges that connect before Run,
 // or before the source has a revision above 0, wait for their first Update: an
-// edge never hears of a configuration that is only empty because it was not
+// edge never hears of a configuration that is only empty because it has not been
 // loaded yet.
 type Server struct {
 	resealv1.UnimplementedFeedServiceServer

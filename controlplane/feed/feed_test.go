@@ -92,7 +92,7 @@ func TestComingBack(t *testing.T) {
 				n.stop()
 				first.stop()
 				test.between(s)
-				// Both are started anew: the edge has its disk, the plane
+				// Both are started afresh: the edge has its disk, the plane
 				// the store's history.
 				second := startPlane(t, s)
 				n = second.node("e1", nil, state)

@@ -198,7 +198,7 @@ func (c *session) start(ctx context.Context, labels map[string]string) error {
 	return c.stream.SendHeader(nil)
 }
 
-var errStopping = status.Error(codes.Unavailable, "this replica stops")
+var errStopping = status.Error(codes.Unavailable, "this replica is stopping")
 
 func (c *session) ended() error {
 	if errors.Is(c.receiveErr, io.EOF) {

@@ -23,7 +23,7 @@ const (
 )
 
 var (
-	errTooManyEdges = errors.New("this replica has as many edges as it takes")
+	errTooManyEdges = errors.New("this replica has as many edges as it can take")
 	errNotConnected = errors.New("the edge is not connected to this replica")
 )
 
@@ -183,8 +183,8 @@ func (t *table) sent(stream *session, resources int) {
 	}
 }
 
-// acked notes that stream's edge serves revision, which this replica saw at
-// seen, and holds so many resources.
+// acked notes that stream's edge serves revision, which this replica saw at seen,
+// and how many resources it holds.
 func (t *table) acked(stream *session, revision int64, seen time.Time, resources int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -151,7 +151,7 @@ type closure struct {
 	found    map[string]*resealv1.Resource
 }
 
-// add takes a resource in. A name that leads nowhere is left to the edge, which
+// add includes a resource. A name that leads nowhere is left to the edge, which
 // refuses it by name.
 func (c *closure) add(kind, name string) *resealv1.Resource {
 	resource := c.snapshot.Get(kind, name)

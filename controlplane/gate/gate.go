@@ -1,6 +1,7 @@
 // Package gate bounds what callers without a certificate hold of the gRPC port:
-// connections, in all and per address, their time and their bytes. So that nobody
-// who is not known can take the descriptors, the memory or the room of those who are.
+// connections, in all and per address, their time and their bytes, so that nobody
+// unknown can take the descriptors, the memory or the room of those who are
+// known.
 package gate
 
 import (
@@ -20,7 +21,7 @@ import (
 
 const (
 	// IdleTimeout ends an anonymous connection on which nothing arrives, and Lifetime
-	// any. To enrol takes a second.
+	// any. Enrolling takes a second.
 	IdleTimeout = 15 * time.Second
 	Lifetime    = 2 * time.Minute
 	// MaxBytes bounds what an anonymous connection may send: an enrolment and health
@@ -41,8 +42,8 @@ type Limits struct {
 	// All bounds all connections.
 	All int
 	// Anonymous bounds those without a client certificate, those whose handshake is
-	// under way included. At the bound the oldest of the address that has most is
-	// ended for the newest.
+	// under way included. At the bound the oldest of the address that has the most
+	// is ended for the newest.
 	Anonymous int
 	// PerSource bounds those of one IPv4 address or IPv6 /64.
 	PerSource int
@@ -138,7 +139,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// enter takes a connection in as an anonymous one, nil when there is no room.
+// enter admits a connection as an anonymous one, nil when there is no room.
 func (g *Gate) enter(raw net.Conn) *conn {
 	now := time.Now()
 	c := &conn{Conn: raw, gate: g, since: now, source: sourceOf(raw.RemoteAddr()), anonymous: true}
@@ -185,7 +186,7 @@ func (g *Gate) makeRoomLocked(source netip.Prefix) (*conn, bool) {
 	default:
 		return nil, true
 	}
-	// Those in the midst of the handshake may turn out to be known: they come last.
+	// Those in the middle of the handshake may turn out to be known: they come last.
 	ended := from[0]
 	for _, c := range from {
 		if c.shaken {

@@ -209,7 +209,7 @@ func TestOverdue(t *testing.T) {
 	}
 }
 
-// TestOtherSourcesKeepTheirs: room is made by who has most.
+// TestOtherSourcesKeepTheirs: room is made by whoever has the most.
 func TestOtherSourcesKeepTheirs(t *testing.T) {
 	g := New(Limits{All: 100, Anonymous: 5, PerSource: 4}, slog.New(slog.DiscardHandler))
 	var all []*conn

@@ -20,8 +20,8 @@ const (
 	reloadInterval = 30 * time.Second
 )
 
-// follow keeps the state up to date until ctx ends. Trouble with etcd is logged
-// and tried again; the state stands meanwhile.
+// follow keeps the state up to date until ctx ends. When etcd fails, that is
+// logged and tried again; the state stands meanwhile.
 func (s *Server) follow(ctx context.Context) error {
 	wait := newBackoff()
 	gap := true

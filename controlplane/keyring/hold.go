@@ -36,7 +36,7 @@ const (
 	maxKeyrings = 1024
 )
 
-var errStopping = status.Error(codes.Unavailable, "this replica stops")
+var errStopping = status.Error(codes.Unavailable, "this replica is stopping")
 
 // hold is one stream of one edge. Any error ends all of it; the edge comes back.
 type hold struct {
@@ -357,8 +357,8 @@ func (s *Server) fill(next *set) (*resealv1.HoldResponse, bool) {
 	return response, true
 }
 
-// ack takes what the edge holds since a response is in force. It may say so
-// again when that changed by itself, for example when it stopped encrypting.
+// ack takes what the edge holds since a response is in force. It may say so again
+// when that has changed on its own, for example when it stopped encrypting.
 func (h *hold) ack(message *resealv1.HoldRequest) error {
 	serial := message.GetSerial()
 	if serial == 0 || serial > h.serial || serial == h.serial && h.waiting {

@@ -60,7 +60,7 @@ type Config struct {
 	// Tick is how often the leader looks at the clock. Default 1s.
 	Tick time.Duration
 	// LiveFor is how long an edge counts as live after its stream ended, in
-	// whole seconds. While etcd was watched for less than that, the absence of
+	// whole seconds. While etcd has been watched for less than that, the absence of
 	// an edge proves nothing. Default 30s.
 	LiveFor time.Duration
 	// LeaderTTL is how long a leader that does not answer keeps its office, in
@@ -76,7 +76,7 @@ type Config struct {
 
 // Server implements KeyringService. Edges that connect before Run, or before etcd
 // and the configuration were read, wait for their first response: an edge never
-// hears of keys that are only missing because they were not loaded yet.
+// hears of keys that are only missing because they have not been loaded yet.
 type Server struct {
 	resealv1.UnimplementedKeyringServiceServer
 
@@ -128,7 +128,7 @@ func New(config Config) *Server {
 }
 
 // Run serves, and rotates while this replica is the leader, until ctx ends; then
-// it ends all streams and zeroes the secrets. Trouble with etcd is logged and
+// it ends all streams and zeroes the secrets. When etcd fails, that is logged and
 // tried again; edges keep what they have meanwhile. It may be called once. It
 // returns nil when ctx has ended, and otherwise the source's error.
 func (s *Server) Run(ctx context.Context) error {

@@ -112,7 +112,7 @@ func newSecret(context []byte, seal func(plaintext, context []byte) ([]byte, err
 func (r *record) encode() ([]byte, error) { return json.Marshal(r) }
 
 // decodeRecord reads a record. It must hold what Step relies on, since whoever
-// can write to etcd could else make the leader panic. Errors: errDamaged.
+// can write to etcd could otherwise make the leader panic. Errors: errDamaged.
 func decodeRecord(data []byte) (*record, error) {
 	r := &record{}
 	if err := json.Unmarshal(data, r); err != nil {

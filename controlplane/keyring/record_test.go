@@ -181,8 +181,8 @@ func FuzzDecodeCover(f *testing.F) {
 	})
 }
 
-// TestVault: secrets that no record holds are zeroed; what is no secret is never
-// given out (CVE-2020-13777).
+// TestVault: secrets that no record holds are zeroed; what is not a secret is
+// never given out (CVE-2020-13777).
 func TestVault(t *testing.T) {
 	given := map[string][]byte{
 		"good": bytes.Repeat([]byte{7}, 32), "zero": make([]byte, 32), "short": {1, 2, 3}, "empty": {},

@@ -24,7 +24,7 @@ const (
 	writesPerSecond = 2
 	writesBurst     = 20
 	// maxIdlePaces is how many edges without an entry are remembered before those
-	// are forgotten that may write a whole burst again.
+	// that may write a whole burst again are forgotten.
 	maxIdlePaces = 1024
 )
 
@@ -315,8 +315,9 @@ func newestOf(records []*mvccpb.KeyValue) int64 {
 // isFull tells the error of an etcd that takes no writes for want of space.
 func isFull(err error) bool { return errors.Is(err, rpctypes.ErrNoSpace) }
 
-// admit lets streams begin that etcd has no room to tell of. No leader can write
-// either then, so no epoch is activated past them; their covers stay due.
+// admit lets streams begin although etcd has no room to record them. No leader
+// can write either then, so no epoch is activated past them; their covers stay
+// due.
 func (r *roster) admit(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, r.server.config.RequestTimeout)
 	defer cancel()

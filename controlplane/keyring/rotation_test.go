@@ -56,7 +56,7 @@ func TestRotationWaitsForEveryEdge(t *testing.T) {
 	}
 	quick.waitFor("default", "1 active, 2 prepared")
 	slow.waitFor("default", "1 active, 2 prepared")
-	// Longer than an edge is live: a stream that lives keeps it live.
+	// Longer than an edge counts as live: a stream that lives keeps it so.
 	time.Sleep(3500 * time.Millisecond)
 	s := r.status("default")
 	if diff := cmp.Diff([]string{"slow"}, s.GetLaggards()); diff != "" || epochs(s) != "1 active, 2 prepared" || s.GetActivationDeadline() == nil {

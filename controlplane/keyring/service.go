@@ -109,7 +109,7 @@ func (s *Server) Rotate(ctx context.Context, request *resealv1.RotateRequest) (*
 
 func cantRotate(name string, ring Ring) error {
 	if prepared, ok := ring.Prepared(); ok {
-		return status.Errorf(codes.FailedPrecondition, "a rotation of keyring %q is under way: epoch %d is prepared since %s",
+		return status.Errorf(codes.FailedPrecondition, "a rotation of keyring %q is under way: epoch %d has been prepared since %s",
 			name, prepared.Number, prepared.PreparedAt.UTC().Format(time.RFC3339))
 	}
 	return status.Errorf(codes.FailedPrecondition, "keyring %q has %d epochs, no more are possible until the oldest are erased", name, len(ring.Epochs))
@@ -185,7 +185,7 @@ func ticketAge(now time.Time, ring Ring, numbers []uint64) time.Duration {
 	return age
 }
 
-// command changes a keyring as an operator wishes. Any replica can do that, also
+// command changes a keyring as an operator wishes. Any replica can do that, even
 // while there is no leader: what a command does depends on nothing but the
 // record, which its write names, and so does the leader in office. decide may be
 // called several times; damaged says why the record can't be read. Without actions
@@ -209,7 +209,7 @@ func (s *Server) command(ctx context.Context, name string, decide func(ring Ring
 		}
 		return s.asStatus(ctx, err)
 	}
-	return status.Errorf(codes.Aborted, "keyring %q changes all the time, try again", name)
+	return status.Errorf(codes.Aborted, "keyring %q keeps changing, try again", name)
 }
 
 func (s *Server) find(name string) (k keyringSpec, configured int64, err error) {

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// MaxEpochs bounds the epochs of a keyring. While it has as many, no epoch
-	// is prepared: a keyring of which retireAfter is more than MaxEpochs times
+	// MaxEpochs bounds the epochs of a keyring. While it has that many, no epoch is
+	// prepared: a keyring whose retireAfter is more than MaxEpochs times
 	// rotationInterval rotates as fast as its epochs are erased.
 	MaxEpochs = 2048
 	// maxWait bounds how long an edge can delay the fleet.
@@ -29,7 +29,7 @@ type Epoch struct {
 	PreparedAt time.Time `json:"preparedAt"`
 	// ActivatedAt is when it began to encrypt. Zero before.
 	ActivatedAt time.Time `json:"activatedAt,omitzero"`
-	// RetiredAt is when it stopped to encrypt. Zero before.
+	// RetiredAt is when it stopped encrypting. Zero before.
 	RetiredAt time.Time `json:"retiredAt,omitzero"`
 	// Settled says that no live edge encrypts with the retired epoch any more,
 	// or that the wait for that is over: RetiredAt is final.
@@ -61,9 +61,9 @@ type Fleet struct {
 	// Edges are sorted by id.
 	Edges []Held
 	// Since is when the fleet began to be watched without a gap. Deadlines don't
-	// begin before: nobody could ack.
+	// begin before that: nobody could ack.
 	Since time.Time
-	// Complete says that the fleet was watched for so long that an edge that is
+	// Complete says that the fleet has been watched for so long that an edge that is
 	// not among Edges is not alive.
 	Complete bool
 }
@@ -102,7 +102,7 @@ type Action struct {
 //
 // The next epoch is prepared rotationInterval after the active one became
 // active. It becomes active when every edge has acked it, or at its Deadline;
-// where nothing encrypts yet, also while the fleet is not Complete. A retired
+// where nothing encrypts yet, even while the fleet is not Complete. A retired
 // epoch is erased retireAfter after it stopped encrypting, which is when no edge
 // encrypts with it, but at most the same wait after it was retired.
 func Step(now time.Time, spec *resealv1.Keyring, ring Ring, fleet Fleet) []Action {
@@ -187,7 +187,7 @@ func (s *stepper) settle() {
 	}
 }
 
-// Deadline is when the fleet waits no longer for acks of what was done at a
+// Deadline is when the fleet stops waiting for acks of what was done at a given
 // time: after half of rotationInterval, at most 5 minutes. So it is at least 30
 // seconds with any manifest that passes validation.
 func Deadline(spec *resealv1.Keyring, done time.Time, fleet Fleet) time.Time {

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// entitleInterval is how often it is looked at who is entitled to what.
+	// entitleInterval is how often the relay checks who is entitled to what.
 	entitleInterval = 5 * time.Second
 	// revokedFor is how long edges that join hear of a revocation: no session
 	// lives longer on another edge.

@@ -36,7 +36,7 @@ const (
 	wordsBurst     = 200
 )
 
-var errStopping = status.Error(codes.Unavailable, "this replica stops")
+var errStopping = status.Error(codes.Unavailable, "this replica is stopping")
 
 type exchange = grpc.BidiStreamingServer[resealv1.ExchangeRequest, resealv1.ExchangeResponse]
 
@@ -86,7 +86,7 @@ func (s *Server) open() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.streams >= maxMembers {
-		return status.Error(codes.ResourceExhausted, "this replica has as many edges as it takes")
+		return status.Error(codes.ResourceExhausted, "this replica has as many edges as it can take")
 	}
 	s.streams++
 	return nil

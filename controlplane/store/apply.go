@@ -70,7 +70,7 @@ func (s *Store) planApply(st *state, wanted []*resealv1.Resource) (*plan, error)
 	return p, nil
 }
 
-// checkRef refuses what can't be a key, and what is named for the second time.
+// checkRef refuses what can't be a key, and what is named a second time.
 func checkRef(ref *resealv1.ResourceRef, named map[string]bool) *resealv1.Violation {
 	description, field := "", ""
 	switch {
@@ -87,7 +87,7 @@ func checkRef(ref *resealv1.ResourceRef, named map[string]bool) *resealv1.Violat
 	return &resealv1.Violation{Resource: ref, Field: field, Description: description}
 }
 
-// prepare is what of a wanted resource is stored: without server-assigned
+// prepare is what is stored of a wanted resource: without server-assigned
 // metadata, secrets sealed.
 func (s *Store) prepare(wanted, before *resealv1.Resource) (*resealv1.Resource, []*resealv1.Violation, error) {
 	violations := s.checkSecrets(wanted)

@@ -17,8 +17,8 @@ import (
 )
 
 // startCluster starts members of one etcd cluster on unix sockets. Members dial
-// each other by the host of the URL, so that the sockets of peers lie in the
-// current folder, and are named like a host with a port.
+// each other by the host of the URL, so the peers' sockets lie in the current
+// folder, and are named like a host with a port.
 func startCluster(t *testing.T, size int) []*testEtcd {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cluster")
@@ -89,7 +89,7 @@ type manyApplies struct {
 }
 
 // apply makes one change of three resources, trying again as callers do. In the
-// midst of a quarter of the changes it kills the leader.
+// middle of a quarter of the changes it kills the leader.
 func (m *manyApplies) apply(t *testing.T, replica *Store, n int) {
 	name := fmt.Sprintf("n%02d", n)
 	request := &resealv1.ApplyRequest{Resources: []*resealv1.Resource{
@@ -119,15 +119,15 @@ func (m *manyApplies) apply(t *testing.T, replica *Store, n int) {
 			t.Errorf("apply %d: %v", n, err)
 			return
 		case replica.Snapshot().Get("BackendPool", name+"-a") != nil:
-			t.Errorf("apply %d was said to have failed, but is there: %v", n, err)
+			t.Errorf("apply %d was reported as failed, but is there: %v", n, err)
 			return
 		}
 	}
 }
 
-// A member stops, the leader even, while changes are made by two replicas: none
-// that was answered is lost, none is half there, and none shows up that its
-// caller was told to have failed.
+// A member, even the leader, stops while two replicas make changes: none that was
+// answered is lost, none is half there, and none shows up whose caller was told
+// that it had failed.
 func TestMemberStopsUnderApplies(t *testing.T) {
 	members := startCluster(t, 3)
 	stopped := leader(t, members)

@@ -204,7 +204,7 @@ func (tx *transaction) recorded(resp *etcdserverpb.ResponseOp) (int64, bool) {
 func (s *Store) resolve(ctx context.Context, tx *transaction, cause error) (int64, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveTimeout)
 	defer cancel()
-	s.log.Warn("no answer to a change, looking what became of it", "apply_id", tx.id, "error", cause)
+	s.log.Warn("no answer to a change; finding out what became of it", "apply_id", tx.id, "error", cause)
 	wait := newBackoff(20*time.Millisecond, time.Second)
 	for ctx.Err() == nil {
 		resp, err := s.askOutcome(ctx, tx)
@@ -248,7 +248,7 @@ func (s *Store) judge(tx *transaction, resp *clientv3.TxnResponse, cause error) 
 	return 0, fmt.Errorf("%w; nothing was changed", unavailable(cause))
 }
 
-// isRefused tells the errors by which etcd says that it did not execute a
+// isRefused recognises the errors by which etcd says that it did not execute a
 // request.
 func isRefused(err error) bool {
 	var refused rpctypes.EtcdError
@@ -263,7 +263,7 @@ func isRefused(err error) bool {
 	return false
 }
 
-// isTooLarge tells the errors of a request beyond a limit of etcd or gRPC.
+// isTooLarge recognises the errors of a request beyond a limit of etcd or gRPC.
 func isTooLarge(err error) bool {
 	if errors.Is(err, rpctypes.ErrRequestTooLarge) || errors.Is(err, rpctypes.ErrTooManyOps) {
 		return true

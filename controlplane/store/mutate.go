@@ -140,7 +140,7 @@ func (s *Store) lock(ctx context.Context) error {
 
 // current is the newest state of all replicas: it asks etcd which that is and
 // waits for the watch to bring it. Without that a replica that lags would call
-// a change unchanged, or refuse it, by what was true before.
+// a change unchanged, or refuse it, because of what was true before.
 func (s *Store) current(ctx context.Context) (*base, error) {
 	select {
 	case <-s.ready:
@@ -204,7 +204,7 @@ func (s *Store) reach(ctx context.Context, revision int64) (*state, error) {
 // caller reads what it wrote. The change stands whether or not it comes.
 func (s *Store) awaitOwn(ctx context.Context, revision int64) {
 	if _, err := s.reach(ctx, revision); err != nil {
-		s.log.Warn("a change is made, but this replica does not show it yet", "revision", revision, "error", err)
+		s.log.Warn("a change was made, but this replica does not show it yet", "revision", revision, "error", err)
 	}
 }
 
@@ -226,7 +226,7 @@ func (s *Store) validate(snapshot *resealv1.Snapshot, changes []change) []*resea
 }
 
 // forgetAssigned removes from the plan of a dry run what only a real change
-// assigns. A rollback gives back uids that there were.
+// assigns. A rollback brings back uids that existed before.
 func forgetAssigned(p *plan) {
 	for _, c := range p.changes {
 		if c.action == resealv1.Change_ACTION_CREATED && p.rolledBackTo == 0 {

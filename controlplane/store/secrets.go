@@ -201,7 +201,7 @@ func (s *Store) open(ref *resealv1.ResourceRef, path, stored string) (string, er
 	return string(plaintext), nil
 }
 
-// checkSecrets finds secrets that a client can't mean.
+// checkSecrets finds secrets that a client can't have meant.
 func (s *Store) checkSecrets(r *resealv1.Resource) []*resealv1.Violation {
 	var violations []*resealv1.Violation
 	for path, value := range s.secrets.values(r) {
@@ -239,8 +239,8 @@ func carryKey(r, stored *resealv1.Resource) *resealv1.Violation {
 	return &resealv1.Violation{Resource: r.Ref(), Field: "spec.privateKeyPem", Description: description}
 }
 
-// sealAll seals the secrets of r that are in clear. A secret equal to the one
-// in stored takes over its sealed text, so that it compares as unchanged.
+// sealAll seals the secrets of r that are in clear. A secret equal to the one in
+// stored gets its sealed text, so that it compares as unchanged.
 func (s *Store) sealAll(r, stored *resealv1.Resource) error {
 	old := s.secrets.values(stored)
 	return s.secrets.edit(r, func(path, value string) (string, error) {

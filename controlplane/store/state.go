@@ -55,7 +55,7 @@ type delta struct {
 }
 
 // advance is the state that the events of one etcd revision lead to. It is st
-// itself when they are none of the store's.
+// itself when none of them are the store's.
 func (s *Store) advance(st *state, revision int64, events []*clientv3.Event) (*state, error) {
 	d := &delta{revision: revision}
 	for _, event := range events {
@@ -69,7 +69,7 @@ func (s *Store) advance(st *state, revision int64, events []*clientv3.Event) (*s
 		return st, nil
 	case d.head == nil:
 		// Whoever wrote past the head key left no revision. What they wrote
-		// becomes visible with the next change, as it would by a reload.
+		// becomes visible with the next change, as it would with a reload.
 		s.log.Error("resources were changed in etcd without the store; the history can't tell",
 			"etcd_revision", revision, "upserts", len(d.upserts), "deletes", len(d.deletes))
 		return &state{

@@ -141,8 +141,8 @@ func New(cfg Config) *Store {
 }
 
 // Run loads the configuration and follows it until ctx ends. It creates the
-// default Keyring on first start. Trouble with etcd is logged and tried again;
-// the last snapshot stands meanwhile. Run may be called once.
+// default Keyring on first start. When etcd fails, that is logged and tried
+// again; the last snapshot stands meanwhile. Run may be called once.
 func (s *Store) Run(ctx context.Context) error {
 	if s.started.Swap(true) {
 		return errors.New("store: Run was called before")

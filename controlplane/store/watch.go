@@ -76,7 +76,7 @@ func (s *Store) load(ctx context.Context) (*state, int64, error) {
 		}
 	}
 	st.snapshot = resealv1.NewSnapshot(fmt.Sprintf("%x", resp.Header.ClusterId), revision, d.upserts)
-	// More may be there: of an earlier limit. The next change removes it.
+	// There may be more, from an earlier limit. The next change removes it.
 	oldest := s.oldestKept(sizesOf(d.added), st.sequence, 0)
 	st.history = slices.DeleteFunc(d.added, func(e entry) bool { return e.sequence < oldest })
 	return st, at, nil

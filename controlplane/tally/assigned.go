@@ -22,8 +22,8 @@ type assignment struct{ pools, listeners map[string]bool }
 // maxAssignments bounds the sets of labels that are remembered.
 const maxAssignments = 1024
 
-// Of returns the names of the pools and listeners of an edge with these labels; nil
-// labels are any: all that there are. The results must not be changed.
+// Of returns the names of the pools and listeners of an edge with these labels;
+// nil labels stand for any: all that there are. The results must not be changed.
 func (a *Assignments) Of(snapshot *resealv1.Snapshot, labels map[string]string) (pools, listeners map[string]bool) {
 	key := "any"
 	if labels != nil {

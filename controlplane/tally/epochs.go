@@ -7,7 +7,7 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// maxEpochs bounds the epochs of a listener that a report is believed: more than
+// maxEpochs bounds the epochs of a listener that are taken from a report: more than
 // the 65 that an edge sends, number 0 included.
 const maxEpochs = 72
 
@@ -51,8 +51,8 @@ func toEpochs(epochs []*epoch) []*resealv1.EpochStats {
 	return all
 }
 
-// shareEpochs replaces those that have not changed since before by those, and
-// returns how many have.
+// shareEpochs replaces those that have not changed with the ones in before, and
+// returns how many have changed.
 func shareEpochs(epochs, before []*epoch) (changed int) {
 	for i, e := range epochs {
 		if same := findEpoch(before, e); same.equal(e) {

@@ -88,7 +88,7 @@ func byName(all []*counters, name string) *counters {
 // history are the reports of an edge that windows start from, oldest first.
 type history []*report
 
-// keep takes a report in if its time slot has none yet.
+// keep adds a report if its time slot has none yet.
 func (h history) keep(r *report) (history, bool) {
 	if last := h.last(); last != nil && slot(last.at) == slot(r.at) && last.bootID == r.bootID {
 		return h, false
@@ -116,8 +116,8 @@ func (h history) trim(now time.Time) (kept, dropped history) {
 	return h[first:], h[:first]
 }
 
-// window returns what an edge counted in the last time, until its newest report.
-// What an earlier process of the edge counted in it is in, and a process that
+// window returns what an edge counted from start until its newest report. What an
+// earlier process of the edge counted in it is included, and a process that
 // started in it counts from 0. A window that reaches beyond the history starts
 // with the history; from is where it does.
 func (h history) window(newest *report, start time.Time) (pools, listeners totals, from time.Time) {

@@ -14,8 +14,8 @@ import (
 )
 
 var (
-	errTooManyEdges = status.Error(codes.ResourceExhausted, "this replica has as many edges as it takes")
-	errStopping     = status.Error(codes.Unavailable, "this replica stops")
+	errTooManyEdges = status.Error(codes.ResourceExhausted, "this replica has as many edges as it can take")
+	errStopping     = status.Error(codes.Unavailable, "this replica is stopping")
 )
 
 // stream is one stream of reports.
@@ -97,8 +97,9 @@ func (s *Server) receive(c *stream, reports grpc.BidiStreamingServer[resealv1.Re
 	}
 }
 
-// strip removes from a report what the edge does not have, or what is no name. What
-// its process reported before stays: the edge may serve an older configuration.
+// strip removes from a report what the edge does not have, or what is not a name.
+// What its process reported before stays: the edge may serve an older
+// configuration.
 func (s *Server) strip(ctx context.Context, c *stream, message *resealv1.ReportRequest) {
 	var pools, listeners map[string]bool
 	if s.config.Assigned != nil {
@@ -138,7 +139,7 @@ func isName(text string) bool {
 }
 
 // due returns the request to send now, or 0. At most one is under way, so an
-// edge that does not answer is not asked on and on.
+// edge that does not answer is not asked over and over.
 func (s *Server) due(c *stream) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -34,7 +34,7 @@ type Config struct {
 	// is PERMISSION_DENIED. Required.
 	Edge func(ctx context.Context) (id string, err error)
 	// Assigned returns the names of the pools and listeners that the caller of a stream
-	// may report. What has another name is not taken in, and counted. Nil: any.
+	// may report. What has another name is ignored, and counted as such. Nil: any.
 	Assigned func(ctx context.Context) (pools, listeners map[string]bool)
 	// Live returns the ids of the edges that should report. Nil: those that do.
 	Live func() []string
@@ -137,7 +137,8 @@ func (s *Server) dropHistoryLocked(e *edge) {
 	e.history = nil
 }
 
-// evictLocked makes room by forgetting the edge that was not heard of longest.
+// evictLocked makes room by forgetting the edge that has not been heard of for
+// the longest time.
 func (s *Server) evictLocked() bool {
 	var first *edge
 	for _, e := range s.edges {

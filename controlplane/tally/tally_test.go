@@ -321,7 +321,7 @@ func TestWindows(t *testing.T) {
 	})
 }
 
-// An edge that left counts no more, and is remembered for windows of when it
+// An edge that left no longer counts, and is remembered for the windows when it
 // comes back.
 func TestLeaving(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -60,7 +60,7 @@ func (t *Trust) Enroll(ctx context.Context, req *resealv1.EnrollRequest) (*resea
 	return response, err
 }
 
-// knownToken gives back the token that belongs to secret, if this replica knows it.
+// knownToken returns the token that belongs to secret, if this replica knows it.
 func (t *Trust) knownToken(secret credential) *storedToken {
 	token, ok := t.registry.token(secret.id)
 	// The same work whether there is a token or not.
@@ -88,7 +88,7 @@ func (t *Trust) enroll(ctx context.Context, authority *authority, secret credent
 		if token.Edge != req.GetId() {
 			return nil, invalid("id", fmt.Errorf("the join token is for edge %q, not for %q", token.Edge, req.GetId()))
 		}
-		// Only now: to verify a signature costs more than what is before.
+		// Only now: verifying a signature costs more than what comes before.
 		if request, err = parseRequest(req.GetCertificateRequest()); err != nil {
 			return nil, invalid("certificate_request", err)
 		}
@@ -110,7 +110,7 @@ func (t *Trust) enroll(ctx context.Context, authority *authority, secret credent
 	}
 }
 
-// findToken gives back the token that belongs to secret, or a status.
+// findToken returns the token that belongs to secret, or a status.
 func (t *Trust) findToken(ctx context.Context, secret credential) (*storedToken, error) {
 	token, err := t.token(ctx, secret.id)
 	if err != nil {

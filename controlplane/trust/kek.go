@@ -23,7 +23,7 @@ func loadKEK(path string, generate bool) (kek []byte, created bool, err error) {
 		return kek, false, err
 	}
 	if !generate {
-		return nil, false, fmt.Errorf("%w: %s does not exist, but the store holds secrets that were sealed with it: give back the file (--kek-file)", ErrKEK, path)
+		return nil, false, fmt.Errorf("%w: %s does not exist, but the store holds secrets that were sealed with it: put back the file (--kek-file)", ErrKEK, path)
 	}
 	kek = make([]byte, keySize)
 	_, _ = rand.Read(kek) // never fails

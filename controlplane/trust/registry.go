@@ -20,9 +20,9 @@ import (
 const reloadInterval = 30 * time.Second
 
 // registry is what this replica knows of join tokens and enrolled edges, by
-// watch. Edges that come back, and callers that guess, cost the store nothing, and
-// edges come back also while the store does not answer. It may lag: what it does
-// not hold is asked from the store.
+// watch. Edges that come back, and callers that guess, cost the store nothing,
+// and edges come back even while the store does not answer. It may lag: for what
+// it does not hold the store is asked.
 type registry struct {
 	mu     sync.RWMutex
 	tokens map[string]storedToken

@@ -30,8 +30,8 @@ const (
 	maxTokenText    = 256 // bytes
 	maxTokens       = 10_000
 
-	// For so long the edge that used a token may use it again, for the case
-	// that the answer was lost.
+	// For this long the edge that used a token may use it again, in case the answer
+	// was lost.
 	repeatWindow = 10 * time.Minute
 )
 

@@ -128,8 +128,9 @@ func (t *Trust) RevokeToken(ctx context.Context, req *resealv1.RevokeTokenReques
 }
 
 // Edge names the calling edge, with the labels that its join token gave it, which
-// replace those that it claims; nil when it gave none. It asks the store only for an
-// edge that this replica does not know as it is. The error is a gRPC status.
+// replace those that it claims; nil when it gave none. It asks the store only
+// about an edge that this replica does not know as it is. The error is a gRPC
+// status.
 func (t *Trust) Edge(ctx context.Context) (id string, labels map[string]string, err error) {
 	who, err := callerOf(ctx)
 	if err != nil {

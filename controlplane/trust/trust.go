@@ -47,22 +47,22 @@ type Config struct {
 	// Prefix+"trust/". Default "/reseal/v1/".
 	Prefix string
 	// TrustDomain is the authority of all identities. It can't change once the
-	// certificate authority was made. Lower-case letters, digits, "-", "_" and
+	// certificate authority has been made. Lower-case letters, digits, "-", "_" and
 	// ".". Default "reseal".
 	TrustDomain string
 	// KEKFile holds the key-encryption key: 32 random bytes, raw or in base64.
-	// It is generated, with mode 0600, when it does not exist and nothing was
+	// It is generated, with mode 0600, when it does not exist and nothing has been
 	// sealed yet. All replicas need the same one. Whoever has it and the store's
 	// content has every secret. Required.
 	KEKFile string
-	// EdgeCertTTL is for how long an edge's certificate is valid. Default 24h.
+	// EdgeCertTTL is how long an edge's certificate is valid. Default 24h.
 	EdgeCertTTL time.Duration
 	// Logger gets who created, revoked and used join tokens. Default: nowhere.
 	Logger *slog.Logger
 }
 
 // Trust is the authority as one replica holds it. Its methods may be called
-// concurrently; those but Open need Open before.
+// concurrently; those other than Open need Open first.
 type Trust struct {
 	resealv1.UnimplementedEnrollmentServiceServer
 
@@ -144,8 +144,8 @@ func (t *Trust) CAHash() string {
 	return ""
 }
 
-// Run renews the server's certificate at half of its life, and follows which edges
-// are enrolled, until ctx ends. Errors: ErrNotOpen.
+// Run renews the server's certificate halfway through its life, and follows which
+// edges are enrolled, until ctx ends. Errors: ErrNotOpen.
 func (t *Trust) Run(ctx context.Context) error {
 	if t.opened.Load() == nil {
 		return ErrNotOpen

@@ -59,8 +59,8 @@ type Outcome struct {
 	Errors []string
 	// Took is how long all of it took.
 	Took time.Duration
-	// P50 and P99 are how long the requests of the newest Load took that were
-	// answered rightly, retries included.
+	// P50 and P99 are how long the correctly answered requests of the newest Load
+	// took, retries included.
 	P50, P99 time.Duration
 }
 

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestCapture proves that a reset is seen, and a clean end is none.
+// TestCapture proves that a reset is seen, and that a clean end is not taken for
+// one.
 func TestCapture(t *testing.T) {
 	if err := CanCapture(t.Context(), t.TempDir()); err != nil {
 		t.Skipf("tshark can't capture here: %v", err)

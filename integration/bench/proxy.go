@@ -196,7 +196,7 @@ http {
 	return p, nil
 }
 
-// versionOf is what a program says of its version, or "".
+// versionOf is what a program says about its version, or "".
 func versionOf(program string) string {
 	path, err := process.Find(program, "")
 	if err != nil {

@@ -128,7 +128,7 @@ func (r *Reseal) Reload(more string) {
 	r.fleet.WaitAcked(r.fleet.Apply(r.poolManifest()), edges...)
 }
 
-// Handshakes is what all edges counted so far. What an edge did between its
+// Handshakes is what all edges have counted so far. What an edge did between its
 // last scrape and its end is missing.
 func (r *Reseal) Handshakes() Handshakes {
 	sum := Handshakes{Misses: maps.Clone(r.past.Misses), Closes: maps.Clone(r.past.Closes), Full: r.past.Full, Resumed: r.past.Resumed}

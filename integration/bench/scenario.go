@@ -61,7 +61,7 @@ func Scenarios() []*Scenario {
 	return slices.Concat(stock(), loaded(), arranged())
 }
 
-// arranged are the rows with Jetty made to be without what its choice of
+// arranged are the rows with Jetty arranged to avoid what its choice of
 // certificates costs.
 func arranged() []*Scenario {
 	var all []*Scenario
@@ -104,11 +104,11 @@ func arranged() []*Scenario {
 			mode: peers.TLS12SessionIDs, closeEach: true, names: 4, share: 0.4,
 		},
 		&Scenario{
-			Key: "restart", Title: "proxy stopped by SIGTERM and started at half", Must: 1,
+			Key: "restart", Title: "proxy stopped by SIGTERM and started halfway", Must: 1,
 			mode: peers.TLS12SessionIDs, stops: true, drive: driveRestart,
 		},
 		&Scenario{
-			Key: "strict-restart", Title: "strict backend, proxy stopped by SIGTERM and started at half", Must: 1,
+			Key: "strict-restart", Title: "strict backend, proxy stopped by SIGTERM and started halfway", Must: 1,
 			mode: peers.TLS12SessionIDs, strict: true, stops: true, drive: driveRestart,
 		},
 		&Scenario{
@@ -116,7 +116,7 @@ func arranged() []*Scenario {
 			mode: peers.TLS12SessionIDs, stops: true, sessions: "sharing: fleet", drive: driveFleet,
 		},
 		&Scenario{
-			Key: "backend-restart", Title: "backend restarted at half", Must: 2,
+			Key: "backend-restart", Title: "backend restarted halfway", Must: 2,
 			mode: peers.TLS12SessionIDs, restarts: true, drive: driveBackendRestart,
 		},
 	)
@@ -173,7 +173,7 @@ func driveRestart(ctx context.Context, t *trial) error {
 }
 
 // driveBackendRestart restarts the backend when half of the requests are made.
-// It takes a second or so to come back; clients try on.
+// It takes a second or so to come back; clients keep trying.
 func driveBackendRestart(ctx context.Context, t *trial) error {
 	load := t.load(t.requests)
 	load.RetryUnavailable = true

@@ -78,7 +78,7 @@ type testBench struct {
 	parent testing.TB
 }
 
-// newBench starts a control plane and looks whether captures are possible. The
+// newBench starts a control plane and checks whether captures are possible. The
 // daemons are as users get them: bounds in time are part of what is asserted.
 func newBench(t *testing.T) testBench {
 	t.Helper()

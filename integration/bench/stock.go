@@ -39,7 +39,7 @@ func stock() []*Scenario {
 	}
 	for _, v := range versions {
 		add(v.mode, &Scenario{
-			Key: "stock-restart-" + v.key, Title: v.title + ", edge stopped by SIGTERM and started at half: none after it", Must: v.must,
+			Key: "stock-restart-" + v.key, Title: v.title + ", edge stopped by SIGTERM and started halfway: none after it", Must: v.must,
 			ResealOnly: true, stops: true, drive: driveRestart,
 		})
 	}

@@ -80,7 +80,7 @@ func (t *Table) summary(w io.Writer, heading string, belongs func(*Scenario) boo
 	return g.end()
 }
 
-// details are what the proxies did beside, each cell one number per proxy.
+// details are what the proxies did besides, each cell one number per proxy.
 func (t *Table) details(w io.Writer) error {
 	order := strings.Join(t.Proxies, " / ")
 	resets := "RSTs to the backend"

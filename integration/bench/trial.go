@@ -41,7 +41,7 @@ type Bench struct {
 	Fleet *harness.Fleet
 	// Authority issues all certificates.
 	Authority *peers.Authority
-	// Capture makes tshark count resets (see CanCapture). Without, the kernel's
+	// Capture makes tshark count resets (see CanCapture). Otherwise the kernel's
 	// counter of the whole machine is taken.
 	Capture bool
 	// Dir holds the files of peers and backends.
@@ -89,7 +89,7 @@ type trial struct {
 	outcome Outcome
 }
 
-// Run runs a scenario with one proxy and n requests. Failed requests are no
+// Run runs a scenario with one proxy and n requests. Failed requests are not an
 // error; they are in the result.
 func (b *Bench) Run(ctx context.Context, s *Scenario, proxy string, n int) (result Result, err error) {
 	dir, err := os.MkdirTemp(b.Dir, s.Key+"-")

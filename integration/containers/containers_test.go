@@ -302,7 +302,8 @@ func (f *fleet) mainJob(t *testing.T) {
 	t.Logf("%d requests: %d full, %d resumed handshakes at the backend", backend.Requests, backend.Full, backend.Resumed)
 }
 
-// cutOff: an edge without control plane serves on what it has, and catches up.
+// cutOff: an edge without a control plane keeps serving what it has, and catches
+// up.
 func (f *fleet) cutOff(t *testing.T) {
 	f.run("network", "disconnect", f.control, f.prefix+"edge-b")
 	f.apply("two")

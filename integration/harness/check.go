@@ -38,7 +38,7 @@ func (f *Failures) Add(err error) {
 	}
 }
 
-// Check fails tb when there was an error in so many requests.
+// Check fails tb when there was an error in that many requests.
 func (f *Failures) Check(tb testing.TB, requests int64) {
 	tb.Helper()
 	if n := f.count.Load(); n > 0 {

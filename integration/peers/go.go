@@ -81,7 +81,7 @@ func GoWith(o Options, handler http.Handler) (*Backend, error) {
 	}, nil
 }
 
-// spendTickets makes a server take each ticket once, and give none when it did.
+// spendTickets makes a server take each ticket once, and give none when it has.
 func spendTickets(config *tls.Config) {
 	var spent sync.Map
 	base := config.Clone()

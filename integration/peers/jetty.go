@@ -56,7 +56,7 @@ func JettyWildcard(ctx context.Context, o Options) (*Backend, error) {
 	return Jetty(ctx, o)
 }
 
-// JettyArranged is Jetty with JSSE's key manager in the place of its own, so that
+// JettyArranged is Jetty with JSSE's key manager in place of its own, so that
 // it does not choose certificates by SNI and sessions are stateless in spite of
 // several names.
 func JettyArranged(ctx context.Context, o Options) (*Backend, error) {

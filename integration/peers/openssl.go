@@ -14,7 +14,7 @@ import (
 
 // OpenSSL starts `openssl s_server -WWW`. It serves one connection at a time,
 // answers with HTTP/1.0 and closes, so the end of a body is the end of the
-// connection. It knows GET alone. Counts come from its -state lines.
+// connection. It supports only GET. Counts come from its -state lines.
 func OpenSSL(ctx context.Context, o Options) (*Backend, error) {
 	if o.HTTP2 {
 		return nil, fmt.Errorf("openssl: h2: %w", ErrMode)

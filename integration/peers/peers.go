@@ -126,7 +126,7 @@ type Counts struct {
 	// Unclean counts connections that the client ended, by FIN or RST, without
 	// close_notify and before the backend sent its own.
 	Unclean int64 `json:"unclean"`
-	// Resets counts connections on which a RST arrived.
+	// Resets counts connections on which an RST arrived.
 	Resets int64 `json:"resets"`
 }
 

@@ -246,8 +246,8 @@ func TestUncleanEnds(t *testing.T) {
 	}
 }
 
-// drain closes socket once its peer has: a ticket that comes late and is not
-// read would make a RST of the end.
+// drain closes socket once its peer has: a ticket that comes late and is not read
+// would turn the end into an RST.
 func drain(socket net.Conn) {
 	_ = socket.SetReadDeadline(time.Now().Add(10 * time.Second))
 	_, _ = io.Copy(io.Discard, socket)

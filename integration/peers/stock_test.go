@@ -97,7 +97,7 @@ func TestTap(t *testing.T) {
 					return c.Connections == n && c.Unclean == n/3*2+n%3/2 && c.Resets == n/3
 				})
 			}
-			// One that is no TLS, and one that ends early.
+			// One that is not TLS, and one that ends early.
 			for _, text := range []string{"GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x00\x10\x01"} {
 				conn, err := net.Dial("tcp", tap.Address())
 				if err != nil {

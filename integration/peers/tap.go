@@ -187,7 +187,7 @@ func (t *Tap) sent(c *tapped, d *direction, data []byte, err error) {
 func (t *Tap) ended(c *tapped, client bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	// After the client's FIN an error of writing is EPIPE.
+	// After the client's FIN a write fails with EPIPE.
 	if client && !c.reset && errors.Is(err, syscall.ECONNRESET) {
 		c.reset = true
 		t.counts.Resets++

@@ -41,7 +41,7 @@ func Verify(ctx context.Context, client *http.Client, base string, b *Backend) e
 			all = append(all, fmt.Errorf("%s: %w", step.path, err))
 		}
 	}
-	// s_server knows GET alone; it is the one without Status.
+	// s_server supports only GET; it is the one without Status.
 	if b.Serves(Status) {
 		for _, path := range []string{Empty, Small, Large} {
 			if err := v.head(path); err != nil {

@@ -15,7 +15,7 @@ import (
 var ErrPrivilege = errors.New("network namespaces need root or CAP_SYS_ADMIN")
 
 // Network is a network namespace with a loopback interface of its own: for what
-// runs in it, a host apart. Several edges on one machine can so listen on the
+// runs in it, a host apart. Several edges on one machine can thus listen on the
 // same address, as those of a fleet do. Its methods may be called from any
 // goroutine.
 type Network struct{ namespace *os.File }
@@ -80,7 +80,7 @@ func (n *Network) Close() {
 }
 
 // within calls do on a thread that is in the namespace. It must not start a
-// goroutine of which that would matter.
+// goroutine for which that would matter.
 func (n *Network) within(do func() error) error {
 	runtime.LockOSThread()
 	outside, err := os.Open("/proc/thread-self/ns/net")

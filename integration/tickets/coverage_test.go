@@ -12,8 +12,8 @@ import (
 )
 
 // TestLaggard: while one edge does not answer, the others encrypt with the epoch
-// that it holds, which clients see in their tickets. That ends at the deadline
-// only, with the edge named, and when it is back all is as before.
+// that it holds, which clients see in their tickets. That ends only at the
+// deadline, with the edge named, and when it is back all is as before.
 func TestLaggard(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 3)
@@ -133,7 +133,7 @@ func (l *laggard) rotate() {
 		return k.Epoch(l.epoch).State == "active"
 	})
 	if at := status.Epoch(l.epoch).ActivatedAt; at.Before(l.deadline) {
-		l.t.Errorf("the epoch is active since %v, before its deadline %v", at, l.deadline)
+		l.t.Errorf("the epoch has been active since %v, before its deadline %v", at, l.deadline)
 	}
 	if !slices.Equal(status.Laggards, []string{l.late.ID}) {
 		l.t.Errorf("the status names %v", status.Laggards)
@@ -157,7 +157,7 @@ func (l *laggard) rotate() {
 	l.t.Logf("%d tickets before the deadline", l.early)
 }
 
-// apart is what an edge does that was left behind: it still takes what it gave
+// apart is what an edge that was left behind does: it still takes what it gave
 // out. A ticket that it can't open costs a full handshake and nothing else.
 func (l *laggard) apart() {
 	l.t.Helper()

@@ -25,8 +25,8 @@ type outage struct {
 	issued, unissued int64
 }
 
-// TestControlPlaneAway: when no new key comes for maxActiveAge, edges stop to
-// issue tickets. Those that clients have are good until retireAfter. No
+// TestControlPlaneAway: when no new key comes for maxActiveAge, edges stop
+// issuing tickets. Those that clients have are good until retireAfter. No
 // connection fails, and the counters say why handshakes are full.
 func TestControlPlaneAway(t *testing.T) {
 	t.Parallel()
@@ -51,7 +51,7 @@ func TestControlPlaneAway(t *testing.T) {
 	o.counted()
 	if !harness.Long() {
 		// For 30 s a control plane that was away waits for edges that are late.
-		t.Log("without RESEAL_LONG it is not awaited that tickets are issued again")
+		t.Log("without RESEAL_LONG the test does not wait until tickets are issued again")
 		return
 	}
 	o.issuedAgain()
@@ -134,7 +134,7 @@ func (o *outage) fresh(edge int) []*client {
 // It returns the last ones that got some.
 func (o *outage) untilStale() (holders []*client) {
 	o.t.Helper()
-	o.await("the edges stop to issue tickets", func() bool {
+	o.await("the edges stop issuing tickets", func() bool {
 		// All that is needed is there when the first of them stops.
 		for _, n := range o.edges {
 			if n.Metrics().Sum("reseal_keyring_stale", "keyring", "default") == 1 {
@@ -143,8 +143,8 @@ func (o *outage) untilStale() (holders []*client) {
 		}
 		clients := append(o.fresh(0), o.fresh(1)...)
 		for i, c := range clients {
-			// In the last moment there may be no ticket, or one that is no epoch's:
-			// an edge has to give something when it had said that it would.
+			// At the last moment there may be no ticket, or one of no epoch: an edge has
+			// to give something when it has said that it would.
 			if c.tickets == 0 || c.epoch() != o.epoch {
 				return false
 			}
@@ -161,7 +161,7 @@ func (o *outage) untilStale() (holders []*client) {
 	if holders == nil {
 		o.t.Fatal("no client got a ticket without a control plane")
 	}
-	o.await("all edges stop to issue tickets", func() bool {
+	o.await("all edges stop issuing tickets", func() bool {
 		for _, n := range o.edges {
 			if n.Metrics().Sum("reseal_keyring_stale", "keyring", "default") != 1 {
 				return false

@@ -23,8 +23,8 @@ type sClient struct {
 	counts        *counts
 }
 
-// visit makes one connection and request. One that breaks is counted and is no
-// error.
+// visit makes one connection and request. One that breaks is counted and is not
+// an error.
 func (s *sClient) visit(ctx context.Context, address string) error {
 	session, next := filepath.Join(s.dir, "session"), filepath.Join(s.dir, "next")
 	args := []string{

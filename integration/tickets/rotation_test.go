@@ -118,7 +118,7 @@ func (l *load) reach(n int64) {
 type ledger struct {
 	full, resumed, failed int64
 	misses                map[string]int64
-	// unseen bounds the connections of which the counters died with a process.
+	// unseen bounds the connections whose counters died with a process.
 	unseen int64
 }
 
@@ -209,7 +209,7 @@ func (r *rotations) whileAway(victim *node, killLeader bool) {
 		if again.Code != 1 || !strings.Contains(again.Stderr, "is under way") {
 			r.t.Errorf("keyring rotate during a rotation: %+v", again)
 		}
-	case live: // else it is away for 30 s, and does not count any more
+	case live: // otherwise it is away for 30 s, and no longer counts
 		r.t.Errorf("epoch %d is active before %s, which counts as live, holds it: %+v", epoch, victim.ID, status)
 	}
 	var leader *harness.ControlPlane

@@ -54,7 +54,7 @@ func (c *counts) String() string {
 	return fmt.Sprintf("%d first, %d resumed, %d missed, %d broken", c.first.Load(), c.resumed.Load(), c.missed.Load(), c.broken.Load())
 }
 
-// client is a client in Go. It keeps the newest ticket that it got, also when a
+// client is a client in Go. It keeps the newest ticket that it got, even when a
 // connection breaks. Only one goroutine may use it.
 type client struct {
 	config *tls.Config
@@ -67,7 +67,7 @@ type client struct {
 	failed  error // what is wrong with a ticket
 }
 
-// newClient makes a client that speaks one version of TLS and knows no ticket.
+// newClient makes a client that speaks one version of TLS and has no ticket.
 func newClient(site *harness.Site, version uint16, counts *counts) *client {
 	c := &client{config: site.ClientTLS(), counts: counts}
 	c.config.MinVersion, c.config.MaxVersion = version, version
@@ -109,8 +109,8 @@ func (c *client) epoch() uint64 {
 func (c *client) hold(other *client) { c.session = other.session }
 
 // visit connects, makes a handshake and a request, and reads the answer. It
-// returns the state of the connection when the handshake was completed, also
-// with an error.
+// returns the state of the connection when the handshake was completed, even with
+// an error.
 func (c *client) visit(ctx context.Context, address string) (state *tls.ConnectionState, err error) {
 	ctx, cancel := context.WithTimeout(ctx, visitTimeout)
 	defer cancel()

@@ -116,7 +116,7 @@ func prepare(ctx context.Context, t *tb, dir string) (*bench.Bench, error) {
 	})
 }
 
-// measure runs all scenarios and prints the table, also when some failed.
+// measure runs all scenarios and prints the table, even when some failed.
 func measure(ctx context.Context, o options, t *tb, b *bench.Bench, scenarios []*bench.Scenario) error {
 	table := &bench.Table{Requests: o.requests, Markdown: o.markdown, Proxies: []string{bench.ProxyReseal}}
 	if o.peers {

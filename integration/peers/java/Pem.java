@@ -9,7 +9,7 @@ import java.security.cert.CertificateFactory;
 import java.security.spec.PKCS8EncodedKeySpec;
 import java.util.Base64;
 
-/** Reads PEM files, which Java keeps its keys not in. */
+/** Reads PEM files, in which Java does not keep its keys. */
 final class Pem {
   private Pem() {}
 

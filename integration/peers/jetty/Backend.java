@@ -216,7 +216,7 @@ public final class Backend {
               }
             }
 
-            /** A broken pipe is no reset: the client had ended with FIN before. */
+            /** A broken pipe is not a reset: the client had ended with FIN before. */
             private void countReset(Throwable error) {
               for (Throwable e = error; e != null; e = e.getCause()) {
                 if (String.valueOf(e.getMessage()).startsWith("Connection reset")) {
@@ -296,7 +296,8 @@ public final class Backend {
       try {
         return super.networkFlush(output);
       } catch (IOException e) {
-        // A reset in the middle of a response shows here alone: Jetty reads no more.
+        // A reset in the middle of a response shows only here: Jetty no longer
+        // reads.
         end();
         throw e;
       }

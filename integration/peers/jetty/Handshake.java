@@ -3,8 +3,8 @@ import java.nio.BufferUnderflowException;
 import java.nio.ByteBuffer;
 
 /**
- * What the plain messages at a connection's begin say of its handshake: it is full when the server
- * sends a certificate or, in TLS 1.3, which encrypts that, chooses no pre-shared key.
+ * What the plain messages at the beginning of a connection say about its handshake: it is full when
+ * the server sends a certificate or, in TLS 1.3, which encrypts that, chooses no pre-shared key.
  */
 final class Handshake {
   /** What a handshake was: full, or resumed by one of the mechanisms. */
@@ -77,7 +77,7 @@ final class Handshake {
     return at >= end;
   }
 
-  /** The first message of a type, or null. A HelloRetryRequest is none. */
+  /** The first message of a type, or null. A HelloRetryRequest is not one. */
   private static ByteBuffer message(ByteArrayOutputStream all, int type) {
     ByteBuffer rest = ByteBuffer.wrap(all.toByteArray());
     while (rest.remaining() >= 4) {
