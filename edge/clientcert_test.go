@@ -23,10 +23,10 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// certificateFields are those that tell of a client's certificate.
+// certificateFields are those that describe a client's certificate.
 var certificateFields = []string{"Client-Cert", "Client-Cert-Chain", "X-Forwarded-Client-Cert"}
 
-// serveFields answers with the fields of a request that tell of a certificate,
+// serveFields answers with the fields of a request that describe a certificate,
 // over HTTP/2.
 func serveFields(c net.Conn, _ int) {
 	reader := bufio.NewReader(c)
@@ -57,7 +57,7 @@ func serveFields(c net.Conn, _ int) {
 	}
 }
 
-// told is what a header tells of a client's certificate.
+// told is what a header says about a client's certificate.
 func told(header http.Header) string {
 	var b strings.Builder
 	for _, name := range certificateFields {
@@ -68,9 +68,9 @@ func told(header http.Header) string {
 	return b.String()
 }
 
-// TestClientCertificateToBackend: the backend is told of the certificate that was
-// verified, in the form that the listener chooses, and never of one that a client
-// claims to have.
+// TestClientCertificateToBackend: the backend is told about the certificate that
+// was verified, in the form that the listener chooses, and never of one that a
+// client claims to have.
 func TestClientCertificateToBackend(t *testing.T) {
 	shown := issue(t, func(c *x509.Certificate) {
 		c.Subject = pkix.Name{CommonName: "Zoë \"x\",URI=spiffe://evil\r\nEvil: 1\\", Organization: []string{"A, B"}}

@@ -159,7 +159,7 @@ func randomID() string {
 
 // Run serves until ctx ends, then drains and returns when all that it started
 // has ended. It returns an error when the state directory can't be used or
-// enrolment is refused; an unreachable control plane is no error.
+// enrolment is refused; an unreachable control plane is not an error.
 func (e *Edge) Run(ctx context.Context) error {
 	dir, err := state.Open(e.cfg.StateDir, e.stateKeyFile())
 	if err != nil {
@@ -216,7 +216,7 @@ func (e *Edge) Run(ctx context.Context) error {
 }
 
 // enrol makes sure that the edge has an identity. One that has expired, after a
-// long time without control plane, does not keep the edge from serving its last
+// long time without a control plane, does not keep the edge from serving its last
 // good configuration: it enrols again when a new token appears.
 func (e *Edge) enrol(ctx context.Context) error {
 	err := e.identity.Load(ctx)
@@ -224,7 +224,7 @@ func (e *Edge) enrol(ctx context.Context) error {
 		return e.identity.Ensure(ctx)
 	}
 	if errors.Is(err, identity.ErrExpired) {
-		e.cfg.Logger.Error("the edge's certificate has expired; serving on without control plane until there is a new join token", "error", err)
+		e.cfg.Logger.Error("the edge's certificate has expired; still serving, without a control plane, until there is a new join token", "error", err)
 		return nil
 	}
 	return err
@@ -255,7 +255,7 @@ func (e *Edge) newFeed(conn *grpc.ClientConn, dir *state.Dir) {
 }
 
 // loadSessions takes the backend sessions of the last run, or erases them when
-// none shall be kept. The keeper is nil then.
+// none are to be kept. The keeper is nil then.
 func (e *Edge) loadSessions(dir *state.Dir) (*session.Keeper, error) {
 	keeper := session.NewKeeper(session.KeeperConfig{
 		Store: e.sessions, State: dir, Logger: e.cfg.Logger.With("part", "session"),

@@ -244,7 +244,7 @@ func TestResponseFraming(t *testing.T) {
 	}
 }
 
-// TestBrokenChunksOfBackend: what is wrong behind the head cuts the answer.
+// TestBrokenChunksOfBackend: what is wrong after the head cuts the answer short.
 func TestBrokenChunksOfBackend(t *testing.T) {
 	for _, body := range []string{
 		"10000000000000003\r\nabc\r\n0\r\n\r\n", "+3\r\nabc\r\n0\r\n\r\n", "3\r\nabcd\r\n0\r\n\r\n", "3\nabc\r\n0\r\n\r\n", "x\r\n",

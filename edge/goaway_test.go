@@ -78,7 +78,7 @@ func servePicky(c net.Conn, most int, refuse bool) {
 }
 
 // TestTurnedAwayRequests: what an HTTP/2 backend says that it has not processed
-// is sent again, with its body, also when no retries are left.
+// is sent again, with its body, even when no retries are left.
 func TestTurnedAwayRequests(t *testing.T) {
 	for _, refuse := range []bool{false, true} {
 		t.Run(fmt.Sprint("refused=", refuse), func(t *testing.T) {

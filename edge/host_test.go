@@ -162,7 +162,7 @@ func TestForbiddenTrailers(t *testing.T) {
 	})
 }
 
-// serveH2Trailers answers one request after its trailers, which it tells.
+// serveH2Trailers answers one request after its trailers, which it reports.
 func serveH2Trailers(c net.Conn, got chan<- string) {
 	reader := bufio.NewReader(c)
 	if _, err := reader.Discard(len(http2.ClientPreface)); err != nil {

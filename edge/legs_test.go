@@ -211,7 +211,7 @@ func lines(fields []string) string {
 	return b.String()
 }
 
-// bothLegs is an edge without control plane: a configuration, clients and
+// bothLegs is an edge without a control plane: a configuration, clients and
 // backends.
 type bothLegs struct {
 	t         *testing.T

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestMemoryInUse: what is alive counts, what is garbage does not, also when
+// TestMemoryInUse: what is alive counts, what is garbage does not, even when
 // nobody allocates.
 func TestMemoryInUse(t *testing.T) {
 	const size = 64 << 20

@@ -106,8 +106,8 @@ func TestRoutesAndPaths(t *testing.T) {
 	}
 }
 
-// TestHTTP10WithoutHost: load balancers check so. The listener has a pool and
-// that a name, so nothing is left open.
+// TestHTTP10WithoutHost: load balancers check like that. The listener has a pool
+// and the pool a name, so nothing is left open.
 func TestHTTP10WithoutHost(t *testing.T) {
 	b := serveHTTP1(t, func(r *http.Request, _ []byte) string { return ok(r.Host) })
 	x := newLegs(t, b.address)

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-// Head is what the head of an HTTP/1 message says of the message.
+// Head is what the head of an HTTP/1 message says about the message.
 type Head struct {
 	// Start is the request line or the status line.
 	Start string
@@ -40,9 +40,9 @@ var (
 	ErrCoding = errors.New("Transfer-Encoding is not chunked alone (RFC 9112 section 6.1)")
 )
 
-// EndOfHead returns where the first head in data ends, behind its empty line, or
-// 0 when it does not yet. It fails as soon as a line ends in a bare LF.
-// Bytes before from have been looked at before.
+// EndOfHead returns where the first head in data ends, after its empty line, or 0
+// when it does not end yet. It fails as soon as a line ends in a bare LF. Bytes
+// before from have been looked at before.
 func EndOfHead(data []byte, from int) (int, error) {
 	for at := max(from-3, 0); ; {
 		lf := bytes.IndexByte(data[at:], '\n')
@@ -61,7 +61,7 @@ func EndOfHead(data []byte, from int) (int, error) {
 }
 
 // CheckHead checks the head of a request or a response, its empty line included,
-// for everything by which two parsers could come to see two different messages.
+// for everything that two parsers could read as two different messages.
 // Start and values are checked for characters alone. Folded lines are refused in
 // requests; a parser of responses joins them.
 func CheckHead(head []byte, request bool) (Head, error) {

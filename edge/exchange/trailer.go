@@ -13,9 +13,9 @@ import (
 // TrailerAllowed reports whether a field may stand in a trailer section, in
 // either direction. Fields that frame or route a message, that authenticate,
 // that modify a request, or that control what becomes of a response are only
-// meant for the header (RFC 9110 section 6.5.1): who reads them from a trailer
-// gets around whoever checked the header. The same holds for the fields by which
-// proxies tell about the client. name may have any case.
+// meant for the header (RFC 9110 section 6.5.1): whoever reads them from a
+// trailer gets around whoever checked the header. The same holds for the fields
+// by which proxies tell about the client. name may have any case.
 func TrailerAllowed(name string) bool {
 	name = http.CanonicalHeaderKey(name)
 	if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidTrailerHeader(name) || headerOnly[name] {

@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// retryInterval is how often a refused configuration is tried again: what
-	// was wrong may be of this machine, as a port in use or a missing file.
+	// retryInterval is how often a refused configuration is tried again: what was
+	// wrong may lie with this machine, such as a port in use or a missing file.
 	retryInterval = 10 * time.Second
 	// maxViolations is what the contract allows in a Nack.
 	maxViolations = 100
@@ -134,7 +134,7 @@ func New(config Config) *Feed {
 }
 
 // Run follows the control plane until ctx ends, over as many streams as that
-// takes. An unreachable control plane is no error. It returns nil when the last
+// takes. An unreachable control plane is not an error. It returns nil when the last
 // good configuration is written.
 func (f *Feed) Run(ctx context.Context) error {
 	f.recall()
@@ -293,7 +293,7 @@ func refNames(refs []*resealv1.ResourceRef) []string {
 	return names
 }
 
-// Again has the held configuration applied once more, soon, for example since a
+// Again has the held configuration applied once more, soon, for example because a
 // file that it names has changed. The control plane hears when that changes the
 // answer.
 func (f *Feed) Again() {

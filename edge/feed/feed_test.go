@@ -201,7 +201,7 @@ func TestNackNamesWhatIsServed(t *testing.T) {
 	})
 }
 
-// A refused configuration is tried again also while there is no stream, and the
+// A refused configuration is tried again even while there is no stream, and the
 // next stream says that it is in force.
 func TestRetryWithoutStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

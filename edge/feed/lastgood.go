@@ -67,9 +67,9 @@ func (f *Feed) recall() {
 }
 
 // ApplyLastGood applies the configuration that was in force last, unless one is in
-// force already. If that one ended the process time and again, it is the one
-// before. Errors are those of LoadLastGood; a configuration that is refused is
-// none, and is tried again.
+// force already. If that one ended the process time and again, the one before it
+// is applied instead. Errors are those of LoadLastGood; a refused configuration
+// is not an error, and is tried again.
 func (f *Feed) ApplyLastGood(ctx context.Context) error {
 	f.applying <- struct{}{}
 	defer func() { <-f.applying }()
@@ -109,7 +109,7 @@ func (f *Feed) ApplyLastGood(ctx context.Context) error {
 }
 
 // earlier is what to serve in place of a kept configuration that ends the process.
-// Without any other that one is served after all.
+// If there is no other, that one is served after all.
 func (f *Feed) earlier(kept *holding) *holding {
 	earlier, err := f.load(earlierName)
 	if err != nil {
@@ -186,7 +186,7 @@ func unmarshalHolding(data []byte) (*holding, error) {
 	return kept, nil
 }
 
-// writer writes holdings in order, off the way of applies. A newer one replaces
+// writer writes holdings in order, out of the way of applies. A newer one replaces
 // one that waits.
 type writer struct {
 	state  State

@@ -16,7 +16,7 @@ import (
 
 var errEnded = errors.New("the control plane ended the stream")
 
-// connect runs one session after the other.
+// connect runs one session after another.
 func (f *Feed) connect(ctx context.Context) error {
 	link.Keep(ctx, f.serve, func(err error, again time.Duration) {
 		f.config.Logger.Warn("feed is lost, what is in force stays", "error", err, "again_in", again)
@@ -100,7 +100,7 @@ func (s *session) receive(ctx context.Context) error {
 }
 
 // talk says Hello and answers what comes. What has come is applied to the end
-// also when the stream breaks meanwhile, hence ctx beside the stream's.
+// even when the stream breaks meanwhile, hence ctx beside the stream's.
 func (s *session) talk(ctx, streamCtx context.Context) error {
 	if err := s.stream.Send(s.feed.hello()); err != nil {
 		return err

@@ -33,7 +33,7 @@ const (
 // trialTime, gave way to another, or the process ends in order, the count goes down
 // again. What is left counts processes that crashed or were killed.
 //
-// Its methods are called by who holds Feed.applying, except proven.
+// Its methods are called by whoever holds Feed.applying, except proven.
 type trial struct {
 	state   State
 	logger  *slog.Logger
@@ -183,8 +183,8 @@ func (t *trial) condemns(hash []byte) bool {
 	return !slices.Contains(t.running, key) && slices.ContainsFunc(t.record.Counts, crashed)
 }
 
-// write does not wait for the disk: what it says is for the case that this process
-// ends, not the machine.
+// write does not wait for the disk: what it says is for the case in which this
+// process ends, not the machine.
 func (t *trial) write() {
 	t.lock()
 	data, err := json.Marshal(t.record)

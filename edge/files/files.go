@@ -101,7 +101,7 @@ func (r *Reader) setStuck(name string, stuck bool) {
 }
 
 func read(name string) ([]byte, error) {
-	// Looked at before it is opened: to open a device may have effects.
+	// Looked at before it is opened: opening a device may have effects.
 	info, err := os.Stat(name)
 	if err != nil {
 		return nil, err

@@ -180,7 +180,7 @@ func TestEnsureEndsWithContext(t *testing.T) {
 	})
 }
 
-// An enrolment whose answer was lost goes on with the same key, also after a
+// An enrolment whose answer was lost goes on with the same key, even after a
 // restart.
 func TestSameKeyAfterALostAnswer(t *testing.T) {
 	p := newPlane(t)

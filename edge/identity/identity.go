@@ -62,7 +62,7 @@ type Config struct {
 	// Required. It can't change while the state directory stays.
 	ID string
 	// TokenFile holds the join token. It is read whenever the edge must enrol:
-	// at the first start and when the certificate expired. Default: none.
+	// at the first start and when the certificate has expired. Default: none.
 	TokenFile string
 	// CAHash is the SHA-256 of the authority's certificate, 64 hex digits.
 	// Needed only when the token carries none; where both are there they must
@@ -87,7 +87,7 @@ type Identity struct {
 
 	current atomic.Pointer[held]
 
-	// busy is held by who loads, enrols or renews, and guards what follows.
+	// busy is held by whoever loads, enrols or renews, and guards what follows.
 	busy    chan struct{}
 	stored  record
 	unsaved bool   // stored is newer than the state directory's
@@ -255,7 +255,7 @@ func (i *Identity) ClientTLS() *tls.Config {
 
 // ServerTLS is the configuration for the edge's administration page: it presents
 // the edge's certificate and admits viewers, operators and administrators of the
-// fleet. It holds for the roots of this moment: make it anew for each handshake
+// fleet. It is good for the roots of this moment: make a new one for each handshake
 // (tls.Config.GetConfigForClient). Before there is a certificate handshakes
 // fail.
 func (i *Identity) ServerTLS() *tls.Config {

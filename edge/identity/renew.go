@@ -15,10 +15,11 @@ const (
 	maxRenewDelay   = time.Minute
 )
 
-// Run renews the certificate at about half of its life, with a new key, until
+// Run renews the certificate about halfway through its life, with a new key, until
 // ctx ends. What fails is tried again with backoff; in between the old
-// certificate is used. A certificate that expired meanwhile can only be replaced
-// by enrolling: Run reads the token file again until it holds a new join token.
+// certificate is used. A certificate that has expired meanwhile can only be
+// replaced by enrolling: Run reads the token file again until it holds a new join
+// token.
 //
 // Errors: ErrNotEnrolled when neither Ensure nor Load found a certificate.
 func (i *Identity) Run(ctx context.Context) error {

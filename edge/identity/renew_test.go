@@ -40,7 +40,7 @@ func TestRenewal(t *testing.T) {
 			}
 		}
 		stop()
-		// A renewal each 12 to 14.4 hours, after the enrolment.
+		// A renewal every 12 to 14.4 hours, after the enrolment.
 		if p.calls < 1+240/15 || p.calls > 1+240/12 {
 			t.Errorf("%d calls in 10 days", p.calls)
 		}
@@ -82,7 +82,7 @@ func TestRenewalIsTriedAgain(t *testing.T) {
 		time.Sleep(23 * time.Hour)
 		synctest.Wait()
 		p.set(func() {
-			// 8.6 to 11 hours with an attempt each half to whole minute.
+			// 8.6 to 11 hours with an attempt every half to whole minute.
 			if p.calls < 500 || p.calls > 1400 {
 				t.Errorf("%d calls", p.calls)
 			}

@@ -23,7 +23,7 @@ const (
 
 var errEnded = errors.New("the control plane ended the stream")
 
-// connect runs one stream after the other.
+// connect runs one stream after another.
 func (h *Holder) connect(ctx context.Context) error {
 	serve := func(ctx context.Context) error {
 		defer h.disconnected()

@@ -20,7 +20,7 @@ const (
 	rewriteInterval = 10 * time.Second
 )
 
-// keeper writes the keys that are in force, off the way of what puts them in
+// keeper writes the keys that are in force, out of the way of what puts them in
 // force: a disk that hangs must not hold up the order to erase a key.
 type keeper struct {
 	config Config
@@ -155,7 +155,7 @@ func (h *Holder) encode() ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.Marshal(kept)
 }
 
-// load takes over the keys of the last run, but none whose time has come.
+// load restores the keys of the last run, but none whose time has come.
 func (h *Holder) load() {
 	if !h.config.KeepOnDisk {
 		if err := h.config.State.Remove(fileName); err != nil {

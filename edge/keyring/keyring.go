@@ -29,7 +29,7 @@ type State interface {
 	// Write replaces the content of a file, all or nothing. It does not keep
 	// data.
 	Write(name string, data []byte) error
-	// Remove deletes a file. An absent one is no error.
+	// Remove deletes a file. An absent one is not an error.
 	Remove(name string) error
 }
 
@@ -44,7 +44,7 @@ type Config struct {
 	// State keeps the keys, sealed. Required.
 	State State
 	// KeepOnDisk keeps the keys in the file "keyring", so that an edge that
-	// starts without control plane resumes the fleet's sessions. reseal-edge
+	// starts without a control plane resumes the fleet's sessions. reseal-edge
 	// sets it unless it is told otherwise. If false, a file that was kept before
 	// is removed.
 	KeepOnDisk bool
@@ -91,8 +91,8 @@ func New(config Config) *Holder {
 }
 
 // Run loads the kept keys and follows the control plane until ctx ends, over as
-// many streams as that takes. An unreachable control plane is no error, nor are
-// kept keys that are damaged. It returns nil when the keys are kept for the next
+// many streams as that takes. Neither an unreachable control plane nor damaged
+// kept keys are an error. It returns nil when the keys are kept for the next
 // start.
 func (h *Holder) Run(ctx context.Context) error {
 	h.load()

@@ -213,7 +213,7 @@ func TestOutage(t *testing.T) {
 			t.Errorf("%d epochs on disk", len(kept))
 		}
 
-		// The active one stops to encrypt at maxActiveAge, and ends retireAfter
+		// The active one stops encrypting at maxActiveAge, and ends retireAfter
 		// later.
 		at(2*time.Hour - time.Second)
 		expect(t, p, newer, "", "", keyUnknown)
@@ -309,7 +309,7 @@ func TestRestart(t *testing.T) {
 		}
 		e.stop()
 
-		// What has expired while the edge was down is not taken over.
+		// What has expired while the edge was down is not restored.
 		server.leave()
 		settle(13 * time.Hour)
 		e = start(t, server, kept)

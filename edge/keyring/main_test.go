@@ -116,7 +116,7 @@ func (c *controlPlane) Hold(stream grpc.BidiStreamingServer[resealv1.HoldRequest
 	}
 }
 
-// say makes keyrings what edges shall hold.
+// say makes keyrings what edges are to hold.
 func (c *controlPlane) say(keyrings ...*resealv1.KeyringSecrets) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -312,7 +312,7 @@ func (r *rotation) keyring(epochs ...*resealv1.EpochSecret) *resealv1.KeyringSec
 	}
 }
 
-// holding is a Holder that holds keyrings without control plane.
+// holding is a Holder that holds keyrings without a control plane.
 func holding(t testing.TB, keyrings ...*resealv1.KeyringSecrets) *Holder {
 	t.Helper()
 	h := New(Config{Logger: slog.New(slog.DiscardHandler)})

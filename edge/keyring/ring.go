@@ -143,7 +143,7 @@ func timeOr(t *timestamppb.Timestamp, absent time.Time) time.Time {
 	return t.AsTime()
 }
 
-// follow takes over what r must remember of the ring that it replaces.
+// follow copies what r must remember of the ring that it replaces.
 func (r *ring) follow(old *ring) {
 	r.stale = old.stale
 	if len(r.epochs) == 0 {

@@ -6,16 +6,16 @@ import (
 )
 
 const (
-	// clockGrace is how much later an edge with control plane erases by its own
-	// clock: the control plane's word comes first then, and the clock only
-	// counts when the control plane has stopped to rotate.
+	// clockGrace is how much later an edge with a control plane erases by its own
+	// clock: the control plane's word comes first then, and the clock only counts
+	// when the control plane has stopped rotating.
 	clockGrace = 5 * time.Minute
 	// maxPause bounds how long tend sleeps: the wall clock, which it must
 	// follow, may be set.
 	maxPause = time.Minute
 )
 
-// tend erases what is due and says when tickets stop and start to be issued.
+// tend erases what is due and says when the issuing of tickets stops and starts.
 func (h *Holder) tend(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -84,7 +84,7 @@ func (h *Holder) ended(r *ring, e *epoch, now time.Time) bool {
 	return !now.Before(h.end(r, e))
 }
 
-// noteStale notes when a ring stops or starts again to issue tickets. h.mu is
+// noteStale notes when a ring stops issuing tickets or starts again. h.mu is
 // held.
 func (h *Holder) noteStale(r *ring, now time.Time) notes {
 	stale := !r.issuing(now)

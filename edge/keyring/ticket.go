@@ -54,8 +54,8 @@ type Policy struct {
 // Keys returns the tickets' keys for a listener under a policy, of a keyring
 // ("" is "default"). policyKey must cover all that a ticket may depend on: the
 // policy's uid, the mode of client authentication and the set of client CAs.
-// Equal arguments mean the same keys on every edge. That the keyring is not held
-// (yet) is no error: no tickets are issued and none opens.
+// Equal arguments mean the same keys on every edge. It is not an error if the
+// keyring is not held (yet): no tickets are issued and none opens.
 func (h *Holder) Keys(keyring, listener, policyKey string) *Policy {
 	if keyring == "" {
 		keyring = resealv1.DefaultKeyring
@@ -104,7 +104,7 @@ func (p *Policy) Wrap(state []byte, sni string) (ticket []byte, ok bool) {
 // listener or name, and UNDECRYPTABLE when it is damaged, or sealed under another
 // secret of that number.
 //
-// The epoch is the one that the ticket names, also when it can't be opened. It is
+// The epoch is the one that the ticket names, even when it can't be opened. It is
 // 0 for a number that no epoch of the keyring can have by now, as a damaged or
 // foreign ticket has.
 func (p *Policy) Unwrap(ticket []byte, sni string) (state []byte, epoch uint64, miss resealv1.MissReason) {
@@ -210,8 +210,8 @@ func newOpener(secret *[secretSize]byte, context []byte) cipher.AEAD {
 
 // expand is HKDF-Expand (RFC 5869 section 2.3) for the 32 bytes of one block of
 // HMAC-SHA256 (RFC 2104). hkdf.Expand takes three times as long for it, and ten
-// allocations: without, a resumed handshake costs the edge what it costs with
-// the keys of crypto/tls.
+// allocations: without those, a resumed handshake costs the edge what it costs
+// with the keys of crypto/tls.
 func expand(secret *[secretSize]byte, info []byte) [keySize]byte {
 	// An SNI is a host name (RFC 6066 section 3), so this is room enough.
 	var room [sha256.BlockSize + 512]byte

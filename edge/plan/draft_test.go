@@ -184,7 +184,7 @@ func TestHeldBackKeepsWhatItNeeds(t *testing.T) {
 }
 
 // Files are read again at each draft; what does not fit leaves the old content in
-// force, also when the files are gone.
+// force, even when the files are gone.
 func TestFilesOfWhatIsInForce(t *testing.T) {
 	f := newFleet(t)
 	old := f.leaf()

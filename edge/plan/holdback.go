@@ -12,9 +12,9 @@ import (
 )
 
 // Refuse holds back the resources that violations name. Besides Compile itself,
-// those call it who find that a plan can't be put in force, for example since an
-// address is in use; Compile then makes another plan. It reports false when none of
-// the violations is of a resource that can be held back.
+// it is called by whoever finds that a plan can't be put in force, for example
+// because an address is in use; Compile then makes another plan. It reports false
+// when none of the violations is of a resource that can be held back.
 func (d *Draft) Refuse(violations []*resealv1.Violation) bool {
 	refused := map[string]bool{}
 	for _, violation := range violations {
@@ -118,7 +118,7 @@ func (d *Draft) ladder(key string) []*edition {
 	return rungs
 }
 
-// holdUsers holds those back that refer to a resource that is held back: those that
+// holdUsers holds back those that refer to a resource that is held back: those that
 // changed, since they may rely on what did not come, and when the resource is not
 // served at all, those that need it.
 func (d *Draft) holdUsers(key string) {

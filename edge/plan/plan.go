@@ -90,10 +90,10 @@ type Pool struct {
 	UID string
 	// Spec has its defaults filled in.
 	Spec *resealv1.BackendPool
-	// TLS is the base of the client's configuration. ServerName is set only if
-	// the pool fixes it; else each connection sets its own. With
-	// subjectAltNames or subjectCommonName, verification is VerifyConnection's
-	// alone, which also runs when a session is resumed.
+	// TLS is the base of the client's configuration. ServerName is set only if the
+	// pool fixes it; otherwise each connection sets its own. With subjectAltNames or
+	// subjectCommonName, verification is VerifyConnection's alone, which also runs
+	// when a session is resumed.
 	TLS *tls.Config
 	// Identity is a hash of all that sessions and connections may be shared
 	// within, besides endpoint and SNI: the trusted roots by content, the

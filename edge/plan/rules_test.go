@@ -15,8 +15,8 @@ import (
 	"github.com/reseal/reseal/proto/rules"
 )
 
-// What apply admits, an edge can serve, once the files can be read: it would be
-// held back on every edge of the fleet.
+// What apply admits, an edge can serve, once the files can be read: otherwise it
+// would be held back on every edge of the fleet.
 func TestRulesAdmitWhatCompiles(t *testing.T) {
 	drawn := newDrawn(t)
 	admitted := map[string]int{}

@@ -51,7 +51,7 @@ func verification(cfg *tls.Config, from *resealv1.BackendTLS) {
 type nameCheck func(chains [][]*x509.Certificate, serverName string) error
 
 // verifier verifies the chain against roots and then the leaf by check. fixed is
-// the server name if the connection tells none.
+// the server name if the connection names none.
 func verifier(roots *x509.CertPool, fixed string, check nameCheck) func(tls.ConnectionState) error {
 	return func(state tls.ConnectionState) error {
 		if len(state.PeerCertificates) == 0 {

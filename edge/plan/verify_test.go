@@ -151,7 +151,8 @@ func TestSubjectCommonNameOfConstrainedAuthority(t *testing.T) {
 	}
 }
 
-// HTTP/2 forbids renegotiation, so that it is not offered where that is allowed.
+// HTTP/2 forbids renegotiation, so it is not offered where renegotiation is
+// allowed.
 func TestRenegotiation(t *testing.T) {
 	const never, once = resealv1.BackendTLS_RENEGOTIATION_NEVER, resealv1.BackendTLS_RENEGOTIATION_ONCE
 	for _, test := range []struct {

@@ -8,7 +8,7 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// compareAddresses looks whether the other addresses show the certificate of
+// compareAddresses checks whether the other addresses show the certificate of
 // the first and take its sessions.
 func (r *run) compareAddresses(ctx context.Context) error {
 	if len(r.targets) == 1 {

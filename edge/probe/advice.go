@@ -90,7 +90,7 @@ func (a *adviser) resumption() {
 			versionName(newest), newest.Unresumed, versionName(better), resealv1.Label(better.Version))
 		return
 	case newest.Mechanism == 0:
-		a.say("No session is resumed (%s), so each connection costs a full handshake: switch session IDs or tickets on at the backend, or else keep connections open for long.", newest.Unresumed)
+		a.say("No session is resumed (%s), so each connection costs a full handshake: switch session IDs or tickets on at the backend, or else keep connections open for a long time.", newest.Unresumed)
 		return
 	}
 	a.say("Edges will speak %s and resume by %s: sessions.mode: auto, the default, is right.", versionName(newest), mechanismWords[newest.Mechanism])

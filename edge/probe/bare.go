@@ -90,8 +90,8 @@ func (b *bareHandshaker) Handshake(ctx context.Context, conn net.Conn, _ string,
 	}
 	tc := abbreviated.Client(conn, abbreviated.Config{Session: *b.session, Config: cfg})
 	if err := tc.HandshakeContext(ctx); err != nil {
-		// The server may be in the middle of a full handshake: let it hear of our
-		// end before it sees a RST.
+		// The server may be in the middle of a full handshake: let it hear of our end
+		// before it sees an RST.
 		_ = conn.SetReadDeadline(time.Now().Add(b.closeTimeout))
 		_, _ = io.Copy(io.Discard, io.LimitReader(onlyReader{conn}, maxBody))
 		return tc, 0, 0, err

@@ -31,7 +31,7 @@ const (
 	extensionSupportedVersions    = 43
 )
 
-// helloRetryRequest is the random of a ServerHello that is none (RFC 8446
+// helloRetryRequest is the random of a ServerHello that is not one (RFC 8446
 // section 4.1.3).
 const helloRetryRequest = "\xcf\x21\xad\x74\xe5\x9a\x61\x11\xbe\x1d\x8c\x02\x1e\x65\xb8\x91" +
 	"\xc2\xa2\x11\x16\x7a\xbb\x8c\x5e\x07\x9e\x09\xe2\xc8\xa8\x33\x9c"

@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	// ticketWait bounds the wait for TLS 1.3 tickets on a connection without
+	// ticketWait bounds the wait for TLS 1.3 tickets on a connection without a
 	// request.
 	ticketWait = 300 * time.Millisecond
 	// settleWait lets a server finish the handshake before the connection is
@@ -166,8 +166,8 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// end ends the connection in a way and notes what came of it. It returns false
-// when the connection can't be ended so.
+// end ends the connection in a given way and notes what came of it. It returns
+// false when the connection can't be ended like that.
 func (l *link) end(how resealv1.ProbeEnding) bool {
 	defer l.done()
 	ok := true

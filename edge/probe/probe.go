@@ -1,4 +1,4 @@
-// Package probe finds out, by a bounded number of polite handshakes, what a TLS
+// Package probe finds out, with a bounded number of polite handshakes, what a TLS
 // backend can do: how it resumes sessions, what they live through, whether its
 // addresses share them, and how it keeps connections. It says what follows for
 // a pool's manifest.
@@ -82,8 +82,8 @@ type Config struct {
 	Path string
 	// NoRequests sends no HTTP requests.
 	NoRequests bool
-	// Idle is how long a session and a connection are left idle to see whether
-	// they live. 0: not tried.
+	// Idle is how long a session and a connection are left idle to see whether they
+	// survive. 0: not tried.
 	Idle time.Duration
 	// MaxConnections bounds the connections made. Default 40.
 	MaxConnections int
@@ -184,7 +184,7 @@ var errEnough = errors.New("enough connections")
 
 // Run probes until all is known, the bound on connections is reached or ctx's
 // deadline passes; what could not be tried then stands in the report's notes.
-// It returns an error when no handshake came about or ctx is cancelled.
+// It returns an error when no handshake was completed or ctx is cancelled.
 func (p *Probe) Run(ctx context.Context) (*Report, error) {
 	r := &run{cfg: p.cfg, base: p.base, started: time.Now(), http: !p.cfg.NoRequests}
 	r.report = &Report{

@@ -295,7 +295,7 @@ func TestEndlessAnswer(t *testing.T) {
 	}
 }
 
-// TestLongestAnswer: an answer of what is read at most is read.
+// TestLongestAnswer: an answer that is just within the bound is read.
 func TestLongestAnswer(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)

@@ -116,7 +116,7 @@ func (l *link) abort() (note string, err error) {
 	return note, nil
 }
 
-var errCantReset = errors.New("this kind of connection can't be ended so")
+var errCantReset = errors.New("this kind of connection can't be ended that way")
 
 // keepAlive asks twice on one connection and notes how the server keeps it.
 func (l *link) keepAlive() {
@@ -189,7 +189,7 @@ func (r *run) probeIdle(ctx context.Context) error {
 	return nil
 }
 
-// afterIdle looks whether the session that c was left with lives.
+// afterIdle checks whether the session that c was left with lives.
 func (r *run) afterIdle(ctx context.Context, c *chain) error {
 	l, err := r.connect(ctx, c, r.first(), "after "+r.cfg.Idle.String()+" idle")
 	if err != nil {
@@ -202,7 +202,7 @@ func (r *run) afterIdle(ctx context.Context, c *chain) error {
 }
 
 // idleConnection keeps a connection open for the idle time, unless the server
-// ends it before.
+// ends it first.
 func (r *run) idleConnection(ctx context.Context) error {
 	if len(r.chains) == 0 || r.closes {
 		return nil
@@ -233,8 +233,8 @@ func (r *run) idleConnection(ctx context.Context) error {
 	return nil
 }
 
-// use makes a request when the backend takes them, and else lets the handshake
-// settle.
+// use makes a request when the backend takes them, and otherwise lets the
+// handshake settle.
 func (l *link) use() {
 	if l.run.http && !l.run.closes {
 		if _, _, err := l.exchange(http.MethodHead); err != nil {

@@ -222,7 +222,8 @@ func (l *watchedListener) Accept() (net.Conn, error) {
 	l.server.mu.Lock()
 	l.server.opened++
 	l.server.mu.Unlock()
-	// Else the kernel takes up to 4 MB of an answer that the client does not read.
+	// Otherwise the kernel takes up to 4 MB of an answer that the client does not
+	// read.
 	if err := conn.(*net.TCPConn).SetWriteBuffer(64 << 10); err != nil {
 		return nil, err
 	}

@@ -130,7 +130,7 @@ func (r *run) firstConnection(ctx context.Context, c *chain) (*link, error) {
 	return l, err
 }
 
-// cause is an error without the address that the report names anyhow.
+// cause is an error without the address that the report names anyway.
 func cause(err error) string {
 	if inner := errors.Unwrap(err); inner != nil {
 		err = inner
@@ -151,7 +151,7 @@ func (r *run) firstOf(l *link) {
 	}
 	switch {
 	case l.cut:
-		// To wait for the answer to close_notify would be to read on.
+		// Waiting for the answer to close_notify would mean reading on.
 		l.end(endAbort)
 	case l.record.Requests > 0 && r.closes && l.gone():
 		l.end(endPeer)
@@ -216,7 +216,7 @@ func (r *run) runChain(ctx context.Context, c *chain, first resealv1.ProbeEnding
 		if reoffer {
 			c.reoffered(l)
 		} else if !c.survived(before, l, note) && !repeated[before] {
-			// Once may be chance: end another one so.
+			// Once may be chance: end another one the same way.
 			repeated[before] = true
 			plan = slices.Insert(plan, len(plan)-1, before)
 		}

@@ -74,8 +74,8 @@ func (c *connCache) Put(_ string, state *tls.ClientSessionState) {
 	}
 	ticket, _, err := state.ResumptionState()
 	if len(ticket) > maxOffered {
-		// As good as none. That the server gives such is known with the next read,
-		// as if it had given none.
+		// As good as none. That the server gives such tickets is known with the next
+		// read, as if it had given none.
 		c.mu.Unlock()
 		return
 	}

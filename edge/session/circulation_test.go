@@ -13,7 +13,7 @@ import (
 )
 
 // onceServer takes each ticket once and gives one per handshake. Its clock is the
-// bubble's: it has so many cores, and so far away is it.
+// bubble's; how many cores it has and how far away it is are fields.
 type onceServer struct {
 	store         *Store
 	cores         chan struct{}
@@ -73,8 +73,8 @@ func (s *onceServer) visit(t *testing.T) {
 	o.pending.settle()
 }
 
-// load makes so many visits, so many at a time, and returns how many were full
-// and how long all of it took.
+// load makes a number of visits, a number of them at a time, and returns how many
+// were full and how long all of it took.
 func (s *onceServer) load(t *testing.T, clients, visits int) (full int, took time.Duration) {
 	begin := time.Now()
 	next := make(chan struct{}, visits)
@@ -100,7 +100,7 @@ func (s *onceServer) load(t *testing.T, clients, visits int) (full int, took tim
 const millisecond = time.Millisecond
 
 // Full handshakes follow the demand: a server, or a machine, that has no time
-// gets not more of them because everything takes longer.
+// does not get more of them because everything takes longer.
 func TestFullHandshakesFollowDemand(t *testing.T) {
 	for name, test := range map[string]struct {
 		server          func() *onceServer

@@ -368,7 +368,7 @@ func TestDeadLeaderReleasesWaiters(t *testing.T) {
 	}
 }
 
-// Who asks not to wait never does, also when another one has gone ahead.
+// Whoever asks not to wait never does, even when another one has gone ahead.
 func TestImpatientNeverWaits(t *testing.T) {
 	s := New(Config{})
 	for range 3 {
@@ -380,7 +380,7 @@ func TestImpatientNeverWaits(t *testing.T) {
 	}
 }
 
-// While a server restarts one dial after the other is refused. Nobody is late
+// While a server restarts one dial after another is refused. Nobody is late
 // then, however long it takes: two that offer the lost session would cost two
 // full handshakes.
 func TestNobodyIsLateWhileLeadersChange(t *testing.T) {

@@ -235,7 +235,7 @@ func (h *held) entry(identity string, known knowledge) (entry, error) {
 	return e, err
 }
 
-// held makes a session that can be offered of one that came from outside. The
+// held makes a session that can be offered from one that came from outside. The
 // session's own checks are crypto/tls's and idSession.refusal's. onTop is whether
 // crypto/tls can offer IDs.
 func (e entry) held(session encodedSession, onTop bool, now time.Time) (*held, error) {

@@ -22,7 +22,7 @@ const (
 var errEncoding = errors.New("malformed session")
 
 // encodedSession is what can be read out of a client's session as
-// tls.SessionState documents its encoding. crypto/tls tells none of it.
+// tls.SessionState documents its encoding. crypto/tls reveals none of it.
 type encodedSession struct {
 	encoded      []byte
 	version      uint16

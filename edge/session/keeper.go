@@ -77,7 +77,7 @@ func NewKeeper(cfg KeeperConfig) *Keeper {
 
 // Load puts the kept sessions into the store and returns how many. Sessions of
 // another release of Go are left out, as after an upgrade that brought one: that
-// is no error. On error the store is as it was and works without them.
+// is not an error. On error the store is as it was and works without them.
 func (k *Keeper) Load() (int, error) {
 	data, err := k.cfg.State.Read(sessionsFile)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -43,7 +43,7 @@ func (s *Store) export(c *container, records []exported) bool {
 	return refused == 0
 }
 
-// exportOf is Export of some identities. One that has nothing any more stands
+// exportOf is Export of some identities. One that no longer has anything stands
 // there with nothing. ok is false when there is too much.
 func (s *Store) exportOf(identities []string, now time.Time) (data []byte, ok bool) {
 	c := newContainer(maxContainer, false)

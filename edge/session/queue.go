@@ -22,13 +22,13 @@ import (
 
 // Terms say how a handshake may be made.
 type Terms struct {
-	// Wait is for how long another connection's session is waited for before
-	// one of those that wait goes ahead without. 0: nobody waits.
+	// Wait is how long another connection's session is waited for before one of
+	// those that wait goes ahead without it. 0: nobody waits.
 	Wait time.Duration
 	// TicketWait is how long the queue for tickets that are taken once may get
 	// before another full handshake adds one to those in use.
 	TicketWait time.Duration
-	// SessionIDsOff forbids to resume TLS 1.2 sessions by ID.
+	// SessionIDsOff forbids resuming TLS 1.2 sessions by ID.
 	SessionIDsOff bool
 	// CryptoTLS keeps to crypto/tls: no session is offered by the client of the
 	// abbreviated handshake alone, which can't renegotiate, and after which there
@@ -87,7 +87,7 @@ func (s *Store) join(identity string, terms Terms) *waiter {
 	}
 	w := &waiter{terms: terms, turn: make(chan offer, 1)}
 	if terms.Wait <= 0 {
-		// Who asks not to wait passes the queue.
+		// Whoever asks not to wait passes the queue.
 		o := r.chooseNow(now)
 		w.turn <- r.lead(o, terms, now)
 		return w
@@ -228,7 +228,7 @@ func (r *record) release() {
 	r.queue = nil
 }
 
-// acquireAgain takes an offer in the place of one that failed: a session that
+// acquireAgain takes an offer in place of one that failed: a session that
 // another connection brought, unless it could be declined like that one.
 func (s *Store) acquireAgain(e *ResumptionError) offer {
 	defer e.offer.pending.settle() // only now: the others are still to wait

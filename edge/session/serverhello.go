@@ -17,7 +17,7 @@ const (
 const maxServerHello = 32 << 10
 
 // serverHello is what session-ID resumption needs of a ServerHello (RFC 5246
-// section 7.4.1.3). crypto/tls tells none of it.
+// section 7.4.1.3). crypto/tls reveals none of it.
 type serverHello struct {
 	sessionID            []byte
 	extendedMasterSecret bool

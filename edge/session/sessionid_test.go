@@ -145,8 +145,8 @@ func TestSessionIDsOfOpenSSL(t *testing.T) {
 	}
 }
 
-// A server that gives tickets is resumed by ticket, also when its ServerHello
-// has a session ID.
+// A server that gives tickets is resumed by ticket, even when its ServerHello has
+// a session ID.
 func TestTicketWinsOverSessionID(t *testing.T) {
 	address, roots := opensslServer(t, "-tls1_2")
 	store := New(Config{})

@@ -39,8 +39,8 @@ const (
 	maxAdopted    = 8        // TLS 1.3 sessions of an identity
 	maxOfferItems = 8        // sessions of one offer
 
-	// idleTicket is how long a ticket that is taken once must have lain for
-	// another edge to get it. In an edge that has use for it, it is under way.
+	// idleTicket is how long a ticket that is taken once must have lain idle for
+	// another edge to get it. On an edge that has use for it, it is under way.
 	idleTicket = 250 * time.Millisecond
 
 	absentNow = resealv1.MissReason_MISS_REASON_NO_SESSION
@@ -278,10 +278,10 @@ func (h *held) worn() bool {
 // Adopt takes in what Deal of another edge, sender, gave for identity. cfg is
 // what this edge would make a full handshake of identity with: the session's
 // certificates are verified by it. A session that the store has, or has a better
-// one than, is no error.
+// one than, is not an error.
 //
 // A sender can only make up a session whose secret it knows. The server would
-// decline it; but who holds the secret and sits on the path could pose as the
+// decline it; but whoever holds the secret and sits on the path could pose as the
 // server until the session's end.
 func (s *Store) Adopt(identity, sender string, data []byte, cfg *tls.Config) error {
 	entries, _, err := parseContainer(data, maxOffer)
@@ -425,7 +425,7 @@ func (c *connCache) declines() bool {
 }
 
 // freshen notes that r got a session that is worth sharing: by a full handshake,
-// or since what other edges hold is getting old.
+// or because what other edges hold is getting old.
 func (g *group) freshen(r *record, h *held, full bool) {
 	if r.fresh || len(h.path) > 0 || !full && h.born.Before(r.lastDeal.Add(dealAgain)) {
 		return

@@ -13,8 +13,8 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// maxLifetime12 bounds a TLS 1.2 session, whose ticket's lifetime crypto/tls
-// does not tell (RFC 5246 appendix F.1.4).
+// maxLifetime12 bounds a TLS 1.2 session, whose ticket's lifetime crypto/tls does
+// not reveal (RFC 5246 appendix F.1.4).
 const maxLifetime12 = 24 * time.Hour
 
 // maxLifetime13 bounds a TLS 1.3 ticket (RFC 8446 section 4.6.1).
@@ -186,8 +186,8 @@ func (r *record) loss(why resealv1.MissReason) resealv1.MissReason {
 	return 0
 }
 
-// lose remembers why an identity has no session any more, for the newest so
-// many identities. It does nothing when why is 0.
+// lose remembers why an identity has no session any more, for a bounded number of
+// the newest identities. It does nothing when why is 0.
 func (g *group) lose(identity string, why resealv1.MissReason, remember int) {
 	if why == 0 {
 		return
@@ -392,7 +392,7 @@ func (s *Store) connected(cache *connCache, resumed bool) {
 	defer s.mu.Unlock()
 	_, r := s.use(cache.identity)
 	cache.unclean = r.unclean
-	// A server that withheld sessions is taken to do so again: who comes before
+	// A server that withheld sessions is assumed to do so again: whoever comes before
 	// this connection has been read need not wait for it.
 	r.absent = r.missing()
 	r.newest = nil

@@ -10,7 +10,7 @@ import (
 
 // Tickets of TLS 1.3: some servers take a ticket any number of times, others,
 // which keep the session, once (JSSE that chooses certificates by SNI, OpenSSL
-// without stateless tickets). Which kind a server is nobody says. So the first
+// without stateless tickets). No server says which kind it is. So the first
 // ticket that was accepted once is offered again by one handshake while the
 // others wait for the verdict, and that is remembered for as long as the
 // identity.
@@ -151,14 +151,14 @@ func (t *turns) add(took time.Duration, now time.Time) {
 // busy server, or for this machine.
 func (t *turns) delay() time.Duration { return max(t.mean-min(t.least, t.before), 0) }
 
-// delayFactor is how many delays of a turn the queue may be long. With a server
-// that has no time, each ticket more makes a turn so much longer that one in
+// delayFactor is how long the queue may be, in delays of a turn. With a server
+// that has no time, each further ticket makes a turn so much longer that one in
 // sixteen of those that wait gets one.
 const delayFactor = 16
 
 // grows reports whether another full handshake, beside those under way, is to
 // add a ticket to those in circulation: when those that wait now, one by one,
-// would wait longer than they may. After one was added the tickets go round
+// would wait longer than they may. After one has been added the tickets go round
 // twice before it is looked at again. Store.mu is held.
 func (r *record) grows(terms Terms, now time.Time) bool {
 	if r.reuse != reuseOnce || r.turns.known == 0 || r.proving > 0 {

@@ -32,8 +32,8 @@ func (p *peer) takeOnce() {
 	}
 }
 
-// A cold start with a server that takes each ticket once costs what its nature
-// costs to find out, whatever the concurrency.
+// A cold start with a server that takes each ticket once costs what it takes to
+// find out its nature, whatever the concurrency.
 func TestColdStartWithSingleUseTickets(t *testing.T) {
 	p := newPeer(t, Config{})
 	p.takeOnce()

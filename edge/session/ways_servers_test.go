@@ -139,7 +139,7 @@ func TestSessionIDsWithoutRand(t *testing.T) {
 	})
 }
 
-// A server that declines every ID that it gave out costs a connection more only
+// A server that declines every ID that it gave out costs one more connection only
 // until that is known, and is tried again some time later.
 func TestServerThatDeclinesItsIDs(t *testing.T) {
 	first, roots := opensslServer(t, "-no_ticket", "-tls1_2")

@@ -290,8 +290,8 @@ func FuzzAccept(f *testing.F) {
 	})
 }
 
-// Pools that have nothing new cost nothing when an edge looks for it, several
-// times a second.
+// Pools that have nothing new cost nothing when an edge looks for new ones,
+// several times a second.
 func TestOnlyPoolsWithNewSessionsAreDealt(t *testing.T) {
 	sessions := &box{fresh: "g7"}
 	s := New(Config{Edge: "e1", BootID: "b1", Sessions: sessions})

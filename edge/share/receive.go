@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// maxSkew is how far an offer's time may be from this edge's clock: what
-	// the way takes, and the difference of the clocks.
+	// maxSkew is how far an offer's time may be from this edge's clock: the time of
+	// transit, and the difference of the clocks.
 	maxSkew = 5 * time.Minute
 	// maxReplays bounds the offers of one origin that are remembered for as long,
 	// maxOrigins the origins.
@@ -132,7 +132,7 @@ func (s *seen) turn(now time.Time) {
 	}
 }
 
-// forgetLocked drops origins of which nothing came for long.
+// forgetLocked drops origins from which nothing has come for a long time.
 func (r *replays) forgetLocked(now time.Time) {
 	maps.DeleteFunc(r.origins, func(_ string, from *seen) bool { return now.Sub(from.turned) >= 2*replayWindow })
 }

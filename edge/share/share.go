@@ -80,7 +80,7 @@ type Share struct {
 	cfg      Config
 	trust    *trust
 	replays  *replays
-	changed  chan struct{}  // the pools are others now
+	changed  chan struct{}  // the pools have changed
 	refusals rate.Sometimes // of being logged
 
 	mu    sync.Mutex
@@ -196,7 +196,7 @@ func poolNames(pools []Pool) []string {
 }
 
 // Run exchanges sessions until ctx ends, over as many streams as that takes. An
-// unreachable control plane is no error. It returns nil.
+// unreachable control plane is not an error. It returns nil.
 func (s *Share) Run(ctx context.Context) error {
 	link.Keep(ctx, s.serve, func(err error, again time.Duration) {
 		s.cfg.Logger.Warn("sessions are not shared for now", "error", err, "again_in", again)

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// lookInterval is how often what no signal tells of is looked at: a renewed
-	// certificate, sessions that became too old to be shared.
+	// lookInterval is how often this edge looks for what no signal announces: a
+	// renewed certificate, sessions that became too old to be shared.
 	lookInterval = 250 * time.Millisecond
 	// holdInterval is the least time between two looks at what this edge holds.
 	holdInterval = 100 * time.Millisecond
@@ -85,7 +85,7 @@ func (s *Share) exchange(ctx context.Context) error {
 	return group.Wait()
 }
 
-// renew takes over the current credentials and reports whether they are new.
+// renew adopts the current credentials and reports whether they are new.
 func (x *exchange) renew() bool {
 	certificate, key, roots, ok := x.share.cfg.Credentials()
 	x.mu.Lock()

@@ -45,7 +45,7 @@ func loadKey(path string, generate bool) ([]byte, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	case !generate:
-		return nil, fmt.Errorf("%w: %s does not exist, but files were sealed with it: give it back, or remove the sealed files to start anew", ErrKey, path)
+		return nil, fmt.Errorf("%w: %s does not exist, but files were sealed with it: put it back, or remove the sealed files to start anew", ErrKey, path)
 	}
 	key := make([]byte, keySize)
 	_, _ = rand.Read(key) // never fails

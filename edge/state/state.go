@@ -93,7 +93,7 @@ func (d *Dir) load(keyFile string) error {
 	}
 	for name, id := range names {
 		if id != d.seal.id {
-			return fmt.Errorf("%w: %s was sealed with key %x, but %s holds key %x: give back the old key, or remove the sealed files to start anew",
+			return fmt.Errorf("%w: %s was sealed with key %x, but %s holds key %x: put back the old key, or remove the sealed files to start anew",
 				ErrKey, filepath.Join(d.path, name), id, keyFile, d.seal.id)
 		}
 	}
@@ -171,8 +171,8 @@ func (d *Dir) Read(name string) ([]byte, error) {
 	return data, nil
 }
 
-// Write replaces the content of name by data. After a crash the file holds
-// either the old content or the new one; after Write returned nil, the new one.
+// Write replaces the content of name with data. After a crash the file holds
+// either the old content or the new one; after Write has returned nil, the new one.
 // Errors: ErrTooLarge, ErrName, fs.ErrClosed, and those of the file system.
 func (d *Dir) Write(name string, data []byte) error { return d.write(name, data, true) }
 
@@ -199,7 +199,7 @@ func (d *Dir) write(name string, data []byte, durable bool) error {
 	return nil
 }
 
-// Remove deletes name. To remove an absent file is no error.
+// Remove deletes name. Removing an absent file is not an error.
 func (d *Dir) Remove(name string) error {
 	if err := checkName(name); err != nil {
 		return err

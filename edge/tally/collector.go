@@ -23,7 +23,7 @@ var (
 	backendErrorsDesc = prometheus.NewDesc("reseal_backend_errors_total",
 		"Requests that failed on the backend leg.", []string{"pool", "reason"}, nil)
 	backendPrivateDesc = prometheus.NewDesc("reseal_backend_connections_private_total",
-		"Connections to backends that became one client's own, since NTLM or Negotiate authenticates them.", []string{"pool"}, nil)
+		"Connections to backends that became one client's own, because NTLM or Negotiate authenticates them.", []string{"pool"}, nil)
 	frontendOpenedDesc = prometheus.NewDesc("reseal_frontend_connections_opened_total",
 		"Connections accepted from clients.", []string{"listener"}, nil)
 	frontendConnectionsDesc = prometheus.NewDesc("reseal_frontend_connections",

@@ -8,9 +8,9 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// An edge counts that many epochs of a listener apart. Tickets live for retireAfter,
-// half a day by default, so that there are fourteen with an hour between rotations
-// and fifty with a quarter of one.
+// This many epochs of a listener are counted separately. Tickets live for
+// retireAfter, half a day by default, so that there are fourteen with an hour
+// between rotations and fifty with a quarter of one.
 const (
 	maxProven = 56 // epochs of which a ticket has opened
 	// maxNamed bounds the others. They have places of their own: anybody can name
@@ -52,7 +52,7 @@ func proves(miss resealv1.MissReason) bool {
 
 // Ticket counts a handshake for which a ticket of an epoch was offered. A zero
 // miss means that it was resumed. When there are too many epochs, the one whose
-// last ticket is the longest ago is given up and what it had is added to number 0:
+// last ticket was longest ago is given up and what it had is added to number 0:
 // the counters never go back in sum.
 func (l *Listener) Ticket(keyring string, epoch uint64, miss resealv1.MissReason) {
 	if miss < 0 || int(miss) >= misses {
@@ -67,8 +67,8 @@ func (l *Listener) Ticket(keyring string, epoch uint64, miss resealv1.MissReason
 	count.last = e.ticks
 }
 
-// count finds or makes the counter of an epoch. With the first ticket that opens an
-// epoch moves to the proven ones.
+// count finds or makes the counter of an epoch. With its first ticket that opens,
+// an epoch moves to the proven ones.
 func (e *epochs) count(key epochKey, proven bool) *epochCount {
 	if key.number == 0 {
 		return &e.other

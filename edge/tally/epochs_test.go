@@ -39,7 +39,7 @@ func TestEpochs(t *testing.T) {
 	}
 }
 
-// kept are the numbers that are counted apart.
+// kept are the numbers that are counted separately.
 func kept(l *Listener, keyring string) (numbers []uint64) {
 	for _, e := range l.stats().GetEpochs() {
 		if e.GetKeyring() == keyring {
@@ -49,7 +49,7 @@ func kept(l *Listener, keyring string) (numbers []uint64) {
 	return numbers
 }
 
-// Those whose last ticket is the longest ago make room for others, whatever their
+// Those whose last ticket was longest ago make room for others, whatever their
 // numbers: a keyring that is made anew begins with 1.
 func TestEpochsAreBounded(t *testing.T) {
 	l := New(nil).Listener("web")
@@ -77,8 +77,8 @@ func TestEpochsAreBounded(t *testing.T) {
 	}
 }
 
-// An hour between rotations makes more epochs in a week than are counted apart. What
-// is given up counts as number 0, so that nothing is lost.
+// An hour between rotations makes more epochs in a week than are counted
+// separately. What is given up counts as number 0, so that nothing is lost.
 func TestEpochsAddUp(t *testing.T) {
 	const unknown = resealv1.MissReason_MISS_REASON_KEY_UNKNOWN
 	l := New(nil).Listener("web")

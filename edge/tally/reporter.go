@@ -14,7 +14,7 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// reportInterval keeps the contract's 5 s also when the network is slow.
+// reportInterval keeps the contract's 5 s even when the network is slow.
 const reportInterval = 4 * time.Second
 
 var errEnded = errors.New("the control plane ended the stream")
@@ -40,7 +40,7 @@ type Reporter struct{ config ReporterConfig }
 func NewReporter(config ReporterConfig) *Reporter { return &Reporter{config} }
 
 // Run reports every few seconds and when asked, until ctx ends. An unreachable
-// control plane is no error. It returns nil.
+// control plane is not an error. It returns nil.
 func (r *Reporter) Run(ctx context.Context) error {
 	link.Keep(ctx, r.serve, func(err error, again time.Duration) {
 		r.config.Logger.Debug("reports are interrupted", "error", err, "again_in", again)

@@ -1,6 +1,6 @@
 // Package abbreviated is a TLS 1.2 client for the abbreviated handshake alone
 // (RFC 5246 section 7.3): it resumes a session by its ID, without the
-// session_ticket extension, and speaks on with AES-GCM or ChaCha20-Poly1305.
+// session_ticket extension, and goes on with AES-GCM or ChaCha20-Poly1305.
 //
 // It exists for servers that resume by session ID only when no session_ticket
 // extension is sent, as JSSE does when it chooses its certificate by server
@@ -46,7 +46,7 @@ type Config struct {
 	Session Session
 	// Hello is what the ClientHello offers. Default: HelloOf(Config).
 	Hello Hello
-	// Config is the client's. Read are MinVersion and MaxVersion, which must
+	// Config is the client's. Of it MinVersion and MaxVersion are read, which must
 	// allow TLS 1.2; whether they allow TLS 1.3 decides about ErrVersionChanged.
 	// ServerName and NextProtos must be those of Hello. VerifyConnection is called
 	// before anything but the ClientHello is sent. All else counts in full
@@ -56,7 +56,7 @@ type Config struct {
 
 var (
 	// ErrDeclined is an attempt that the server answered with a full handshake: it
-	// has forgotten the session. The connection is of no use any more.
+	// has forgotten the session. The connection is no longer of any use.
 	ErrDeclined = errors.New("the server does not resume the session")
 	// ErrVersionChanged is an attempt that the server answered with another
 	// version, or with the sign that it could speak TLS 1.3 (RFC 8446 section

@@ -9,7 +9,8 @@ import (
 // TestBoGo goes through BoringSSL's test suite (ssl/test/runner): all its cases of
 // a TLS client that resumes and whose version may be 1.2, by name. A star stands
 // for what varies a case without a meaning here: versions below, I/O styles.
-// Each is played by the fake server, or is none of this package's and says why.
+// Each is played by the fake server, or is not this package's business and says
+// why.
 func TestBoGo(t *testing.T) {
 	base := Config{Session: sessionOf(gcm128, true), Config: plainConfig("foo", "bar")}
 	// resumes is a case in which the server resumes, by a flight as given.

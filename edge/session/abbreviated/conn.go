@@ -210,7 +210,7 @@ func (c *Conn) Close() error {
 			notifyErr = fmt.Errorf("send close_notify: %w", err)
 		}
 	}
-	if c.handshake.TryLock() { // else a handshake is under way, which will
+	if c.handshake.TryLock() { // otherwise a handshake is under way, which will
 		if c.failed == nil && !c.done.Load() {
 			c.failed = net.ErrClosed
 		}

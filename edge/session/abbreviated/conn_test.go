@@ -165,7 +165,7 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-// A close_notify that came with the last bytes is told with them.
+// A close_notify that came with the last bytes is reported with them.
 func TestEndComesWithTheLastBytes(t *testing.T) {
 	sent := make(chan struct{})
 	c, wait := connected(t, plainSession(), func(f *fake) {
@@ -259,7 +259,7 @@ func TestWriteTimeout(t *testing.T) {
 	wait()
 }
 
-// A record that ends the connection is told although a Write is stuck: the peer
+// A record that ends the connection is reported although a Write is stuck: the peer
 // may not read before we do.
 func TestFailureWhileAWriteIsStuck(t *testing.T) {
 	quiet, writing := make(chan struct{}), make(chan struct{})

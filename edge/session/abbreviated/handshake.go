@@ -243,7 +243,7 @@ func (c *Conn) readMessage(limit int) ([]byte, error) {
 			return nil, err
 		}
 		if record.kind != recordHandshake || len(record.content) == 0 {
-			return nil, c.fail(alertUnexpectedMessage, errors.New("a record that does not belong into the handshake"))
+			return nil, c.fail(alertUnexpectedMessage, errors.New("a record that does not belong in the handshake"))
 		}
 		in.hand = append(in.hand, record.content...)
 	}

@@ -59,8 +59,8 @@ func without(kind uint16) func(*answer) {
 	}
 }
 
-// deviations are what a server may do wrong, or what is no resumption, by what the
-// attempt must end with. The session has extended_master_secret, h2 and
+// deviations are what a server may do wrong, or what is not a resumption, by what
+// the attempt must end with. The session has extended_master_secret, h2 and
 // http/1.1 are offered.
 var deviations = map[string]deviation{
 	"another session ID": {func(f *fake) { f.send(f.flight(func(a *answer) { a.id = make([]byte, 32) })) }, alertUserCanceled, ErrDeclined},
@@ -351,7 +351,7 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// Every way to answer that is in order is taken.
+// Every answer that is in order is accepted.
 func TestAnswers(t *testing.T) {
 	for name, test := range map[string]struct {
 		change   func(*answer)
@@ -457,7 +457,7 @@ func TestSplits(t *testing.T) {
 					return [][]byte{flight[:at], flight[at:]}
 				})
 			}
-			for _, piece := range []int{1, 2, 3, 5, 7} { // handshake records of so many bytes
+			for _, piece := range []int{1, 2, 3, 5, 7} { // handshake records of that many bytes
 				transfer(func(f *fake) [][]byte {
 					var parts [][]byte
 					for part := range slices.Chunk(f.answer(nil), piece) {

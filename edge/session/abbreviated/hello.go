@@ -103,7 +103,7 @@ func ParseHello(message []byte) (Hello, error) {
 	return hello, nil
 }
 
-// keep takes an extension over, if it is one of those, and reports whether it is
+// keep adopts an extension, if it is one of those, and reports whether it is
 // well formed.
 func (h *Hello) keep(kind uint16, data cryptobyte.String) bool {
 	if !slices.Contains(kept, kind) {

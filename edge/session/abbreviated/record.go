@@ -41,7 +41,7 @@ type protection struct {
 	extra [13]byte
 }
 
-// overhead is what a record's payload holds beside the content.
+// overhead is what a record's payload holds besides the content.
 func (p *protection) overhead() int {
 	if p.explicit {
 		return explicitSize + tagSize

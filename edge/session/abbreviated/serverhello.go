@@ -136,7 +136,7 @@ func (c *Config) judgeExtension(e extension, protocol *string) *refusal {
 			return refuse(alertDecodeError, "malformed ec_point_formats")
 		}
 		if !bytes.Contains(list, []byte{0}) { // RFC 8422 section 5.1.2
-			return refuse(alertIllegalParameter, "the server does not know uncompressed points")
+			return refuse(alertIllegalParameter, "the server does not support uncompressed points")
 		}
 	case extensionALPN:
 		if !data.ReadUint16LengthPrefixed(&list) || !data.Empty() ||
