@@ -92,7 +92,7 @@ func mayImport(from, to string) bool {
 			return to != "proto/manifest" || fromTop == "controlplane" && (from == fromTop || path.Base(from) == "admin")
 		}
 		// The root package wires its children; children import neither it nor
-		// each other. edge/exchange is the words that both legs have in common,
+		// each other. edge/exchange holds the words that both legs have in common,
 		// edge/link the way to the control plane; what is below a child is that
 		// child's own. A probe tries the protocol of
 		// edge/session/abbreviated itself.

@@ -49,7 +49,7 @@ func Keep(ctx context.Context, serve func(context.Context) error, lost func(err 
 	}
 }
 
-// wait is how long, after so many failures in a row.
+// wait is how long to wait after that many failures in a row.
 func wait(failures int) time.Duration {
 	limit := backoffMax
 	if failures < 7 {

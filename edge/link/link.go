@@ -1,4 +1,4 @@
-// Package link is the way of an edge to the control plane: how replicas are
+// Package link is an edge's way to the control plane: how replicas are
 // dialled, and when a stream that broke is tried again.
 package link
 
