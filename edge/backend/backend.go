@@ -237,9 +237,10 @@ func New(cfg Config) *Backend {
 }
 
 // Run looks after the pools (health checks, look-ups, idle connections) until
-// ctx ends. Then it closes all connections, those in use included, and returns
-// when that is done, at most the longest closeTimeout and a second later.
-// Callers drain requests before. It returns nil.
+// ctx ends. Then it closes all connections, those in use included, and those whose
+// handshake is under way once it is through, and returns when that is done, at
+// most twice the longest closeTimeout and a second later. Callers drain requests
+// before. It returns nil.
 func (b *Backend) Run(ctx context.Context) error {
 	b.updating.Lock()
 	b.running = true
@@ -258,7 +259,7 @@ func (b *Backend) shutdown() {
 	bound := time.Second
 	for _, p := range *b.pools.Load() {
 		p.stop()
-		bound = max(bound, p.state.Load().settings.closeTimeout+time.Second)
+		bound = max(bound, 2*p.state.Load().settings.closeTimeout+time.Second)
 	}
 	b.updating.Unlock()
 	b.cancel()

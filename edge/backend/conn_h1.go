@@ -227,6 +227,7 @@ func (c *h1Conn) rest(now time.Time) bool {
 func (c *h1Conn) granted(w *waiter) grant {
 	c.served++
 	c.owner = c.owner.next(w.call)
+	c.e.ownFor(w, &c.owner)
 	c.e.hold(c, w.call.Client)
 	c.count(gaugeActive)
 	return grant{h1: c, reused: c.served > 1, stale: c.served > 1 || c.rested}

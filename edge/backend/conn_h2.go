@@ -211,6 +211,7 @@ func (h *h2Conn) reserve(s *settings) bool {
 func (h *h2Conn) granted(w *waiter) grant {
 	h.mixed = h.streams > 1 && (h.mixed || h.owner.client != w.call.Client)
 	h.owner = h.owner.next(w.call)
+	h.e.ownFor(w, &h.owner)
 	return grant{h2: h, reused: h.served > 1, stale: h.served > 1}
 }
 

@@ -28,7 +28,11 @@ func (e *endpoint) dial(set *connSet) {
 	c, err := e.connect(e.pool.b.ctx, e.pool.state.Load(), set.key, true)
 	var protocol string
 	var h2 *h2Conn
-	if err == nil {
+	switch {
+	case err != nil:
+	case e.pool.b.ctx.Err() != nil:
+		err = fail(ReasonOverloaded, errClosed)
+	default:
 		protocol, h2, err = e.speak(c)
 	}
 	if err != nil {
@@ -276,7 +280,7 @@ type handshake func(context.Context, *wire) (TLSConn, resealv1.Mechanism, reseal
 func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn, do handshake) (*conn, error) {
 	settings := state.settings
 	w := &wire{Conn: socket}
-	shaking, cancel := context.WithTimeout(ctx, settings.handshakeTimeout)
+	shaking, cancel := untilEnded(ctx, settings.handshakeTimeout, settings.closeTimeout)
 	defer cancel()
 	begin := time.Now()
 	tc, mechanism, miss, err := e.caughtShake(shaking, w, do)
@@ -300,6 +304,25 @@ func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn,
 		c.finished = append([]byte{}, tls.TLSUnique...)
 	}
 	return c, nil
+}
+
+// untilEnded bounds a handshake by limit and by ctx's deadline. When ctx is
+// cancelled, as at the edge's stop, the handshake may take grace to its end: then
+// the connection ends with close_notify, where it would otherwise break off.
+func untilEnded(ctx context.Context, limit, grace time.Duration) (context.Context, context.CancelFunc) {
+	end := time.Now().Add(limit)
+	if own, ok := ctx.Deadline(); ok && own.Before(end) {
+		end = own
+	}
+	shaking, cancel := context.WithDeadline(context.WithoutCancel(ctx), end)
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(grace, cancel)
+		context.AfterFunc(shaking, func() { timer.Stop() })
+	})
+	return shaking, func() {
+		stop()
+		cancel()
+	}
 }
 
 func (e *endpoint) caughtShake(ctx context.Context, w *wire, do handshake) (

@@ -20,6 +20,7 @@ type tally struct {
 	misses                       map[resealv1.MissReason]int
 	kinds                        map[resealv1.CloseKind]int
 	byPeer, requests, reused     int
+	private                      int
 	errors                       map[string]int
 }
 
@@ -69,7 +70,7 @@ func (c *tally) Request(reused bool, _ time.Duration) {
 	})
 }
 
-func (c *tally) Private() {}
+func (c *tally) Private() { c.with(func() { c.private++ }) }
 
 func (c *tally) Error(reason string) { c.with(func() { c.errors[reason]++ }) }
 

@@ -132,6 +132,9 @@ func (e *endpoint) check(ctx context.Context, state *poolState) error {
 		return err
 	}
 	defer c.close()
+	if ctx.Err() != nil { // the edge stops
+		return ctx.Err()
+	}
 	var resp *http.Response
 	x := e.checkExchange(ctx, state, spec)
 	a := &attempt{x: x, e: e}

@@ -43,6 +43,15 @@ func (e *endpoint) own(o *owner) {
 	}
 }
 
+// ownFor gives a connection that is granted for a request which authenticates it
+// to the request's client, before anybody else can get a stream of it.
+// endpoint.mu is held.
+func (e *endpoint) ownFor(w *waiter, o *owner) {
+	if w.private {
+		e.own(o)
+	}
+}
+
 // becomePrivate makes the connection the client's own.
 func (c *h1Conn) becomePrivate() {
 	c.e.mu.Lock()

@@ -256,8 +256,7 @@ func (x *exchange) try(e *endpoint, fresh bool) (*http.Response, *attempt, error
 	e.inFlight.Add(1)
 	ctx := x.req.Context()
 	begin := time.Now()
-	logsIn := logsInConnection(x.req.Header)
-	g, err := e.acquire(ctx, x.key, &waiter{call: x.call, fresh: fresh, private: logsIn})
+	g, err := e.acquire(ctx, x.key, &waiter{call: x.call, fresh: fresh, private: logsInConnection(x.req.Header)})
 	if err != nil {
 		x.call.Endpoint, x.call.Connect = e.address, time.Since(begin)
 		x.reused, x.stale = false, false
@@ -268,15 +267,9 @@ func (x *exchange) try(e *endpoint, fresh bool) (*http.Response, *attempt, error
 	var resp *http.Response
 	if g.h2 != nil {
 		g.h2.fill(x.call, protocolHTTP2, g.reused)
-		if logsIn {
-			g.h2.becomePrivate(x.call)
-		}
 		resp, err = g.h2.roundTrip(ctx, a)
 	} else {
 		g.h1.fill(x.call, protocolHTTP1, g.reused)
-		if logsIn {
-			g.h1.becomePrivate()
-		}
 		resp, err = g.h1.roundTrip(ctx, a)
 	}
 	if err != nil {

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"crypto/tls"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -201,6 +202,53 @@ func TestVersionChangesFromBareSession(t *testing.T) {
 			}
 			if mechanism, miss, err := visit(t, store, next, "a", cfg); err != nil || mechanism != psk {
 				t.Fatal(mechanism, miss, err)
+			}
+		})
+	}
+}
+
+// Who may offer sessions by crypto/tls alone, because the server may renegotiate,
+// does so also where others have learned another way, and declares nothing
+// declined that only that way could offer.
+func TestCryptoTLSAlone(t *testing.T) {
+	address, roots := opensslServer(t, "-no_ticket", "-tls1_2")
+	cfg := &tls.Config{RootCAs: roots, ServerName: "example.test"}
+	for name, test := range map[string]struct {
+		onTop bool                  // crypto/tls can offer session IDs
+		want  [3]resealv1.Mechanism // of connections in turn
+	}{
+		"session IDs on top of crypto/tls": {true, [3]resealv1.Mechanism{sessionID, sessionID, sessionID}},
+		"session IDs without it":           {false, [3]resealv1.Mechanism{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := New(Config{})
+			store.sessionIDs = func() bool { return test.onTop }
+			store.mu.Lock()
+			_, r := store.use("a")
+			r.goes(wayBare, time.Now())
+			store.mu.Unlock()
+			for _, want := range []resealv1.Mechanism{0, sessionID} { // by others, who go bare
+				if mechanism, miss, err := visit(t, store, address, "a", cfg); err != nil || mechanism != want {
+					t.Fatal(mechanism, miss, err)
+				}
+			}
+			for i, want := range test.want {
+				attempt, err := store.Reserve(t.Context(), "a", Terms{Wait: patience, CryptoTLS: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				conn, err := net.Dial("tcp", address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				tc, mechanism, miss, err := attempt.Handshake(t.Context(), conn, cfg)
+				if err != nil || mechanism != want || miss == declined {
+					t.Fatalf("connection %d: %v, %v, %v; want %v", i, mechanism, miss, err, want)
+				}
+				if _, plain := tc.(*tls.Conn); !plain {
+					t.Errorf("connection %d is a %T", i, tc)
+				}
+				tc.Close()
 			}
 		})
 	}
