@@ -40,7 +40,7 @@ func (d *decoder) unknown(key *yaml.Node, parent string, names []string) {
 	d.fail(key, rules.FieldPath(parent, rules.Shorten(key.Value)), "unknown field%s", hint)
 }
 
-// entries lists a mapping's entries without those that are there twice.
+// entries lists a mapping's entries without duplicates.
 func (d *decoder) entries(n *yaml.Node, path string) []pair {
 	pairs := make([]pair, 0, len(n.Content)/2)
 	first := make(map[string]*yaml.Node, len(n.Content)/2)

@@ -42,7 +42,7 @@ type Doc struct {
 	Fields []DocField
 	// Secret: the value is write-only and never shown.
 	Secret bool
-	// Assigned: the control plane sets it, what a manifest says is ignored.
+	// Assigned: the control plane sets it; what a manifest says is ignored.
 	Assigned bool
 }
 

@@ -29,7 +29,7 @@ func TestExplain(t *testing.T) {
 			{"always", "Any request may use any idle connection of its identity."},
 			{"aggressive", "The first request of a client connection only uses connections that have already been reused once, or HTTP/2 connections that have answered once."},
 			{"safe", "The first request of a client connection uses a new connection; later ones any idle one. An HTTP/2 connection in use serves one client connection only."},
-			{"never", "A connection serves one client connection only, and is closed within a second after it."},
+			{"never", "A connection serves one client connection only, and is closed within a second of its end."},
 		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -133,8 +133,8 @@ func TestExplainCoversEverything(t *testing.T) {
 	}
 }
 
-// The embedded descriptors are those of the generated code; otherwise they were
-// not generated again.
+// The embedded descriptors are those of the generated code; otherwise they have
+// to be generated again.
 func TestDescriptorSetIsCurrent(t *testing.T) {
 	var set descriptorpb.FileDescriptorSet
 	if err := proto.Unmarshal(descriptorSet, &set); err != nil {

@@ -15,8 +15,8 @@ const stdinName = "stdin"
 
 // Load reads files, directories and, for the path "-", stdin, as Parse does. Of
 // a directory it reads the files *.yaml, *.yml and *.json, sorted by name, not
-// those of its subdirectories. A resource that is there twice, in one file or
-// two, is an error.
+// those of its subdirectories. A resource that appears twice, in one file or two,
+// is an error.
 //
 // The error is Errors and holds everything that is wrong in all files; the
 // objects are then those without an error.

@@ -27,10 +27,9 @@ func (s source) at(n *yaml.Node) (file string, line, column int) {
 }
 
 // Position is where a field stands: the key of a named field or map entry, the
-// item of a list. When the field itself is absent it is the nearest ancestor
-// that is written, at last the start of the document. Lines and columns count
-// from 1. An Object that was not made by this package has no position: file is
-// empty.
+// item of a list. When the field itself is absent it is the nearest ancestor that
+// is written, in the end the start of the document. Lines and columns count from
+// 1. An Object that was not made by this package has no position: file is empty.
 func (o Object) Position(path string) (file string, line, column int) {
 	if o.root == nil {
 		return "", 0, 0

@@ -24,7 +24,7 @@ const (
 )
 
 // Parse reads all documents of a YAML or JSON file and checks each resource with
-// Validate. The name only serves for positions. A document may be a resource or
+// Validate. The name is only used for positions. A document may be a resource or
 // a list (kind List with items). Empty documents are skipped.
 //
 // The error is Errors and holds everything that is wrong in all documents; the
@@ -117,7 +117,7 @@ func (p *parser) parsePart(part []byte) error {
 // nextDocument returns the content of the next document, io.EOF after the last.
 func nextDocument(decoder *yaml.Decoder) (root *yaml.Node, err error) {
 	// The YAML parser reports inconsistencies of its own by panic. A file that
-	// leads there is refused like any other that can't be read.
+	// causes one is refused like any other that can't be read.
 	defer func() {
 		if reason := recover(); reason != nil {
 			err = fmt.Errorf("can't be read: %v", reason)
@@ -130,7 +130,7 @@ func nextDocument(decoder *yaml.Decoder) (root *yaml.Node, err error) {
 	return document.Content[0], nil
 }
 
-// syntaxError takes the line out of an error of the YAML parser, which knows no
+// syntaxError takes the line out of an error of the YAML parser, which gives no
 // column.
 func (p *parser) syntaxError(err error) Error {
 	message := strings.TrimPrefix(err.Error(), "yaml: ")

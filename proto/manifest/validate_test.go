@@ -88,13 +88,13 @@ func TestValidateBackendPool(t *testing.T) {
 			`spec.endpoints[9].address: "a:65536": the port must be a number from 1 to 65535`,
 			`spec.endpoints[10].address: "a b" is not a host name`,
 			`spec.endpoints[11].address: "10.0.0.256" is neither an IP address nor a host name`,
-			`spec.endpoints[12].weight: 1001 is above the most, 1000`,
+			`spec.endpoints[12].weight: 1001 is above the maximum, 1000`,
 			`spec.endpoints[13].address: "C:1" is there twice, first as endpoint 12; give one endpoint more weight instead`,
 		}},
 		{"dns: {name: 10.0.0.1, refreshInterval: 999ms}", []string{
 			`spec.dns.name: "10.0.0.1" is neither an IP address nor a host name`,
 			"spec.dns.port: 0 is not a port; it must be 1 to 65535",
-			"spec.dns.refreshInterval: 999ms is below the least, 1s",
+			"spec.dns.refreshInterval: 999ms is below the minimum, 1s",
 		}},
 		{ok + "tls: {serverName: Web.example., trust: {system: false}, subjectAltNames: [a, a, 'b:443', '*.*'], clientCertificate: A, policy: b/c}", []string{
 			`spec.tls.serverName: "Web.example." is not a host name`,
@@ -130,14 +130,14 @@ func TestValidateBackendPool(t *testing.T) {
 			"spec.healthCheck.expectedStatuses[0]: 100 is not the status of an answer; it must be 200 to 599",
 			"spec.healthCheck.expectedStatuses[2]: 200 is there twice",
 			"spec.healthCheck.serverName: is missing; a health check has no request whose host it could take, so set it or tls.serverName",
-			"spec.healthCheck.interval: 50ms is below the least, 100ms",
+			"spec.healthCheck.interval: 50ms is below the minimum, 100ms",
 		}},
 		{ok + "outlierDetection: {maxEjectionPercent: 101, statuses: [302, 503, 503]}\nretries: {attempts: 6, on: [502, 502]}\ntimeouts: {connect: 100000h}", []string{
-			"spec.timeouts.connect: 100000h is above the most, 87600h",
-			"spec.outlierDetection.maxEjectionPercent: 101 is above the most, 100",
+			"spec.timeouts.connect: 100000h is above the maximum, 87600h",
+			"spec.outlierDetection.maxEjectionPercent: 101 is above the maximum, 100",
 			"spec.outlierDetection.statuses[0]: 302 is not the status of an answer; it must be 400 to 599",
 			"spec.outlierDetection.statuses[2]: 503 is there twice",
-			"spec.retries.attempts: 6 is above the most, 5",
+			"spec.retries.attempts: 6 is above the maximum, 5",
 			"spec.retries.on[1]: 502 is there twice",
 		}},
 	} {
@@ -185,7 +185,7 @@ func TestValidateTLSPolicy(t *testing.T) {
 		}},
 		{"alpn: ['']", []string{"spec.alpn[0]: must be 1 to 255 bytes long"}},
 		{"resumption: {ticketLifetime: 169h, keyring: A}", []string{
-			"spec.resumption.ticketLifetime: 169h is above the most, 168h (RFC 8446 section 4.6.1)",
+			"spec.resumption.ticketLifetime: 169h is above the maximum, 168h (RFC 8446 section 4.6.1)",
 			`spec.resumption.keyring: "A" is not a name; use lower-case letters, digits, - and ., starting and ending with a letter or digit`,
 		}},
 		{"clientAuth: {mode: optional}", []string{"spec.clientAuth.caPem: is missing; mode optional needs the roots of client certificates"}},
@@ -289,7 +289,7 @@ func TestValidateRoute(t *testing.T) {
 			"spec.pools[2].name: is empty; it must be a name",
 			"spec.pools: every weight is 0, so no pool gets requests",
 		}},
-		{"listeners: [l]\npools: [{name: p, weight: 1000001}]", []string{"spec.pools[0].weight: 1000001 is above the most, 1000000"}},
+		{"listeners: [l]\npools: [{name: p, weight: 1000001}]", []string{"spec.pools[0].weight: 1000001 is above the maximum, 1000000"}},
 		{ok + "requestHeaders: {set: {'a b': c, X-A: \"d\\ne\", x-a: f, host: g/h}, remove: [connection, '']}\nresponseHeaders: {add: {Transfer-Encoding: x}}", []string{
 			`spec.requestHeaders.set["X-A"]: is not a header value (RFC 9110 section 5.5): it holds control characters`,
 			`spec.requestHeaders.set["a b"]: "a b" is not a header name (RFC 9110 section 5.1)`,
@@ -337,7 +337,7 @@ func TestValidateCertificate(t *testing.T) {
 
 func TestValidateKeyring(t *testing.T) {
 	for spec, want := range map[string]string{
-		"rotationInterval: 59s":                   "spec.rotationInterval: 59s is below the least, 1m",
+		"rotationInterval: 59s":                   "spec.rotationInterval: 59s is below the minimum, 1m",
 		"rotationInterval: 25h":                   "spec.rotationInterval: maxActiveAge 24h is below rotationInterval 25h: edges would stop issuing tickets before the next epoch",
 		"maxActiveAge: 30m":                       "spec.maxActiveAge: maxActiveAge 30m is below rotationInterval 1h: edges would stop issuing tickets before the next epoch",
 		"edgeSelector: {matchLabels: {a: '*'}}":   `spec.edgeSelector.matchLabels["a"]: "*" is not a label value; use at most 63 letters, digits, -, _ and ., starting and ending with a letter or digit`,

@@ -8,7 +8,7 @@ import (
 // Errors of RoutePath.
 var (
 	errPathPercent  = errors.New("holds a % that two hexadecimal digits don't follow (RFC 3986 section 2.1)")
-	errPathFragment = errors.New("holds a #, which ends no path that a client may send (RFC 9110 section 4.2.5)")
+	errPathFragment = errors.New("holds a #, which the path of a request may not contain (RFC 9110 section 4.2.5)")
 )
 
 // RoutePath returns the forms in which the path of a request is compared with
@@ -16,14 +16,14 @@ var (
 //
 // plain has one spelling of each character (RFC 3986 section 6.2.2): what may
 // stand for itself in a segment is decoded, everything else is percent-encoded in
-// upper case, so that /%61 is /a, /caf%c3%a9 is /caf%C3%A9, and %2F is no
+// upper case, so that /%61 is /a, /caf%c3%a9 is /caf%C3%A9, and %2F is not a
 // separator.
 //
-// strict is how a server may read the same path that decodes separators, merges
-// slashes, drops parameters behind ; of dot segments and resolves these. A
-// request for which the two lead to different routes is ambiguous.
+// strict is how the same path may be read by a server that decodes separators,
+// merges slashes, drops parameters after a ; in dot segments and resolves these.
+// A request for which the two lead to different routes is ambiguous.
 //
-// path is as it came, without query. It fails for what is no path.
+// path is as received, without query. It fails for what is not a path.
 func RoutePath(path string) (plain, strict string, err error) {
 	if path == "" || path == "*" {
 		return "/", "/", nil

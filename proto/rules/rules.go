@@ -118,14 +118,14 @@ func (c *checker) each(path string, values []string, check func(string) error) {
 // atLeast checks the lower bound of a duration that is set.
 func (c *checker) atLeast(path string, value *durationpb.Duration, least time.Duration) {
 	if value != nil && value.AsDuration() < least && value.AsDuration() > 0 {
-		c.failf(path, "%s is below the least, %s", DurationText(value.AsDuration()), DurationText(least))
+		c.failf(path, "%s is below the minimum, %s", DurationText(value.AsDuration()), DurationText(least))
 	}
 }
 
 // atMost checks the upper bound of a number.
 func (c *checker) atMost(path string, value, most uint32) {
 	if value > most {
-		c.failf(path, "%d is above the most, %d", value, most)
+		c.failf(path, "%d is above the maximum, %d", value, most)
 	}
 }
 
@@ -226,7 +226,7 @@ func (c *checker) genericDuration(field protoreflect.FieldDescriptor, value *dur
 	case d == 0 && !mayBeZero(field.FullName()):
 		c.failf(path, "must be above 0; leave it out for the default")
 	case d > maxDuration:
-		c.failf(path, "%s is above the most, %s", DurationText(d), DurationText(maxDuration))
+		c.failf(path, "%s is above the maximum, %s", DurationText(d), DurationText(maxDuration))
 	}
 }
 

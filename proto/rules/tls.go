@@ -29,7 +29,7 @@ func (c *checker) tlsPolicy(p *resealv1.TLSPolicy) {
 	c.each("spec.curves", p.Curves, checkCurve)
 	c.each("spec.alpn", p.Alpn, checkALPN)
 	if lifetime := p.GetResumption().GetTicketLifetime().AsDuration(); lifetime > maxTicketLifetime {
-		c.failf("spec.resumption.ticketLifetime", "%s is above the most, 168h (RFC 8446 section 4.6.1)", DurationText(lifetime))
+		c.failf("spec.resumption.ticketLifetime", "%s is above the maximum, 168h (RFC 8446 section 4.6.1)", DurationText(lifetime))
 	}
 	c.optional("spec.resumption.keyring", p.GetResumption().GetKeyring(), checkName)
 	c.clientAuth(p.GetClientAuth())
@@ -190,7 +190,7 @@ func pemBlocks(text, blockType string) ([]*pem.Block, error) {
 func checkPrivateKey(text string, leaf *x509.Certificate) error {
 	text = strings.TrimPrefix(text, "\ufeff")
 	block, _ := pem.Decode([]byte(text))
-	// A file of openssl may have its parameters in front of the key.
+	// A file written by openssl may have its parameters in front of the key.
 	for rest := []byte(text); block != nil && block.Type == "EC PARAMETERS"; {
 		_, rest = pem.Decode(rest)
 		block, _ = pem.Decode(rest)

@@ -756,7 +756,7 @@ func (x *WatchResponse) GetDeletes() []*ResourceRef {
 // ListRevisionsRequest selects revisions.
 type ListRevisionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many. 0: all that are kept.
+	// At most this many. 0: all that are kept.
 	Limit int32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
 	// Only this revision. 0: any.
 	Revision      int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`

@@ -91,11 +91,11 @@ const (
 	BackendTLS_RENEGOTIATION_UNSPECIFIED BackendTLS_Renegotiation = 0
 	// It ends the connection, with an error that says so.
 	BackendTLS_RENEGOTIATION_NEVER BackendTLS_Renegotiation = 1
-	// Once on each connection it is followed. The certificate must stay the same.
+	// It is followed once on each connection. The certificate must stay the same.
 	// The connection serves no request after the one that it was for.
 	// HTTP/2 forbids renegotiation (RFC 9113 section 9.2.1): protocol auto then
-	// means http1, and http2 is refused. TLS 1.3 knows no renegotiation. Sessions
-	// are resumed as ever, but not in the way of servers that take session IDs
+	// means http1, and http2 is refused. TLS 1.3 has no renegotiation. Sessions
+	// are resumed as usual, but not in the way of servers that take session IDs
 	// only from clients that ask for no ticket.
 	BackendTLS_RENEGOTIATION_ONCE BackendTLS_Renegotiation = 2
 )
@@ -371,7 +371,7 @@ const (
 	// connection only.
 	Connections_REUSE_SAFE Connections_Reuse = 3
 	// A connection serves one client connection only, and is closed within a
-	// second after it.
+	// second of its end.
 	Connections_REUSE_NEVER Connections_Reuse = 4
 )
 
@@ -824,11 +824,12 @@ type BackendTLS struct {
 	// the path. Default false.
 	InsecureSkipVerify bool `protobuf:"varint,6,opt,name=insecure_skip_verify,json=insecureSkipVerify,proto3" json:"insecure_skip_verify,omitempty"`
 	// Whether the endpoint may renegotiate on a connection with TLS 1.2, as IIS and
-	// Apache do that ask for a client certificate for some paths only. Default: never.
+	// Apache do when they ask for a client certificate for some paths only.
+	// Default: never.
 	Renegotiation BackendTLS_Renegotiation `protobuf:"varint,7,opt,name=renegotiation,proto3,enum=reseal.v1.BackendTLS_Renegotiation" json:"renegotiation,omitempty"`
 	// Match a certificate that holds no alternative names at all by the common name
 	// of its subject: as a whole, or with * as its first label. Others are verified
-	// by their alternative names as ever. Not with subjectAltNames. Default false.
+	// by their alternative names as usual. Not with subjectAltNames. Default false.
 	SubjectCommonName bool `protobuf:"varint,8,opt,name=subject_common_name,json=subjectCommonName,proto3" json:"subject_common_name,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -934,7 +935,7 @@ type Sessions struct {
 	CoalesceTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=coalesce_timeout,json=coalesceTimeout,proto3" json:"coalesce_timeout,omitempty"`
 	// How long dials may wait for tickets of a backend that takes each TLS 1.3
 	// ticket once, before one of them makes a full handshake, which adds a ticket
-	// to those in use. On a machine that is busy they wait longer. Default 50ms.
+	// to those in use. On a busy machine they wait longer. Default 50ms.
 	TicketWait *durationpb.Duration `protobuf:"bytes,5,opt,name=ticket_wait,json=ticketWait,proto3" json:"ticket_wait,omitempty"`
 	// Whether TLS 1.2 sessions of backends that give no tickets are resumed by
 	// session ID. Default: auto.
@@ -1316,7 +1317,7 @@ type OutlierDetection struct {
 	// most 100.
 	MaxEjectionPercent *uint32 `protobuf:"varint,3,opt,name=max_ejection_percent,json=maxEjectionPercent,proto3,oneof" json:"max_ejection_percent,omitempty"`
 	// Statuses of the endpoint's answers that count as failures, from 400 to 599.
-	// Default 502, 503 and 504. Choose only such as a client can't provoke: an
+	// Default 502, 503 and 504. Choose only those that a client can't provoke: an
 	// unknown method is answered 501, and many applications answer bad input 500.
 	Statuses      []uint32 `protobuf:"varint,4,rep,packed,name=statuses,proto3" json:"statuses,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -28,8 +28,8 @@ type Certificate struct {
 	// The chain, leaf first.
 	CertificatePem string `protobuf:"bytes,1,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
 	// The private key of the leaf (PKCS #8, PKCS #1 or SEC 1). Write-only: it is
-	// stored sealed and never returned. Absent while certificatePem is unchanged
-	// keeps the stored key.
+	// stored sealed and never returned. Leaving it out while certificatePem is
+	// unchanged keeps the stored key.
 	PrivateKeyPem string `protobuf:"bytes,2,opt,name=private_key_pem,json=privateKeyPem,proto3" json:"private_key_pem,omitempty"`
 	// File with the chain, on the edge, watched: a renewed pair is served once both
 	// files fit. A regular file of at most 4 MiB.

@@ -17,7 +17,7 @@ func (e *ViolationsError) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Text is "Kind/name: path: description", without what there isn't.
+// Text is "Kind/name: path: description", without the parts that are empty.
 func (v *Violation) Text() string {
 	var parts []string
 	if v.GetResource() != nil {

@@ -239,7 +239,7 @@ type SyncResponse_Drain struct {
 
 type SyncResponse_ProbeOrder struct {
 	// Probe a backend, one at a time. The edge answers with a ProbeReport of
-	// the same id, within a minute, also when it refuses; Updates go on
+	// the same id, within a minute, even when it refuses; Updates go on
 	// meanwhile. An edge that does not know the message ignores it.
 	ProbeOrder *ProbeOrder `protobuf:"bytes,3,opt,name=probe_order,json=probeOrder,proto3,oneof"`
 }
@@ -257,8 +257,8 @@ type Hello struct {
 	Edge string `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
 	// Random per start of the process.
 	BootId string `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	// Labels, for selectors. Like boot_id, version and cluster_id without control
-	// characters.
+	// Labels, for selectors. Like boot_id, version and cluster_id, they hold no
+	// control characters.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Version of the edge's binary.
 	Version string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
@@ -571,8 +571,8 @@ type Nack struct {
 	Violations []*Violation `protobuf:"bytes,2,rep,name=violations,proto3" json:"violations,omitempty"`
 	// The newest revision that was served as a whole. 0: none.
 	ServingRevision int64 `protobuf:"varint,3,opt,name=serving_revision,json=servingRevision,proto3" json:"serving_revision,omitempty"`
-	// True: of the revision all is in force except what held_back names. False:
-	// nothing of it is, and what was served before is served on.
+	// True: all of the revision is in force except what held_back names. False:
+	// none of it is, and what was served before is still served.
 	Partly bool `protobuf:"varint,4,opt,name=partly,proto3" json:"partly,omitempty"`
 	// The resources of the revision that are served as they were last good, or not
 	// at all if they never were: those that violations name, and changed ones that

@@ -37,7 +37,7 @@ type FeedServiceClient interface {
 	//     what the edge should hold;
 	//   - a delta, base_revision = Hello.revision, when the server still knows
 	//     what the edge held (same cluster, revision in its history, equal hash);
-	//   - else a full one, base_revision = 0, which replaces all that the edge
+	//   - otherwise a full one, base_revision = 0, which replaces all that the edge
 	//     holds.
 	//
 	// From then on the server sends a delta for each newer revision. It sends the
@@ -49,16 +49,16 @@ type FeedServiceClient interface {
 	// them: a resource that it refuses stays as it was last good, with what refers
 	// to it, and the rest goes into force. The edge tries again, at intervals and
 	// when a file changes that a resource names, and then may answer the newest
-	// Update once more: with an Ack when all is in force, or a Nack when that
-	// changed, also after an Ack. An Update that does not fit (base_revision is not what the
-	// edge holds, or the hash does not come out) is a protocol error: the edge
-	// ends the stream and starts again with revision 0.
+	// Update once more: with an Ack once all is in force, or a Nack when that has
+	// changed, even after an Ack. An Update that does not fit (base_revision is not
+	// what the edge holds, or the hash does not come out) is a protocol error: the
+	// edge ends the stream and starts again with revision 0.
 	//
-	// The edge must speak as itself: Hello.edge is the id in its certificate, else
-	// PERMISSION_DENIED. A second stream of the same edge ends the first with
-	// ABORTED. The server ends a stream whose edge does not answer an Update
-	// within a minute with DEADLINE_EXCEEDED. The end of a stream changes nothing
-	// on the edge: it serves on and connects again with backoff.
+	// The edge must speak as itself: Hello.edge must be the id in its certificate,
+	// or the call fails with PERMISSION_DENIED. A second stream of the same edge
+	// ends the first with ABORTED. The server ends with DEADLINE_EXCEEDED a stream
+	// whose edge does not answer an Update within a minute. The end of a stream
+	// changes nothing on the edge: it keeps serving and connects again with backoff.
 	Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SyncRequest, SyncResponse], error)
 }
 
@@ -98,7 +98,7 @@ type FeedServiceServer interface {
 	//     what the edge should hold;
 	//   - a delta, base_revision = Hello.revision, when the server still knows
 	//     what the edge held (same cluster, revision in its history, equal hash);
-	//   - else a full one, base_revision = 0, which replaces all that the edge
+	//   - otherwise a full one, base_revision = 0, which replaces all that the edge
 	//     holds.
 	//
 	// From then on the server sends a delta for each newer revision. It sends the
@@ -110,16 +110,16 @@ type FeedServiceServer interface {
 	// them: a resource that it refuses stays as it was last good, with what refers
 	// to it, and the rest goes into force. The edge tries again, at intervals and
 	// when a file changes that a resource names, and then may answer the newest
-	// Update once more: with an Ack when all is in force, or a Nack when that
-	// changed, also after an Ack. An Update that does not fit (base_revision is not what the
-	// edge holds, or the hash does not come out) is a protocol error: the edge
-	// ends the stream and starts again with revision 0.
+	// Update once more: with an Ack once all is in force, or a Nack when that has
+	// changed, even after an Ack. An Update that does not fit (base_revision is not
+	// what the edge holds, or the hash does not come out) is a protocol error: the
+	// edge ends the stream and starts again with revision 0.
 	//
-	// The edge must speak as itself: Hello.edge is the id in its certificate, else
-	// PERMISSION_DENIED. A second stream of the same edge ends the first with
-	// ABORTED. The server ends a stream whose edge does not answer an Update
-	// within a minute with DEADLINE_EXCEEDED. The end of a stream changes nothing
-	// on the edge: it serves on and connects again with backoff.
+	// The edge must speak as itself: Hello.edge must be the id in its certificate,
+	// or the call fails with PERMISSION_DENIED. A second stream of the same edge
+	// ends the first with ABORTED. The server ends with DEADLINE_EXCEEDED a stream
+	// whose edge does not answer an Update within a minute. The end of a stream
+	// changes nothing on the edge: it keeps serving and connects again with backoff.
 	Sync(grpc.BidiStreamingServer[SyncRequest, SyncResponse]) error
 	mustEmbedUnimplementedFeedServiceServer()
 }

@@ -31,7 +31,7 @@ const (
 	Edge_STATE_UNSPECIFIED Edge_State = 0
 	// Serves the newest revision.
 	Edge_STATE_SYNCED Edge_State = 1
-	// Was sent a newer revision that it did not answer yet.
+	// Was sent a newer revision that it has not answered yet.
 	Edge_STATE_SYNCING Edge_State = 2
 	// Refused the newest revision and serves what it served before.
 	Edge_STATE_REFUSED Edge_State = 3
@@ -569,7 +569,7 @@ func (*DrainEdgeResponse) Descriptor() ([]byte, []int) {
 	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{6}
 }
 
-// ProbeBackendRequest names an edge and what it shall probe.
+// ProbeBackendRequest names an edge and what it is to probe.
 type ProbeBackendRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The edge's id.

@@ -36,13 +36,13 @@ type FleetServiceClient interface {
 	// WatchEdges sends the list, and again when something in it changed, at most
 	// twice a second.
 	WatchEdges(ctx context.Context, in *WatchEdgesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEdgesResponse], error)
-	// DrainEdge takes an edge out of service, or back. The edge says
+	// DrainEdge takes an edge out of service, or puts it back. The edge says
 	// `Connection: close` and GOAWAY, /readyz fails, and after the timeout it
 	// closes what is left. NOT_FOUND when the edge is not connected.
 	DrainEdge(ctx context.Context, in *DrainEdgeRequest, opts ...grpc.CallOption) (*DrainEdgeResponse, error)
-	// ProbeBackend has an edge find out, by a bounded number of handshakes, what a
+	// ProbeBackend has an edge find out, with a bounded number of handshakes, what a
 	// TLS backend can do. Only endpoints of pools are probed: NOT_FOUND when there
-	// is no such pool, INVALID_ARGUMENT when the address is none of its endpoints.
+	// is no such pool, INVALID_ARGUMENT when the address is not one of its endpoints.
 	// NOT_FOUND also when the edge is not connected to this replica,
 	// FAILED_PRECONDITION when it refuses, for example because the pool is not in
 	// its plan or it can't reach the backend, RESOURCE_EXHAUSTED while another
@@ -119,13 +119,13 @@ type FleetServiceServer interface {
 	// WatchEdges sends the list, and again when something in it changed, at most
 	// twice a second.
 	WatchEdges(*WatchEdgesRequest, grpc.ServerStreamingServer[WatchEdgesResponse]) error
-	// DrainEdge takes an edge out of service, or back. The edge says
+	// DrainEdge takes an edge out of service, or puts it back. The edge says
 	// `Connection: close` and GOAWAY, /readyz fails, and after the timeout it
 	// closes what is left. NOT_FOUND when the edge is not connected.
 	DrainEdge(context.Context, *DrainEdgeRequest) (*DrainEdgeResponse, error)
-	// ProbeBackend has an edge find out, by a bounded number of handshakes, what a
+	// ProbeBackend has an edge find out, with a bounded number of handshakes, what a
 	// TLS backend can do. Only endpoints of pools are probed: NOT_FOUND when there
-	// is no such pool, INVALID_ARGUMENT when the address is none of its endpoints.
+	// is no such pool, INVALID_ARGUMENT when the address is not one of its endpoints.
 	// NOT_FOUND also when the edge is not connected to this replica,
 	// FAILED_PRECONDITION when it refuses, for example because the pool is not in
 	// its plan or it can't reach the backend, RESOURCE_EXHAUSTED while another

@@ -91,7 +91,7 @@ type Epoch struct {
 	PreparedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=prepared_at,json=preparedAt,proto3" json:"prepared_at,omitempty"`
 	// When it began to encrypt. Unset before.
 	ActivatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=activated_at,json=activatedAt,proto3" json:"activated_at,omitempty"`
-	// When it stopped to encrypt. Unset before. It moves once more, to when the
+	// When it stopped encrypting. Unset before. It moves once more, to when the
 	// last live edge had stopped, but at most by the deadline of an activation.
 	RetiredAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=retired_at,json=retiredAt,proto3" json:"retired_at,omitempty"`
 	// When it is erased. Unset before it is retired.
@@ -282,7 +282,7 @@ type KeyringStatus struct {
 	Epochs []*Epoch `protobuf:"bytes,2,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	// The live edges that the keyring selects, sorted by id.
 	Edges []*EdgeCoverage `protobuf:"bytes,3,rep,name=edges,proto3" json:"edges,omitempty"`
-	// Live edges that did not ack the newest epoch. While one is prepared they
+	// Live edges that have not acked the newest epoch. While one is prepared they
 	// delay it, until the deadline.
 	Laggards []string `protobuf:"bytes,4,rep,name=laggards,proto3" json:"laggards,omitempty"`
 	// When the prepared epoch becomes active at the latest. Unset while none is
@@ -810,7 +810,7 @@ func (x *HeldKeyring) GetActive() uint64 {
 	return 0
 }
 
-// HoldResponse holds all that the edge shall hold.
+// HoldResponse holds all that the edge is to hold.
 type HoldResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Grows with each response of the stream.
@@ -872,8 +872,8 @@ type KeyringSecrets struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Sorted by number.
 	Epochs []*EpochSecret `protobuf:"bytes,2,rep,name=epochs,proto3" json:"epochs,omitempty"`
-	// The keyring's retireAfter: an edge without control plane counts it itself
-	// for the epoch that it knows to be replaced.
+	// The keyring's retireAfter: an edge without a control plane counts it on its
+	// own for the epoch that it knows to be replaced.
 	RetireAfter *durationpb.Duration `protobuf:"bytes,3,opt,name=retire_after,json=retireAfter,proto3" json:"retire_after,omitempty"`
 	// The keyring's maxActiveAge.
 	MaxActiveAge  *durationpb.Duration `protobuf:"bytes,4,opt,name=max_active_age,json=maxActiveAge,proto3" json:"max_active_age,omitempty"`

@@ -42,12 +42,12 @@ const (
 type KeyringServiceClient interface {
 	// Status shows keyrings and their epochs. It holds no secrets.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
-	// Rotate prepares a new epoch now. It becomes active as always. NOT_FOUND when
+	// Rotate prepares a new epoch now. It becomes active as usual. NOT_FOUND when
 	// there is no such keyring; FAILED_PRECONDITION while a rotation is under way,
-	// or while the keyring has as many epochs as are possible.
+	// or while the keyring has as many epochs as it can have.
 	Rotate(ctx context.Context, in *RotateRequest, opts ...grpc.CallOption) (*RotateResponse, error)
 	// Revoke erases epochs on the whole fleet at once, because they are
-	// compromised. Tickets of them are no longer accepted: their clients make a
+	// compromised. Their tickets are no longer accepted, and the clients make a
 	// full handshake. Revoking the active epoch activates the prepared one, or a
 	// new one, at once. INVALID_ARGUMENT when the request names neither epochs nor
 	// all of them, or both; NOT_FOUND when there is no such keyring or epoch;
@@ -59,10 +59,10 @@ type KeyringServiceClient interface {
 	// them again after every change; each response replaces what the edge holds,
 	// and what it does not name is erased. A keyring that was deleted and made
 	// anew has the same numbers with other secrets. The edge acks each response
-	// with a request, within a minute; nothing is sent before. It may ack the
-	// newest again when what it holds changes by itself. Only acks count, not what
-	// the first request says. A newer stream of the same edge ends the older one
-	// with ABORTED. The end of the stream changes nothing on the edge. The edge
+	// with a request, within a minute; nothing more is sent before that. It may ack
+	// the newest again when what it holds changes on its own. Only acks count, not
+	// what the first request says. A newer stream of the same edge ends the older
+	// one with ABORTED. The end of the stream changes nothing on the edge. The edge
 	// must speak as itself, or the call fails with PERMISSION_DENIED.
 	Hold(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[HoldRequest, HoldResponse], error)
 }
@@ -135,12 +135,12 @@ type KeyringService_HoldClient = grpc.BidiStreamingClient[HoldRequest, HoldRespo
 type KeyringServiceServer interface {
 	// Status shows keyrings and their epochs. It holds no secrets.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
-	// Rotate prepares a new epoch now. It becomes active as always. NOT_FOUND when
+	// Rotate prepares a new epoch now. It becomes active as usual. NOT_FOUND when
 	// there is no such keyring; FAILED_PRECONDITION while a rotation is under way,
-	// or while the keyring has as many epochs as are possible.
+	// or while the keyring has as many epochs as it can have.
 	Rotate(context.Context, *RotateRequest) (*RotateResponse, error)
 	// Revoke erases epochs on the whole fleet at once, because they are
-	// compromised. Tickets of them are no longer accepted: their clients make a
+	// compromised. Their tickets are no longer accepted, and the clients make a
 	// full handshake. Revoking the active epoch activates the prepared one, or a
 	// new one, at once. INVALID_ARGUMENT when the request names neither epochs nor
 	// all of them, or both; NOT_FOUND when there is no such keyring or epoch;
@@ -152,10 +152,10 @@ type KeyringServiceServer interface {
 	// them again after every change; each response replaces what the edge holds,
 	// and what it does not name is erased. A keyring that was deleted and made
 	// anew has the same numbers with other secrets. The edge acks each response
-	// with a request, within a minute; nothing is sent before. It may ack the
-	// newest again when what it holds changes by itself. Only acks count, not what
-	// the first request says. A newer stream of the same edge ends the older one
-	// with ABORTED. The end of the stream changes nothing on the edge. The edge
+	// with a request, within a minute; nothing more is sent before that. It may ack
+	// the newest again when what it holds changes on its own. Only acks count, not
+	// what the first request says. A newer stream of the same edge ends the older
+	// one with ABORTED. The end of the stream changes nothing on the edge. The edge
 	// must speak as itself, or the call fails with PERMISSION_DENIED.
 	Hold(grpc.BidiStreamingServer[HoldRequest, HoldResponse]) error
 	mustEmbedUnimplementedKeyringServiceServer()

@@ -81,7 +81,7 @@ type ClientCertificate_Forward int32
 const (
 	// The default: none.
 	ClientCertificate_FORWARD_UNSPECIFIED ClientCertificate_Forward = 0
-	// Nothing is told.
+	// Backends are told nothing.
 	ClientCertificate_FORWARD_NONE ClientCertificate_Forward = 1
 	// Client-Cert, the certificate, and Client-Cert-Chain, those that verified it
 	// up to a root of clientAuth.caPem, in DER as byte sequences (RFC 9440 section
@@ -157,15 +157,15 @@ type Listener struct {
 	Pool string `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`
 	// The PROXY protocol (v1 and v2) header in front of client connections.
 	ProxyProtocol *ProxyProtocol `protobuf:"bytes,7,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
-	// Which of the headers by which proxies tell about the client are believed
-	// when clients send them.
+	// Which of the headers in which proxies describe the client are believed when
+	// clients send them.
 	Forwarded *Forwarded `protobuf:"bytes,8,opt,name=forwarded,proto3" json:"forwarded,omitempty"`
 	// How much clients may use: connections, header bytes, streams.
 	Limits *ListenerLimits `protobuf:"bytes,9,opt,name=limits,proto3" json:"limits,omitempty"`
 	// How long clients may take: for a handshake, a request header, between
 	// requests, and to leave.
 	Timeouts *ListenerTimeouts `protobuf:"bytes,10,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
-	// What backends are told of a client's certificate. Not for protocol tls.
+	// What backends are told about a client's certificate. Not for protocol tls.
 	// Default: nothing.
 	ClientCertificate *ClientCertificate `protobuf:"bytes,11,opt,name=client_certificate,json=clientCertificate,proto3" json:"client_certificate,omitempty"`
 	unknownFields     protoimpl.UnknownFields
@@ -374,7 +374,7 @@ func (x *ProxyProtocol) GetTrustedCidrs() []string {
 
 // Forwarded says whose statements about the client are believed. From requests of
 // clients that are not trusted the edge removes Forwarded (RFC 7239),
-// X-Forwarded-*, X-Real-IP and X-SSL-Client-*, also when they are written with _
+// X-Forwarded-*, X-Real-IP and X-SSL-Client-*, even when they are written with _
 // for -; then it adds its own Forwarded and X-Forwarded-*. Client-Cert and
 // Client-Cert-Chain (RFC 9440) are removed from every request. In a trailer
 // section none of them goes on, whoever sent it (RFC 9110 section 6.5.1).
@@ -449,11 +449,11 @@ func (x *Forwarded) GetKeepHeaders() []string {
 	return nil
 }
 
-// ClientCertificate says what backends are told of the certificate that the
+// ClientCertificate says what backends are told about the certificate that the
 // client showed and the TLSPolicy's clientAuth verified.
 type ClientCertificate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The headers that tell of it, on every request of a connection with a
+	// The headers that describe it, on every request of a connection with a
 	// certificate, resumed ones included. Needs a TLSPolicy whose clientAuth.mode
 	// is optional or require, unless it is none. Default: none.
 	Forward       ClientCertificate_Forward `protobuf:"varint,1,opt,name=forward,proto3,enum=reseal.v1.ClientCertificate_Forward" json:"forward,omitempty"`

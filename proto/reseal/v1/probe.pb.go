@@ -31,7 +31,7 @@ const (
 	ProbeAnswer_PROBE_ANSWER_UNSPECIFIED ProbeAnswer = 0
 	// Yes, every time.
 	ProbeAnswer_PROBE_ANSWER_YES ProbeAnswer = 1
-	// No, at no time.
+	// No, never.
 	ProbeAnswer_PROBE_ANSWER_NO ProbeAnswer = 2
 	// Sometimes.
 	ProbeAnswer_PROBE_ANSWER_MIXED ProbeAnswer = 3
@@ -164,7 +164,7 @@ type ProbeOrder struct {
 	// Path of the requests. Default "/".
 	Path string `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`
 	// How long a session and a connection are left idle to see whether they
-	// live. Default: not tried.
+	// survive. Default: not tried.
 	Idle *durationpb.Duration `protobuf:"bytes,6,opt,name=idle,proto3" json:"idle,omitempty"`
 	// Make handshakes only, send no HTTP request.
 	NoRequests    bool `protobuf:"varint,7,opt,name=no_requests,json=noRequests,proto3" json:"no_requests,omitempty"`
@@ -254,7 +254,7 @@ func (x *ProbeOrder) GetNoRequests() bool {
 // ProbeReport is what a probe found out about a TLS backend.
 type ProbeReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The order that it answers. 0: a probe without order.
+	// The order that it answers. 0: a probe without an order.
 	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Why nothing could be found out. Empty: the rest counts.
 	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
@@ -439,7 +439,7 @@ type ProbeVersion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The version.
 	Version TLSVersion `protobuf:"varint,1,opt,name=version,proto3,enum=reseal.v1.TLSVersion" json:"version,omitempty"`
-	// Whether a handshake came about.
+	// Whether a handshake was completed.
 	Supported bool `protobuf:"varint,2,opt,name=supported,proto3" json:"supported,omitempty"`
 	// Why not, if not.
 	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
@@ -455,15 +455,15 @@ type ProbeVersion struct {
 	Tickets uint32 `protobuf:"varint,8,opt,name=tickets,proto3" json:"tickets,omitempty"`
 	// Tickets that came with a resumed handshake.
 	TicketsResumed uint32 `protobuf:"varint,9,opt,name=tickets_resumed,json=ticketsResumed,proto3" json:"tickets_resumed,omitempty"`
-	// The lifetime that the server says its tickets have. Unset: it said none.
+	// The lifetime that the server says its tickets have. Unset: it stated none.
 	LifetimeHint *durationpb.Duration `protobuf:"bytes,10,opt,name=lifetime_hint,json=lifetimeHint,proto3" json:"lifetime_hint,omitempty"`
 	// Whether each ticket or session is taken only once.
 	SingleUse ProbeAnswer `protobuf:"varint,11,opt,name=single_use,json=singleUse,proto3,enum=reseal.v1.ProbeAnswer" json:"single_use,omitempty"`
 	// What a session lives through.
 	Survives []*ProbeSurvival `protobuf:"bytes,12,rep,name=survives,proto3" json:"survives,omitempty"`
 	// Whether sessions are resumed by ID only when the ClientHello holds no
-	// session_ticket extension (TLS 1.2), as by JSSE that chooses certificates by
-	// server name. No: they are resumed with it too, or without it neither.
+	// session_ticket extension (TLS 1.2), as by JSSE when it chooses certificates
+	// by server name. No: they are resumed with it too, or not even without it.
 	WithoutTicketExtension ProbeAnswer `protobuf:"varint,13,opt,name=without_ticket_extension,json=withoutTicketExtension,proto3,enum=reseal.v1.ProbeAnswer" json:"without_ticket_extension,omitempty"`
 	// Whether it answered the session_ticket extension with an empty ticket, by
 	// which a server says that it gives none after all (RFC 5077 section 3.3).
@@ -894,7 +894,7 @@ type ProbeConnection struct {
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	// What it was made for.
 	Purpose string `protobuf:"bytes,3,opt,name=purpose,proto3" json:"purpose,omitempty"`
-	// Since the probe's begin.
+	// Since the start of the probe.
 	At *durationpb.Duration `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
 	// What the ClientHello offered.
 	Offered *ProbeClientHello `protobuf:"bytes,5,opt,name=offered,proto3" json:"offered,omitempty"`
@@ -1050,7 +1050,7 @@ type ProbeClientHello struct {
 	// offers nothing: clients send one to see whether it is echoed.
 	SessionIdGiven bool `protobuf:"varint,7,opt,name=session_id_given,json=sessionIdGiven,proto3" json:"session_id_given,omitempty"`
 	// Whether it offered TLS 1.2 at most and left the session_ticket extension out
-	// (RFC 5077 section 3.2), which clients send also without a ticket.
+	// (RFC 5077 section 3.2), which clients send even without a ticket.
 	WithoutTicketExtension bool `protobuf:"varint,8,opt,name=without_ticket_extension,json=withoutTicketExtension,proto3" json:"without_ticket_extension,omitempty"`
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache

@@ -5,8 +5,8 @@
 // source: reseal/v1/resource.proto
 
 // Package reseal.v1 is the contract between operators, the control plane and
-// the edges of a Reseal fleet. The resource messages are at the same time the
-// manifest format, the stored value and the wire value: nothing converts them.
+// the edges of a Reseal fleet. The resource messages are the manifest format, the
+// stored value and the wire value all at once: nothing converts them.
 
 package resealv1
 

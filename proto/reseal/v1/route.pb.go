@@ -128,10 +128,10 @@ func (x *Route) GetTimeouts() *RouteTimeouts {
 // PathMatch matches the path of a request. Both are compared with one spelling
 // of each character (RFC 3986 section 6.2.2): what may stand for itself in a
 // segment is decoded, everything else percent-encoded, so /%61 is /a, and %2F is
-// no separator. The backend gets the target as the client sent it; so a request
-// whose path leads to another Route when dot segments are resolved, slashes
-// merged or %2F and %5C decoded, as some servers do, is refused with 400, unless
-// the path that matched holds %2F or %5C itself.
+// not a separator. The backend gets the target as the client sent it; so a
+// request whose path leads to another Route when dot segments are resolved,
+// slashes merged or %2F and %5C decoded, as some servers do, is refused with 400,
+// unless the path that matched holds %2F or %5C itself.
 type PathMatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One of them.

@@ -252,7 +252,7 @@ type ExchangeResponse_Member struct {
 }
 
 type ExchangeResponse_Gone struct {
-	// An edge that no more sessions may be offered to.
+	// An edge to which no more sessions may be offered.
 	Gone *ExchangeGone `protobuf:"bytes,2,opt,name=gone,proto3,oneof"`
 }
 
@@ -296,7 +296,7 @@ type ExchangeJoin struct {
 	Certificate []byte `protobuf:"bytes,4,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	// Names of the pools with sharing: fleet in the edge's plan.
 	Pools []string `protobuf:"bytes,5,rep,name=pools,proto3" json:"pools,omitempty"`
-	// What the edge holds already: who joins next may be seeded by it.
+	// What the edge holds already: the next edge to join may be seeded by it.
 	Holding       *ExchangeHolding `protobuf:"bytes,6,opt,name=holding,proto3" json:"holding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -379,7 +379,7 @@ type ExchangeHolding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names of the pools that the edge holds sessions of which it could offer.
 	Pools []string `protobuf:"bytes,1,rep,name=pools,proto3" json:"pools,omitempty"`
-	// Those of them of which it holds sessions that it gave to no other edge, or
+	// Those of which it holds sessions that it has given to no other edge, or
 	// that the backend takes any number of times. It is asked before others.
 	Spare         []string `protobuf:"bytes,2,rep,name=spare,proto3" json:"spare,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -560,8 +560,8 @@ func (x *ExchangeGone) GetRevoked() bool {
 	return false
 }
 
-// ExchangeSeed asks for offers to one edge: of each identity of the pools one
-// session.
+// ExchangeSeed asks for offers to one edge: one session for each identity of the
+// pools.
 type ExchangeSeed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number of the request, for ExchangeSeedDone.

@@ -59,7 +59,7 @@ type SessionServiceClient interface {
 	// handshake, when the last one that it offered is older than half of the
 	// maximum age, and when it was asked. Sessions that the backend takes any
 	// number of times are offered to all members of the pool. A ticket that it
-	// takes once is offered to one, and its origin uses it no more.
+	// takes once is offered to one, and its origin no longer uses it.
 	//
 	// The relay passes an offer on when origin is the caller, recipient is a
 	// member with that boot id, and both are entitled to the pool; otherwise it drops
@@ -133,7 +133,7 @@ type SessionServiceServer interface {
 	// handshake, when the last one that it offered is older than half of the
 	// maximum age, and when it was asked. Sessions that the backend takes any
 	// number of times are offered to all members of the pool. A ticket that it
-	// takes once is offered to one, and its origin uses it no more.
+	// takes once is offered to one, and its origin no longer uses it.
 	//
 	// The relay passes an offer on when origin is the caller, recipient is a
 	// member with that boot id, and both are entitled to the pool; otherwise it drops

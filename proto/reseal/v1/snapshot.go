@@ -15,7 +15,7 @@ type Snapshot struct {
 	resources map[string]*Resource // by "Kind/name"
 }
 
-// NewSnapshot makes a snapshot of resources, which it takes over. Of resources
+// NewSnapshot makes a snapshot of resources, which it then owns. Of resources
 // with the same kind and name the last one counts.
 func NewSnapshot(clusterID string, revision int64, resources []*Resource) *Snapshot {
 	byKey := make(map[string]*Resource, len(resources))

@@ -97,7 +97,7 @@ const (
 	MissReason_MISS_REASON_DECLINED_AFTER_UNCLEAN_CLOSE MissReason = 4
 	// Backend: the session was dropped to bound memory.
 	MissReason_MISS_REASON_EVICTED MissReason = 5
-	// Backend: the only ticket was spent and the server takes each once.
+	// Backend: the only ticket was spent and the server takes each only once.
 	MissReason_MISS_REASON_SINGLE_USE_SPENT MissReason = 6
 	// Backend: the server now speaks another TLS version.
 	MissReason_MISS_REASON_VERSION_CHANGED MissReason = 7
@@ -429,10 +429,10 @@ type Stats struct {
 	ClosesBy map[string]uint64 `protobuf:"bytes,8,rep,name=closes_by,json=closesBy,proto3" json:"closes_by,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Listeners: handshakes for which the client offered a ticket, by the epoch
 	// that the ticket names. Of each listener an edge counts at most 64 epochs
-	// apart: 56 of which a ticket has opened and 8 others, those whose tickets came
-	// last. What it counted of one that it gives up it adds to number 0, and begins
-	// at 0 when tickets of that one come again: the sum over all of them never goes
-	// back. Sorted by keyring and number.
+	// separately: 56 of which a ticket has been opened and 8 others, those whose
+	// tickets came last. What it counted of an epoch that it gives up it adds to
+	// number 0, and it begins at 0 when tickets of that epoch come again: the sum
+	// over all of them never goes back. Sorted by keyring and number.
 	Epochs        []*EpochStats `protobuf:"bytes,9,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -539,8 +539,8 @@ type EpochStats struct {
 	// Name of the keyring. Empty for number 0.
 	Keyring string `protobuf:"bytes,1,opt,name=keyring,proto3" json:"keyring,omitempty"`
 	// The epoch's number. 0 stands for other tickets: damaged ones, those of
-	// somebody else's servers, and those of epochs that are not counted apart, or
-	// no longer.
+	// somebody else's servers, and those of epochs that are not, or no longer,
+	// counted separately.
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Handshakes resumed.
 	Resumed uint64 `protobuf:"varint,3,opt,name=resumed,proto3" json:"resumed,omitempty"`
@@ -768,7 +768,7 @@ type GetStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of a pool or listener. Empty: all.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Only the last so long, at most 1 h. Default: since each edge's start.
+	// Only this far back, at most 1 h. Default: since each edge's start.
 	Since *durationpb.Duration `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
 	// Only this edge. Empty: the fleet.
 	Edge          string `protobuf:"bytes,3,opt,name=edge,proto3" json:"edge,omitempty"`
@@ -923,7 +923,7 @@ type EdgeStats struct {
 	// Whether the report is older than the call.
 	Stale bool `protobuf:"varint,5,opt,name=stale,proto3" json:"stale,omitempty"`
 	// Where the window of GetStatsRequest.since starts, at a report: a little
-	// before what was asked for, or later when no report of the edge is so old.
+	// before what was asked for, or later when no report of the edge is that old.
 	WindowStart   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=window_start,json=windowStart,proto3" json:"window_start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

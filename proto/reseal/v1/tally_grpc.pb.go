@@ -30,17 +30,17 @@ const (
 //
 // TallyService carries counters from edges and shows them as fleet totals.
 type TallyServiceClient interface {
-	// GetStats asks the live edges for reports newer than the call, waits for
-	// them at most 1 s, and adds up. Edges that did not answer are named in
+	// GetStats asks the live edges for reports newer than the call, waits for them
+	// for at most 1 s, and adds up. Edges that did not answer are named in
 	// stale_edges, and their newest report is used.
 	GetStats(ctx context.Context, in *GetStatsRequest, opts ...grpc.CallOption) (*GetStatsResponse, error)
 	// WatchStats sends the same again and again.
 	WatchStats(ctx context.Context, in *WatchStatsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatsResponse], error)
 	// Report is an edge's stream of reports, at least one every 5 s and one on
 	// request. Counters are cumulative since the process started, so each report
-	// replaces the one before and a lost one costs nothing; another boot_id tells
-	// that they started again at 0. ReportRequest.edge must be the id in the
-	// edge's certificate, or the call fails with PERMISSION_DENIED.
+	// replaces the one before and a lost one costs nothing; another boot_id shows
+	// that they started again at 0. ReportRequest.edge must be the id in the edge's
+	// certificate, or the call fails with PERMISSION_DENIED.
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReportRequest, ReportResponse], error)
 }
 
@@ -100,17 +100,17 @@ type TallyService_ReportClient = grpc.BidiStreamingClient[ReportRequest, ReportR
 //
 // TallyService carries counters from edges and shows them as fleet totals.
 type TallyServiceServer interface {
-	// GetStats asks the live edges for reports newer than the call, waits for
-	// them at most 1 s, and adds up. Edges that did not answer are named in
+	// GetStats asks the live edges for reports newer than the call, waits for them
+	// for at most 1 s, and adds up. Edges that did not answer are named in
 	// stale_edges, and their newest report is used.
 	GetStats(context.Context, *GetStatsRequest) (*GetStatsResponse, error)
 	// WatchStats sends the same again and again.
 	WatchStats(*WatchStatsRequest, grpc.ServerStreamingServer[WatchStatsResponse]) error
 	// Report is an edge's stream of reports, at least one every 5 s and one on
 	// request. Counters are cumulative since the process started, so each report
-	// replaces the one before and a lost one costs nothing; another boot_id tells
-	// that they started again at 0. ReportRequest.edge must be the id in the
-	// edge's certificate, or the call fails with PERMISSION_DENIED.
+	// replaces the one before and a lost one costs nothing; another boot_id shows
+	// that they started again at 0. ReportRequest.edge must be the id in the edge's
+	// certificate, or the call fails with PERMISSION_DENIED.
 	Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error
 	mustEmbedUnimplementedTallyServiceServer()
 }

@@ -14,10 +14,10 @@ func Legible(text string) bool {
 	return utf8.ValidString(text) && !strings.ContainsFunc(text, steers)
 }
 
-// Visible makes text legible: control characters of C0 and C1, DEL, separators of
-// lines and characters that change the direction of writing or have no width are
-// escaped as in a string of Go, such as \n, \x1b and \u202e, and so are bytes that
-// aren't UTF-8.
+// Visible makes text legible: control characters of C0 and C1, DEL, line
+// separators and characters that change the direction of writing or have no width
+// are escaped as in a Go string, such as \n, \x1b and \u202e, and so are bytes
+// that aren't UTF-8.
 func Visible(text string) string { return visible(text, "") }
 
 // VisibleLines is Visible for texts of several lines: newlines and tabs stay.
