@@ -59,13 +59,13 @@ type Handshaker interface {
 
 // Terms say how a handshake may be made.
 type Terms struct {
-	// Wait is for how long another connection's session is waited for before
-	// one of those that wait goes ahead without. 0: nobody waits.
+	// Wait is how long another connection's session is waited for before one of
+	// those that wait goes ahead without it. 0: nobody waits.
 	Wait time.Duration
 	// TicketWait is how long the queue for tickets that are taken once may get
 	// before another full handshake adds one to those in use.
 	TicketWait time.Duration
-	// SessionIDsOff forbids to resume TLS 1.2 sessions by ID.
+	// SessionIDsOff forbids resuming TLS 1.2 sessions by ID.
 	SessionIDsOff bool
 	// CryptoTLS keeps to crypto/tls: no session is offered by the client of the
 	// abbreviated handshake alone, which can't renegotiate, and after which there
@@ -116,7 +116,7 @@ type Counters interface {
 	Request(reused bool, d time.Duration)
 	// Error counts a request that failed for a reason on this leg.
 	Error(reason string)
-	// Private counts a connection that became its client's own, since NTLM or
+	// Private counts a connection that became its client's own, because NTLM or
 	// Negotiate authenticates it.
 	Private()
 }

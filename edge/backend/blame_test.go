@@ -225,7 +225,7 @@ func TestOwnFailuresEjectNobody(t *testing.T) {
 }
 
 // A client that may choose the name can't take endpoints out with one that they
-// don't have. Under a name that they had they are to blame.
+// don't have. For a name that they had they are to blame.
 func TestInventedNamesEjectNobody(t *testing.T) {
 	var broken atomic.Bool
 	var all []string

@@ -58,7 +58,7 @@ func refusedCertificate(err error) (certificate *x509.Certificate, cause, hint s
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		hint = "the backend needs another certificate"
 		if time.Now().Before(invalid.Cert.NotBefore) {
-			hint = "look at the clocks of the edge and of who issued it"
+			hint = "look at the clocks of the edge and of whoever issued it"
 		}
 		return invalid.Cert, fmt.Sprintf("it is valid from %s to %s only",
 			invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339)), hint
@@ -129,7 +129,7 @@ func renegotiationError(err error, once bool) error {
 
 // refusedRenegotiation is the error of an exchange that ended because its endpoint
 // asked to renegotiate, or nil. Which requests make it ask is the client's choice,
-// so that the endpoint is not blamed; nor would another attempt do better.
+// so the endpoint is not blamed; nor would another attempt do better.
 func refusedRenegotiation(err error) *Error {
 	var lost *lostError
 	if errors.As(err, &lost) && !lost.written {

@@ -12,7 +12,7 @@ import (
 // through conn.close (after a completed handshake) or lingerClose (before).
 //
 // A server may forget the TLS session of a connection that ended without
-// close_notify, and a RST can destroy a close_notify that is still on its way.
+// close_notify, and an RST can destroy a close_notify that is still on its way.
 // So we wait for a Write under way (crypto/tls skips close_notify during one),
 // send close_notify, read on to the peer's close_notify and to its FIN, and
 // only then close the socket. All this happens off the request's path and
@@ -78,7 +78,7 @@ func (c *conn) end(deadline time.Time) resealv1.CloseKind {
 	// What is left on the socket after close_notify, or after a damaged record.
 	drain(c.wire.Read, nil)
 	streaming := c.wire.pending() || c.wire.came.Load() > before && !c.wire.fin.Load() && !c.peerNotify.Load()
-	_ = c.tc.NetConn().Close() // not the wire beneath: who waits for a session learns of it
+	_ = c.tc.NetConn().Close() // not the wire beneath: whoever waits for a session learns of it
 	return c.kind(peerEnded, notified, streaming)
 }
 

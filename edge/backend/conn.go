@@ -138,7 +138,7 @@ func (c *conn) Write(p []byte) (n int, err error) {
 }
 
 // renegotiated reports whether the peer has renegotiated, so that it may not do so
-// for another request. Only who reads from the connection may ask.
+// for another request. Only whoever reads from the connection may ask.
 func (c *conn) renegotiated() bool {
 	return c.finished != nil && !bytes.Equal(c.finished, c.tc.ConnectionState().TLSUnique)
 }

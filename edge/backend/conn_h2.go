@@ -145,7 +145,7 @@ func (h *h2Conn) heed() {
 }
 
 // awaitSettings waits until it is known how many streams the peer allows.
-// Before, x/net/http2 would give out more than that, and the peer refuse them.
+// Before that, x/net/http2 would give out more than that, and the peer refuse them.
 func (h *h2Conn) awaitSettings(limit time.Duration) error {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()

@@ -157,8 +157,8 @@ func (e *endpoint) offerRaw(set *connSet, c *conn) {
 }
 
 // failWaiters tells a failed dial to those who waited for it alone. Calls that
-// may yet get a stream of an open h2 connection wait on, and who came after the
-// dial's begin gets another one: what has failed may long be over, as when a
+// may yet get a stream of an open h2 connection wait on, and whoever came after
+// the dial began gets another one: what has failed may long be over, as when a
 // backend restarts.
 func (e *endpoint) failWaiters(set *connSet, settings *settings, begin time.Time, err error) {
 	most := len(set.waiters)

@@ -77,8 +77,9 @@ func (e *endpoint) set(key connKey) *connSet {
 	return s
 }
 
-// acquire returns a connection for a call: an idle one if one may be used, else
-// the first that becomes free or is dialled. The dial goes on when ctx ends.
+// acquire returns a connection for a call: an idle one if one may be used,
+// otherwise the first that becomes free or is dialled. The dial goes on when ctx
+// ends.
 func (e *endpoint) acquire(ctx context.Context, key connKey, w *waiter) (grant, error) {
 	for {
 		g, err := e.acquireOnce(ctx, key, w)

@@ -11,8 +11,8 @@ func (e *endpoint) available(s *settings, now time.Time) bool {
 	return !e.unhealthy(s) && !e.ejected(s, now)
 }
 
-// ejected reports whether the endpoint is out by the settings of now: a change of
-// them also holds for ejections of before.
+// ejected reports whether the endpoint is out by the present settings: a change
+// of them also holds for earlier ejections.
 func (e *endpoint) ejected(s *settings, now time.Time) bool {
 	since := e.ejectedAt.Load()
 	return since != 0 && s.ejectAfter > 0 && now.Sub(time.Unix(0, since)) < s.ejectTime
@@ -26,7 +26,7 @@ func (e *endpoint) succeeded() {
 }
 
 // failed notes a connect failure, reset, time-out or answer with one of the
-// statuses that eject, and ejects the endpoint after so many in a row.
+// statuses that eject, and ejects the endpoint after enough of them in a row.
 func (e *endpoint) failed() {
 	s := e.settings()
 	n := int(e.failures.Add(1))

@@ -15,7 +15,7 @@ const maxKept = 256 << 10
 var errNotKept = errors.New("too much of the body was sent to send it again")
 
 // replay is a client's body that several attempts may read from its beginning,
-// one after the other.
+// one after another.
 type replay struct {
 	src io.ReadCloser
 	// turn holds a token. Who took it reads src, or what is kept of it: an

@@ -193,10 +193,10 @@ func (x *exchange) run() (*http.Response, error) {
 // begun to process it, beside retries.attempts.
 const maxUnread = 10
 
-// turnedAway reports whether an attempt failed of which the backend has processed
-// nothing, for sure, so that any request may be sent again: HTTP/2 says so by
-// GOAWAY or REFUSED_STREAM (RFC 9113 section 8.7), and a connection that had
-// died before it got a byte needs not say it.
+// turnedAway reports whether a failed attempt is one of which the backend has
+// certainly processed nothing, so that any request may be sent again: HTTP/2 says
+// so by GOAWAY or REFUSED_STREAM (RFC 9113 section 8.7), and a connection that
+// had died before it got a byte need not say it.
 func (x *exchange) turnedAway(err error) bool {
 	var lost *lostError
 	return errors.As(err, &lost) && !lost.written && (lost.unread || x.stale) &&

@@ -145,7 +145,8 @@ func TestAggressiveDistrustsH2ConnectionsThatFailed(t *testing.T) {
 	}
 }
 
-// A full endpoint gives up connections that nobody may use whom it keeps waiting.
+// A full endpoint gives up connections that none of those whom it keeps waiting
+// may use.
 func TestPrivateConnectionsMakeRoom(t *testing.T) {
 	for _, mode := range []resealv1.Connections_Reuse{resealv1.Connections_REUSE_SAFE, resealv1.Connections_REUSE_NEVER} {
 		t.Run(mode.String(), func(t *testing.T) {

@@ -60,7 +60,7 @@ func site() http.Handler {
 		w.WriteHeader(code)
 	})
 	mux.HandleFunc("/early", func(w http.ResponseWriter, r *http.Request) {
-		http.NewResponseController(w).EnableFullDuplex() // else net/http reads the body first
+		http.NewResponseController(w).EnableFullDuplex() // otherwise net/http reads the body first
 		w.WriteHeader(413)
 		io.WriteString(w, "too much")
 	})
@@ -370,7 +370,7 @@ func TestContextCancel(t *testing.T) {
 						t.Errorf("took %v", d)
 					}
 					if x.tally.get(func(c *tally) int { return len(c.errors) }) != 0 {
-						t.Error("a client that went away is no error of this leg")
+						t.Error("a client that went away is not an error of this leg")
 					}
 				})
 			}

@@ -144,8 +144,8 @@ func (o owner) left() bool {
 	}
 }
 
-// mayUse reports whether a call may use a connection that has served so many
-// requests, the last ones of owner. A connection that served none is new, also
+// mayUse reports whether a call may use a connection that has served that many
+// requests, the last ones for owner. A connection that served none is new, even
 // when it was dialled for another request.
 func (s *settings) mayUse(call *Call, served int, owner owner) bool {
 	if owner.private {

@@ -60,7 +60,7 @@ func (x *exchange) openTunnel(ctx context.Context) (Tunnel, error) {
 	}
 }
 
-// neverConnected reports whether no connection came about.
+// neverConnected reports whether no connection was made.
 func neverConnected(err error) bool {
 	switch reasonOf(err) {
 	case ReasonConnectFailure, ReasonHandshakeFailure, ReasonVerifyFailure, ReasonLocalFailure:

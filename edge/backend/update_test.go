@@ -88,7 +88,7 @@ func drawSpec(rt *rapid.T, servers []*server, spec *resealv1.BackendPool) map[st
 		healthy := maps.Clone(weights)
 		delete(healthy, fmt.Sprint(sick))
 		if slices.Max(append(slices.Collect(maps.Values(healthy)), 0)) > 0 {
-			weights = healthy // else a sick one is better than none
+			weights = healthy // otherwise a sick one is better than none
 		}
 	}
 	maps.DeleteFunc(weights, func(_ string, weight int) bool { return weight == 0 })
@@ -224,7 +224,7 @@ func TestLateLookUpChangesNothing(t *testing.T) {
 	}
 }
 
-// A pool that asks for another name serves on from its old addresses until the
+// A pool that asks for another name keeps serving from its old addresses until the
 // answer is there, and no longer.
 func TestAnotherName(t *testing.T) {
 	servers := updateServers(t, &concurrency{})
@@ -262,7 +262,7 @@ func TestAnotherName(t *testing.T) {
 	})
 }
 
-// Ejections hold by the configuration of now.
+// Ejections hold by the present configuration.
 func TestEjectionsFollowConfiguration(t *testing.T) {
 	var all []string
 	var sick atomic.Bool

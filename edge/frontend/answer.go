@@ -40,7 +40,7 @@ func (q *request) fail(status int, reason string) {
 	}
 }
 
-// abort ends the response so that the client sees that it is cut.
+// abort ends the response so that the client sees that it is cut short.
 func (q *request) abort(status int, reason string, err error) {
 	if q.status == 0 || status == statusClientClosed {
 		q.status = status

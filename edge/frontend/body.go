@@ -24,7 +24,7 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // minBodyRate is what a client must send of a body of known length, in bytes per
 // second of our waiting for it, once timeouts.idle has passed. It is far below
 // what any network gives; without it, a byte now and then would hold a request for
-// ever. A body of unknown length may be a stream, on which silence is bounded alone.
+// ever. A body of unknown length may be a stream, on which only silence is bounded.
 const minBodyRate = 100
 
 // requestBody is a client's body. The upstream may read it until the handler
@@ -145,7 +145,7 @@ func (b *requestBody) finish(w http.ResponseWriter, control *http.ResponseContro
 }
 
 // closeAfterAnswer has net/http close the connection once the answer is
-// written, also when its header was sent before. That is what MaxBytesReader
+// written, even when its header was sent before. That is what MaxBytesReader
 // does when its limit is exceeded.
 func closeAfterAnswer(w http.ResponseWriter) {
 	over := http.MaxBytesReader(w, io.NopCloser(strings.NewReader("x")), 0)

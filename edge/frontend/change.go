@@ -51,8 +51,7 @@ func (f *Frontend) Prepare(listeners []Listener) (*Change, []*resealv1.Violation
 		names[listener.Name], ports[port] = true, append(ports[port], next)
 		change.next = append(change.next, next)
 	}
-	// These take over clients of a socket in use, so that they must not be bound
-	// in vain.
+	// These take over clients of a socket in use, so they must not be bound in vain.
 	for _, next := range overlapping {
 		if len(violations) > 0 {
 			break

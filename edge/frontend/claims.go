@@ -44,8 +44,8 @@ func (c *claims) filter(fields http.Header, client netip.Addr) {
 	}
 }
 
-// removes looks at a plain name. What tells of a client's certificate nobody may
-// send but who made the handshake (RFC 9440 section 4).
+// removes looks at a plain name. What describes a client's certificate nobody may
+// send but whoever made the handshake (RFC 9440 section 4).
 func (c *claims) removes(name string, trusted bool) bool {
 	switch {
 	case rules.HandshakesOwn(name), c.forward == resealv1.ClientCertificate_FORWARD_XFCC && name == rules.ForwardedClientCert:

@@ -18,8 +18,8 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// clientCertificate is the verified certificate of a client. What is told of it
-// is written once per connection.
+// clientCertificate is the verified certificate of a client. What is told about
+// it is written once per connection.
 type clientCertificate struct {
 	subject     string // as distinguishedName returns it
 	fingerprint string // SHA-256 of the DER, in hex

@@ -12,7 +12,7 @@ import (
 )
 
 // TestClientCertificateAfterResumption: a resumed connection, on which no
-// certificate is shown, tells of that of the session's first handshake.
+// certificate is shown, tells about the one of the session's first handshake.
 func TestClientCertificateAfterResumption(t *testing.T) {
 	shown, roots := selfSigned(t, "client")
 	digest := sha256.Sum256(shown.Leaf.Raw)

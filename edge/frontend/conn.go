@@ -169,7 +169,7 @@ func (c *clientConn) Close() error {
 	return err
 }
 
-// reset closes the connection in a way that no client takes for an end in order.
+// reset closes the connection in a way that no client takes for an orderly end.
 func (c *clientConn) reset() {
 	_ = c.tcp.SetLinger(0) // fails only on a closed connection
 	_ = c.Close()          // likewise

@@ -11,7 +11,7 @@ import (
 )
 
 // TestOutOfDescriptors: connections that can't be accepted for want of
-// descriptors wait, those that are there are served on, and accepting goes on
+// descriptors wait, those that are there are still served, and accepting goes on
 // when there are descriptors again.
 func TestOutOfDescriptors(t *testing.T) {
 	e := newEdge(t, answering("ok"))

@@ -122,7 +122,7 @@ func TestFloodIsToldToCalm(t *testing.T) {
 	}
 }
 
-// TestNoFlood: what clients do all day is no flood, however much of it.
+// TestNoFlood: what clients do all day is not a flood, however much of it.
 func TestNoFlood(t *testing.T) {
 	t.Run("acknowledged data", func(t *testing.T) {
 		e := newEdge(t, answering("ok"))

@@ -33,7 +33,7 @@ func setAbsent(header http.Header, name, value string) {
 	}
 }
 
-// forwardedElement is our hop. IPv6 addresses and hosts with a port are no
+// forwardedElement is our hop. IPv6 addresses and hosts with a port are not
 // tokens and need quotes (RFC 7239 section 4).
 func forwardedElement(client netip.Addr, host string) string {
 	client = client.Unmap().WithZone("")
@@ -48,7 +48,7 @@ func forwardedElement(client netip.Addr, host string) string {
 	return element + ";proto=https"
 }
 
-// quoted quotes what is no token. host was checked: there is nothing to escape.
+// quoted quotes what is not a token. host was checked: there is nothing to escape.
 func quoted(host string) string {
 	if strings.ContainsAny(host, ":[]") {
 		return `"` + host + `"`

@@ -68,7 +68,7 @@ type Config struct {
 type Upstream interface {
 	// RoundTrip sends req to x.Pool and returns the response as soon as its
 	// header is there; the body of req may still be read then, until the body of
-	// the response is closed. It reports on x also when it fails. It calls the
+	// the response is closed. It reports on x even when it fails. It calls the
 	// Got1xxResponse hook of the httptrace in req's context. The body of a 101
 	// response is an io.ReadWriteCloser, with CloseWrite if it can half-close.
 	//
@@ -111,7 +111,7 @@ type Exchange struct {
 	// by their canonical form, where these differ.
 	RequestNames map[string]string
 
-	// Set by the upstream, also when it fails.
+	// Set by the upstream, even when it fails.
 
 	// Endpoint is the address that was used last.
 	Endpoint string

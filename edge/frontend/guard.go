@@ -14,9 +14,9 @@ import (
 
 // guard is a client's HTTP/1.1 connection as net/http reads it. It follows the
 // stream of messages more strictly than net/http does and lets nothing through
-// by which another parser could come to see other messages. It keeps what
-// net/http forgets: how the names of fields were written. And it lets a client
-// that has only said that it will send no more wait for its answer.
+// that another parser could read as other messages. It keeps what net/http
+// forgets: how the names of fields were written. And it lets a client that has
+// only said that it will send no more wait for its answer.
 //
 // The head of a request that is refused is replaced by one that net/http takes,
 // so that the refusal is answered in its turn, counted and logged like any other.

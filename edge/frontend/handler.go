@@ -260,7 +260,7 @@ func (q *request) oneHost() bool {
 	return true
 }
 
-// refuseHeader refuses a header that is too much and lets go of it, since the
+// refuseHeader refuses a header that is too large and lets go of it, since the
 // client may not take the answer for a while.
 func (q *request) refuseHeader(reason string) {
 	q.r.Header = http.Header{}
@@ -304,7 +304,7 @@ func (q *request) outgoing() *http.Request {
 	return out
 }
 
-// filterClaims removes what the client may not say of itself.
+// filterClaims removes what the client may not say about itself.
 func (q *request) filterClaims(fields http.Header) {
 	q.state.claims.filter(fields, q.client.source.Addr())
 }

@@ -30,7 +30,7 @@ func (s *slot) dismiss(policy *state) {
 	if len(leaving) == 0 {
 		return
 	}
-	s.frontend.cfg.Logger.Info("clients leave whose certificate the new policy refuses", "listener", s.name, "connections", len(leaving))
+	s.frontend.cfg.Logger.Info("clients whose certificate the new policy refuses must leave", "listener", s.name, "connections", len(leaving))
 	timer := time.NewTimer(policy.Spec.GetTimeouts().GetDrain().AsDuration())
 	defer timer.Stop()
 	for i, c := range leaving {

@@ -18,14 +18,14 @@ const (
 	fieldBytes   = 512
 )
 
-// memoryShare is up to where something is admitted, in percent of the limit: of
-// what connections and requests are reckoned to hold, and of what the process is
-// measured to use.
+// memoryShare is the level up to which something is admitted, in percent of the
+// limit: of what connections and requests are reckoned to hold, and of what the
+// process is measured to use.
 type memoryShare struct{ held, used int64 }
 
 // Connections are refused first, so that a flood of them leaves the requests of
-// those that are there alone. A first part of those that are refused is told why,
-// by an answer 503; the rest is closed.
+// those that are there alone. The first of those that are refused are told why,
+// with a 503; the rest are closed.
 var (
 	forConnection = memoryShare{held: 60, used: 75}
 	forRefusal    = memoryShare{held: 70, used: 85}
@@ -40,7 +40,7 @@ type memory struct {
 	held  atomic.Int64
 }
 
-// take admits something that holds so many bytes. A caller to whom it reports
+// take admits something that holds that many bytes. A caller to whom it reports
 // true must give them back.
 func (m *memory) take(bytes int64, share memoryShare) bool {
 	held := m.held.Add(bytes)

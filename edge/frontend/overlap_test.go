@@ -85,7 +85,7 @@ func TestAddressWidensAndNarrows(t *testing.T) {
 }
 
 // TestOverlapIsRefused: what overlaps with a socket of somebody else, or of
-// another listener of the same configuration, is refused as ever.
+// another listener of the same configuration, is refused as usual.
 func TestOverlapIsRefused(t *testing.T) {
 	e := newEdge(t, answering("ok"))
 	port := freePort(t)

@@ -79,7 +79,7 @@ func fill(conn net.Conn, text string) {
 	}
 }
 
-// stalls are the states in which a client can stop to read or to write. Each
+// stalls are the states in which a client can stop reading or writing. Each
 // leaves its connection there.
 var stalls = map[string]func(e *edge){
 	"nothing":       func(e *edge) { e.raw() },

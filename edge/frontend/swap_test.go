@@ -162,7 +162,7 @@ func TestAddressesSwap(t *testing.T) {
 	}
 }
 
-// TestRemovedListenerDrains lets a request finish that began before.
+// TestRemovedListenerDrains lets a request that began before finish.
 func TestRemovedListenerDrains(t *testing.T) {
 	for _, move := range []bool{false, true} {
 		for _, http2 := range []bool{false, true} {

@@ -34,7 +34,7 @@ type TicketKeys interface {
 	// keep state.
 	Wrap(state []byte, sni string) (ticket []byte, ok bool)
 	// Unwrap opens a ticket that Wrap made for the same sni, here or on another
-	// edge. Else state is nil and miss is the reason. A zero miss is success. The
+	// edge. Otherwise state is nil and miss is the reason. A zero miss is success. The
 	// epoch is the one that the ticket names, whether it opens or not, and 0 when
 	// there can't be such an epoch.
 	Unwrap(ticket []byte, sni string) (state []byte, epoch uint64, miss resealv1.MissReason)
@@ -87,7 +87,7 @@ type ticketPolicy struct {
 
 func (f *Frontend) ticketPolicy(l *Listener) *ticketPolicy {
 	// crypto/tls gives each Config a random legacy ticket key at its first use,
-	// also where nothing uses that. Made here once, it is copied to those of the
+	// even where nothing uses that. Made here once, it is copied to those of the
 	// connections.
 	_, _ = l.TLS.DecryptTicket(nil, tls.ConnectionState{})
 	policy := &ticketPolicy{hash: sha256.Sum256([]byte(l.PolicyKey)), lifetime: l.TicketLifetime}

@@ -16,7 +16,8 @@ import (
 )
 
 // fleet is two edges with Holders of their own that were told the same, behind
-// one address that sends each connection to the other edge than the one before.
+// one address that sends each connection to the edge that did not get the one
+// before.
 type fleet struct {
 	edges   []*edge
 	keys    []*keySource
@@ -44,7 +45,7 @@ func newFleet(t *testing.T) *fleet {
 	return f
 }
 
-// alternate passes connections on to one address after the other.
+// alternate passes connections on to one address after another.
 func alternate(t *testing.T, addresses ...string) string {
 	t.Helper()
 	listener := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
@@ -99,7 +100,7 @@ func (f *fleet) rotate(t *testing.T, to uint64) {
 	}
 }
 
-// handshakes are those of both edges: full ones of clients without ticket,
+// handshakes are those of both edges: full ones of clients without a ticket,
 // resumed ones, and all others.
 func (f *fleet) handshakes() (full, resumed, missed int) {
 	for _, e := range f.edges {

@@ -151,7 +151,7 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// failing are keys that stop to issue in the middle of handshakes.
+// failing are keys that stop issuing in the middle of handshakes.
 type failing struct {
 	TicketKeys
 	fail bool
