@@ -38,6 +38,7 @@ type member struct {
 	entitled    map[string]bool // to pools
 	holding     map[string]bool // sessions of pools
 	spare       map[string]bool // some that nobody else was given
+	stock       map[string]bool // idle tickets that are taken once
 	told        map[string]string
 	left        bool // the stream has ended
 	owed        bool // an ExchangeSeeded

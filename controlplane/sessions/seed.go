@@ -11,6 +11,9 @@ const (
 	// maxSeeders is how many members are asked for the sessions of a pool: one
 	// would do, if it never failed.
 	maxSeeders = 2
+	// maxStock is how many tickets that are taken once an edge gets, and of how
+	// many members.
+	maxStock = 8
 	// seedWait bounds the wait for them. Edges wait two seconds for a pool that
 	// comes new to them.
 	seedWait = 800 * time.Millisecond
@@ -28,8 +31,11 @@ type seeding struct {
 func (s *Server) seed(m *member, pools []string, answer bool) {
 	m.owed = m.owed || answer
 	chosen := map[*member][]string{}
+	most := 1 // members that are asked for one pool
 	for _, pool := range pools {
-		for _, holder := range s.holders(m, pool) {
+		holders := s.holders(m, pool)
+		most = max(most, len(holders))
+		for _, holder := range holders {
 			chosen[holder] = append(chosen[holder], pool)
 		}
 	}
@@ -44,7 +50,7 @@ func (s *Server) seed(m *member, pools []string, answer bool) {
 		seeding.waiting[s.seeds] = holder
 		holder.asked[s.seeds] = seeding
 		holder.push(&resealv1.ExchangeResponse{Message: &resealv1.ExchangeResponse_Seed{
-			Seed: &resealv1.ExchangeSeed{Request: s.seeds, Member: m.describe(pools), Pools: pools},
+			Seed: &resealv1.ExchangeSeed{Request: s.seeds, Member: m.describe(pools), Pools: pools, Most: uint32(maxStock / most)},
 		}})
 	}
 	seeding.timer = time.AfterFunc(seedWait, func() {
@@ -56,21 +62,31 @@ func (s *Server) seed(m *member, pools []string, answer bool) {
 
 // holders picks members that hold sessions of a pool.
 func (s *Server) holders(m *member, pool string) []*member {
-	var best, rest []*member
+	var stock, best, rest []*member
 	for _, other := range s.members {
 		switch {
 		case other == m || !other.holding[pool] || !other.entitled[pool]:
+		case other.stock[pool]:
+			stock = append(stock, other)
 		case other.spare[pool]:
 			best = append(best, other)
 		default:
 			rest = append(rest, other)
 		}
 	}
-	if len(best) == 0 {
-		best = rest
+	switch {
+	case len(stock) > 0:
+		return some(stock, maxStock)
+	case len(best) > 0:
+		return some(best, maxSeeders)
 	}
-	rand.Shuffle(len(best), func(i, j int) { best[i], best[j] = best[j], best[i] })
-	return best[:min(len(best), maxSeeders)]
+	return some(rest, maxSeeders)
+}
+
+// some picks at most so many members by chance.
+func some(members []*member, most int) []*member {
+	rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
+	return members[:min(len(members), most)]
 }
 
 // seedDone notes that a member has answered, or has left.

@@ -249,15 +249,17 @@ func (e *edge) wantAll(messages ...string) {
 	}
 }
 
-// seedRequest takes the next message, which is an ExchangeSeed.
-func (e *edge) seedRequest() uint64 {
+// seed takes the next message, which is an ExchangeSeed.
+func (e *edge) seed() *resealv1.ExchangeSeed {
 	e.t.Helper()
 	message, ok := <-e.got
 	if !ok || message.GetSeed() == nil {
 		e.t.Fatalf("%s was not asked: %v", e.id, message)
 	}
-	return message.GetSeed().GetRequest()
+	return message.GetSeed()
 }
+
+func (e *edge) seedRequest() uint64 { return e.seed().GetRequest() }
 
 func (e *edge) done(request uint64) {
 	e.send(&resealv1.ExchangeRequest{Message: &resealv1.ExchangeRequest_SeedDone{SeedDone: &resealv1.ExchangeSeedDone{Request: request}}})
@@ -368,6 +370,31 @@ func TestSeeding(t *testing.T) {
 	// A member that leaves is not waited for, nor one that does not answer.
 	cold.join(joinOf(t, "cold", "q"))
 	cold.wantAll("gone h0 false", "gone h1 false", "gone h2 false", "gone h3 false", "seeded")
+}
+
+// Tickets that are taken once lie about in ones and twos: a new edge gets them of
+// more members than it would else take to ask.
+func TestStockOfManyMembers(t *testing.T) {
+	w := newWorld(t, nil)
+	var holders []*edge
+	for i := range 3 {
+		id := fmt.Sprintf("h%d", i)
+		join := joinOf(t, id, "p")
+		join.Holding = &resealv1.ExchangeHolding{Pools: []string{"p"}, Spare: []string{"p"}, Stock: []string{"p"}}
+		holders = append(holders, w.connect(id).join(join))
+		w.until(func() bool { return w.relay.members[id] != nil })
+	}
+	cold := w.connect("cold").join(joinOf(t, "cold", "p"))
+	for _, e := range holders {
+		for e.next() != "member cold p" {
+		}
+		seed := e.seed()
+		if seed.GetMost() != maxStock/3 {
+			t.Errorf("%s is asked for %d", e.id, seed.GetMost())
+		}
+		e.done(seed.GetRequest())
+	}
+	cold.wantAll("member h0 p", "member h1 p", "member h2 p", "seeded")
 }
 
 func (w *world) until(ok func() bool) {

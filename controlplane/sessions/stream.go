@@ -211,7 +211,7 @@ func (s *Server) join(m *member, labels map[string]string, join *resealv1.Exchan
 }
 
 func (m *member) hold(holding *resealv1.ExchangeHolding) {
-	m.holding, m.spare = nameSet(holding.GetPools()), nameSet(holding.GetSpare())
+	m.holding, m.spare, m.stock = nameSet(holding.GetPools()), nameSet(holding.GetSpare()), nameSet(holding.GetStock())
 }
 
 func nameSet(names []string) map[string]bool {
@@ -225,7 +225,7 @@ func nameSet(names []string) map[string]bool {
 }
 
 func tooMuch(holding *resealv1.ExchangeHolding) bool {
-	return len(holding.GetPools()) > maxPools || len(holding.GetSpare()) > maxPools
+	return len(holding.GetPools()) > maxPools || len(holding.GetSpare()) > maxPools || len(holding.GetStock()) > maxPools
 }
 
 func invalid(format string, args ...any) error {

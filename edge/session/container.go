@@ -19,9 +19,9 @@ import (
 //
 // The release is Go's, since the encoding of a session is one release's own
 // business. All integers are big endian, times are seconds since 1970, 0 for
-// none.
+// none, turn is in microseconds.
 //
-//	entry:  identity<0..2^16-1>  flags  reuse  way  learned(8)  born(8)  useBy(8)
+//	entry:  identity<0..2^16-1>  flags  reuse  way  turn(4)  learned(8)  born(8)  useBy(8)
 //	        path<0..2^16-1> of edge<0..255>  id<0..255>  ticket<0..2^16-1>
 //	        session<0..2^24-1>
 //
@@ -119,6 +119,7 @@ func (e entry) encode() ([]byte, error) {
 	b.AddUint8(flags)
 	b.AddUint8(uint8(e.knowledge.reuse))
 	b.AddUint8(uint8(e.knowledge.way))
+	b.AddUint32(uint32(min(e.knowledge.turn, maxTurn) / time.Microsecond))
 	for _, t := range []time.Time{e.knowledge.learned, e.born, e.useBy} {
 		b.AddUint64(unixOf(t))
 	}
@@ -176,10 +177,11 @@ func parseContainer(data []byte, limit int) (entries []entry, clean bool, err er
 func parseEntry(s cryptobyte.String) (entry, error) {
 	var e entry
 	var flags, reuse, way uint8
+	var turn uint32
 	var identity, path, id, ticket, session cryptobyte.String
 	if !s.ReadUint16LengthPrefixed(&identity) || len(identity) > maxIdentity || len(identity) == 0 ||
 		!s.ReadUint8(&flags) || flags&^(flagUsed|flagRenewed) != 0 ||
-		!s.ReadUint8(&reuse) || reuse >= reuses || !s.ReadUint8(&way) || way >= ways ||
+		!s.ReadUint8(&reuse) || reuse >= reuses || !s.ReadUint8(&way) || way >= ways || !s.ReadUint32(&turn) ||
 		!readTime(&s, &e.knowledge.learned) || !readTime(&s, &e.born) || !readTime(&s, &e.useBy) ||
 		!s.ReadUint16LengthPrefixed(&path) || !s.ReadUint8LengthPrefixed(&id) ||
 		!s.ReadUint16LengthPrefixed(&ticket) || len(ticket) > maxTicket ||
@@ -190,6 +192,7 @@ func parseEntry(s cryptobyte.String) (entry, error) {
 		return entry{}, errContainer
 	}
 	e.knowledge.reuse, e.knowledge.way = reuseKind(reuse), idWay(way)
+	e.knowledge.turn = min(time.Duration(turn)*time.Microsecond, maxTurn)
 	e.identity, e.used, e.renewed = string(identity), flags&flagUsed != 0, flags&flagRenewed != 0
 	for !path.Empty() {
 		var edge cryptobyte.String

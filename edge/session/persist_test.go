@@ -356,6 +356,7 @@ func TestContainerRoundTrip(t *testing.T) {
 					reuse:   reuseKind(rapid.IntRange(0, reuses-1).Draw(t, "reuse")),
 					way:     idWay(rapid.IntRange(0, ways-1).Draw(t, "way")),
 					learned: times.Draw(t, "learned"),
+					turn:    time.Duration(rapid.IntRange(0, int(maxTurn/time.Microsecond)).Draw(t, "turn")) * time.Microsecond,
 				},
 				path:    rapid.SliceOfN(rapid.StringMatching(`[a-z]{1,63}`), 0, maxPath).Draw(t, "path"),
 				ticket:  rapid.SliceOfN(rapid.Byte(), 1, 100).Draw(t, "ticket"),

@@ -60,14 +60,15 @@ var errTooOld = errors.New("the session is too old")
 // 1.3 that was not used goes to one, and this edge uses it only when the server
 // is not known to take each ticket once.
 //
-// With seed it goes through all identities, for edges that have nothing; else
+// With seed above 0 it goes through all identities, for edges that have nothing,
+// and gives each at most so many tickets that the server takes once; with 0
 // through those that got a new session worth sharing since the last round.
-func (s *Store) Deal(group string, recipients int, seed bool) iter.Seq2[string, [][]byte] {
+func (s *Store) Deal(group string, recipients, seed int) iter.Seq2[string, [][]byte] {
 	return func(yield func(string, [][]byte) bool) {
 		if recipients <= 0 {
 			return
 		}
-		for _, identity := range s.candidates(group, seed) {
+		for _, identity := range s.candidates(group, seed > 0) {
 			now := time.Now()
 			dealt, known := s.dealOne(identity, recipients, seed, now)
 			if containers := pack(identity, dealt, known); containers != nil && !yield(identity, containers) {
@@ -131,7 +132,7 @@ func pack(identity string, dealt [][]*held, known knowledge) [][]byte {
 }
 
 // dealOne picks the sessions of each recipient, as copies.
-func (s *Store) dealOne(identity string, recipients int, seed bool, now time.Time) ([][]*held, knowledge) {
+func (s *Store) dealOne(identity string, recipients, seed int, now time.Time) ([][]*held, knowledge) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.groups[groupName(identity)]
@@ -142,14 +143,14 @@ func (s *Store) dealOne(identity string, recipients int, seed bool, now time.Tim
 	g.expire(r, now)
 	newest := r.shareable(now)
 	switch {
-	case r.reuse == reuseOnce && len(r.sessions) > 0 && len(r.spare(now, idleTicket)) == 0:
+	case r.reuse == reuseOnce && len(r.sessions) > 0 && len(r.stock(seed > 0, now)) == 0:
 		return nil, knowledge{} // all are in use; stays fresh
 	case newest == nil:
 		g.stale(r)
 		return nil, knowledge{}
-	case r.doubt || !seed && now.Before(r.lastDeal.Add(dealGap)):
+	case r.doubt || seed == 0 && now.Before(r.lastDeal.Add(dealGap)):
 		return nil, knowledge{} // stays fresh
-	case !seed:
+	case seed == 0:
 		g.stale(r)
 		r.lastDeal = now
 	}
@@ -160,7 +161,7 @@ func (s *Store) dealOne(identity string, recipients int, seed bool, now time.Tim
 	if r.reuse == reuseOnce {
 		return g.dealStock(r, recipients, seed, now), r.knowledge
 	}
-	return g.dealTickets(r, newest, recipients, seed, now), r.knowledge
+	return g.dealTickets(r, newest, recipients, seed > 0, now), r.knowledge
 }
 
 // dealTickets picks tickets of TLS 1.3: unused ones first, one for each; then
@@ -191,21 +192,29 @@ func (g *group) dealTickets(r *record, newest *held, recipients int, seed bool, 
 
 // dealStock gives away tickets of a server that takes each once: those that have
 // been idle, since this edge has no use for them at present.
-func (g *group) dealStock(r *record, recipients int, seed bool, now time.Time) [][]*held {
-	spare := r.spare(now, idleTicket)
-	if !seed && len(spare) == len(r.spare(now, 0)) && len(spare) > 0 {
+func (g *group) dealStock(r *record, recipients, seed int, now time.Time) [][]*held {
+	spare := r.stock(seed > 0, now)
+	if seed == 0 && len(spare) == len(r.spare(now, 0)) && len(spare) > 0 {
 		spare = spare[:len(spare)-1] // one stays here
 	}
-	most := 1
-	if seed {
-		most = maxOfferItems
-	}
+	most := min(max(seed, 1), maxOfferItems)
 	dealt := make([][]*held, recipients)
 	for i, h := range spare[:min(len(spare), most*recipients)] {
 		dealt[i%recipients] = append(dealt[i%recipients], h.copy())
 		g.remove(r, h, resealv1.MissReason_MISS_REASON_SINGLE_USE_SPENT)
 	}
 	return dealt
+}
+
+// stock are the tickets of a server that takes each once which other edges may
+// get: the idle ones. An edge that has nothing gets one without which this edge
+// has others, in use.
+func (r *record) stock(seed bool, now time.Time) []*held {
+	idle, all := r.spare(now, idleTicket), r.spare(now, 0)
+	if seed && len(idle) == 0 && len(all) > 0 && r.pending > 0 {
+		return all[:1]
+	}
+	return idle
 }
 
 // spare are the tickets of TLS 1.3 that nobody was given, and that came at least
@@ -240,26 +249,29 @@ func (r *record) shareable(now time.Time) *held {
 	return nil
 }
 
-// Holds reports whether a group has a session that may be dealt, and whether one
-// is spare: not a ticket of TLS 1.3 that was used or dealt before.
-func (s *Store) Holds(group string) (some, spare bool) {
+// Holds reports whether a group has a session that may be dealt, whether one
+// is spare, not a ticket of TLS 1.3 that was used or dealt before, and whether
+// one of these is a ticket that the server takes once.
+func (s *Store) Holds(group string) (some, spare, stock bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.groups[group]
 	if g == nil {
-		return false, false
+		return false, false, false
 	}
 	now := time.Now()
 	if !g.touched && now.Before(g.looked.Add(lookAgain)) {
-		return g.some, g.extra
+		return g.some, g.extra, g.stock
 	}
-	defer func() { g.some, g.extra, g.looked, g.touched = some, spare, now, false }()
-	for place := g.order.Front(); place != nil && !spare; place = place.Next() {
+	defer func() { g.some, g.extra, g.stock, g.looked, g.touched = some, spare, stock, now, false }()
+	for place := g.order.Front(); place != nil && !stock; place = place.Next() {
 		r := place.Value.(*record)
 		some = some || r.shareable(now) != nil
-		spare = slices.ContainsFunc(r.sessions, func(h *held) bool { return h.young(now) && !h.worn() })
+		if slices.ContainsFunc(r.sessions, func(h *held) bool { return h.young(now) && !h.worn() }) {
+			spare, stock = true, r.reuse == reuseOnce
+		}
 	}
-	return some, spare
+	return some, spare, stock
 }
 
 // Fresh reports whether Deal without seed may have something to give.

@@ -21,14 +21,18 @@ import (
 // deal is what recipients get in one round, by identity.
 func deal(store *Store, group string, recipients int, seed bool) map[string][][]byte {
 	got := map[string][][]byte{}
-	for identity, containers := range store.Deal(group, recipients, seed) {
+	most := 0
+	if seed {
+		most = maxOfferItems
+	}
+	for identity, containers := range store.Deal(group, recipients, most) {
 		got[identity] = containers
 	}
 	return got
 }
 
 func holds(store *Store, group string) bool {
-	some, _ := store.Holds(group)
+	some, _, _ := store.Holds(group)
 	return some
 }
 
@@ -132,6 +136,51 @@ func TestSingleUseTicketsAreDealtOut(t *testing.T) {
 		t.Error("the knowledge did not travel")
 	}
 	other.want("a", psk, 0)
+}
+
+// An edge that has nothing gets as many idle tickets as it asks for; of one that
+// uses all of its own, one without which others remain.
+func TestStockOfBusyEdge(t *testing.T) {
+	p := newPeer(t, Config{})
+	for range 4 {
+		p.supplyTicket("a")
+	}
+	r := p.store.find("a")
+	p.store.mu.Lock()
+	r.learn(reuseOnce, time.Now())
+	for _, h := range r.sessions[:3] {
+		h.filed = h.filed.Add(-time.Minute)
+	}
+	p.store.mu.Unlock()
+	if some, spare, stock := p.store.Holds("a"); !some || !spare || !stock {
+		t.Error("Holds", some, spare, stock)
+	}
+	given := func(most int) int {
+		n := 0
+		for _, containers := range p.store.Deal("a", 1, most) {
+			entries, _, err := parseContainer(containers[0], maxOffer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += len(entries)
+		}
+		return n
+	}
+	if n := given(2); n != 2 {
+		t.Errorf("%d given, want 2", n)
+	}
+	if n := given(8); n != 1 || len(r.sessions) != 1 {
+		t.Errorf("%d given, %d left, want 1 each", n, len(r.sessions))
+	}
+	if n := given(8); n != 0 {
+		t.Error("the ticket without which there is no other was given away in use")
+	}
+	p.store.mu.Lock()
+	r.pending = 1
+	p.store.mu.Unlock()
+	if n := given(8); n != 1 {
+		t.Errorf("%d given beside another in use, want 1", n)
+	}
 }
 
 // supplyTicket makes a full handshake whose ticket is kept beside the others.
@@ -382,7 +431,7 @@ func TestAdoptIsBounded(t *testing.T) {
 	for _, identity := range []string{"a|1", "a|2", "a|3"} {
 		p.want(identity, 0, noSession)
 	}
-	for identity, containers := range p.store.Deal("a", 1, true) {
+	for identity, containers := range p.store.Deal("a", 1, maxOfferItems) {
 		if err := store.Adopt(identity, "e1", containers[0], p.client); errors.Is(err, ErrFull) {
 			refused++
 		} else if err != nil {

@@ -81,9 +81,9 @@ type group struct {
 	fresh     int        // records that are
 
 	// What Holds said last, and when; touched since sessions came or went.
-	some, extra bool
-	looked      time.Time
-	touched     bool
+	some, extra, stock bool
+	looked             time.Time
+	touched            bool
 }
 
 // loss is an identity whose sessions were dropped: to bound memory, or because
@@ -424,7 +424,8 @@ func (s *Store) keep(cache *connCache, h *held) {
 		g.trimUsed(r, now)
 		if cache.parent != nil && !cache.turned {
 			cache.turned = true
-			r.turns.add(now.Sub(cache.offer.at), now)
+			r.turns.add(now.Sub(cache.offer.at), r.turn, now)
+			r.turn = r.turns.shortest()
 		}
 	}
 	h.filed = now

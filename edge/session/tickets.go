@@ -130,15 +130,26 @@ type turns struct {
 	count  int           // since a ticket was added
 }
 
+// enoughTurns is how many turns say what one takes. The first ones of a process
+// take longest.
+const enoughTurns = 8
+
 // leastPeriod is how long the shortest turn counts, at most twice.
 const leastPeriod = 30 * time.Second
 
-// add takes in how long one turn took.
-func (t *turns) add(took time.Duration, now time.Time) {
+// maxTurn bounds what is believed of a turn.
+const maxTurn = time.Minute
+
+// add takes in how long one turn took. hint is the shortest one that was measured
+// earlier or elsewhere, 0 for none; it counts until there are own ones.
+func (t *turns) add(took, hint time.Duration, now time.Time) {
 	t.count++
 	t.known = min(t.known+1, 16)
 	t.mean += (took - t.mean) / time.Duration(t.known)
 	if now.Sub(t.period) > leastPeriod {
+		if t.known == 1 {
+			t.least = hint
+		}
 		t.before, t.least, t.period = t.least, took, now
 		if t.before == 0 {
 			t.before = took
@@ -149,7 +160,10 @@ func (t *turns) add(took time.Duration, now time.Time) {
 
 // delay is what a turn takes beyond what it could: the time that it waits for a
 // busy server, or for this machine.
-func (t *turns) delay() time.Duration { return max(t.mean-min(t.least, t.before), 0) }
+func (t *turns) delay() time.Duration { return max(t.mean-t.shortest(), 0) }
+
+// shortest is what a turn takes when nobody is busy.
+func (t *turns) shortest() time.Duration { return min(t.least, t.before) }
 
 // delayFactor is how long the queue may be, in delays of a turn. With a server
 // that has no time, each further ticket makes a turn so much longer that one in
@@ -161,7 +175,7 @@ const delayFactor = 16
 // would wait longer than they may. After one has been added the tickets go round
 // twice before it is looked at again. Store.mu is held.
 func (r *record) grows(terms Terms, now time.Time) bool {
-	if r.reuse != reuseOnce || r.turns.known == 0 || r.proving > 0 {
+	if r.reuse != reuseOnce || r.turns.known < enoughTurns || r.proving > 0 {
 		return false
 	}
 	limit := max(terms.TicketWait, min(delayFactor*r.turns.delay(), terms.Wait))

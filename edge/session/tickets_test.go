@@ -80,7 +80,7 @@ func TestStockFollowsTheLoad(t *testing.T) {
 			if e == to {
 				continue
 			}
-			for identity, containers := range e.store.Deal("a", 1, true) {
+			for identity, containers := range e.store.Deal("a", 1, maxOfferItems) {
 				if err := to.store.Adopt(identity, "e1", containers[0], p.client); err != nil {
 					t.Fatal(err)
 				}
@@ -133,6 +133,34 @@ func TestLargeTickets(t *testing.T) {
 					p.want("a", 0, unsupported)
 				}
 			}
+		}
+	}
+}
+
+// An edge that has measured nothing goes by what another one, or its earlier
+// life, has measured: else a server, or a machine, that is busy from the start
+// looks like one that is far away.
+func TestTurnsOfEarlier(t *testing.T) {
+	now := time.Now()
+	terms := Terms{Wait: 2 * time.Second, TicketWait: 50 * time.Millisecond}
+	for hint, grows := range map[time.Duration]bool{0: true, 10 * time.Millisecond: false} {
+		r := &record{knowledge: knowledge{reuse: reuseOnce}, pending: 4, queue: make([]*waiter, 28)}
+		r.merge(knowledge{turn: hint}, now)
+		for range 16 {
+			r.turns.add(100*time.Millisecond, r.turn, now)
+		}
+		if r.grows(terms, now) != grows {
+			t.Errorf("hint %v: %t", hint, !grows)
+		}
+		if hint > 0 && r.turns.shortest() != hint {
+			t.Errorf("shortest %v", r.turns.shortest())
+		}
+		// It counts until there are own ones.
+		for i := range 3 {
+			r.turns.add(100*time.Millisecond, r.turn, now.Add(time.Duration(i+1)*(leastPeriod+1)))
+		}
+		if r.turns.shortest() != 100*time.Millisecond {
+			t.Errorf("shortest %v after a while", r.turns.shortest())
 		}
 	}
 }

@@ -98,11 +98,11 @@ type box struct {
 	dealt   []string
 }
 
-func (b *box) Watch() (<-chan struct{}, func()) { return nil, func() {} }
-func (b *box) Fresh(group string) bool          { return group == b.fresh }
-func (b *box) Holds(string) (some, spare bool)  { return false, false }
-func (b *box) Expel(string)                     {}
-func (b *box) Deal(group string, _ int, _ bool) iter.Seq2[string, [][]byte] {
+func (b *box) Watch() (<-chan struct{}, func())       { return nil, func() {} }
+func (b *box) Fresh(group string) bool                { return group == b.fresh }
+func (b *box) Holds(string) (some, spare, stock bool) { return false, false, false }
+func (b *box) Expel(string)                           {}
+func (b *box) Deal(group string, _, _ int) iter.Seq2[string, [][]byte] {
 	b.dealt = append(b.dealt, group)
 	return func(func(string, [][]byte) bool) {}
 }

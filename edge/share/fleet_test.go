@@ -225,7 +225,7 @@ func (e *edge) serve(pools ...share.Pool) {
 }
 
 func (e *edge) holds() bool {
-	some, _ := e.store.Holds("g")
+	some, _, _ := e.store.Holds("g")
 	return some
 }
 
@@ -511,7 +511,7 @@ func TestRelaySeesNoSecret(t *testing.T) {
 	warm.visit(b.address)
 	settle()
 	var secrets [][]byte
-	for _, containers := range warm.store.Deal("g", 1, true) {
+	for _, containers := range warm.store.Deal("g", 1, 8) {
 		secrets = append(secrets, containers[0])
 	}
 	if len(secrets) != 1 {

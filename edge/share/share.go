@@ -29,15 +29,16 @@ import (
 type Sessions interface {
 	// Watch returns a channel that gets a value after sessions came or went.
 	Watch() (changes <-chan struct{}, stop func())
-	// Holds reports whether there are sessions of a group to deal, and spare
-	// ones, that no other edge was given.
-	Holds(group string) (some, spare bool)
+	// Holds reports whether there are sessions of a group to deal, spare ones, that
+	// no other edge was given, and among these tickets that are taken once.
+	Holds(group string) (some, spare, stock bool)
 	// Fresh reports whether Deal without seed may have something to give. It
 	// costs nothing.
 	Fresh(group string) bool
 	// Deal returns per identity what each of recipients edges gets, nil for
-	// nothing: new sessions, or with seed all.
-	Deal(group string, recipients int, seed bool) iter.Seq2[string, [][]byte]
+	// nothing: with seed 0 new sessions, else all, but at most seed tickets that
+	// are taken once.
+	Deal(group string, recipients, seed int) iter.Seq2[string, [][]byte]
 	// Adopt takes in what Deal of another edge gave. cfg verifies it.
 	Adopt(identity, sender string, data []byte, cfg *tls.Config) error
 	// Expel drops what came from or through an edge.

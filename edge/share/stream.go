@@ -28,6 +28,9 @@ const (
 	// that wait.
 	maxPeers = 1024
 	maxSeeds = 1024
+	// maxStock is how many tickets that are taken once an edge gets that asks for
+	// no number.
+	maxStock = 8
 )
 
 var (
@@ -217,12 +220,15 @@ func (x *exchange) join() error {
 func (x *exchange) held(pools []Pool) *resealv1.ExchangeHolding {
 	holding := &resealv1.ExchangeHolding{}
 	for _, pool := range pools {
-		some, spare := x.share.cfg.Sessions.Holds(pool.Group)
+		some, spare, stock := x.share.cfg.Sessions.Holds(pool.Group)
 		if some {
 			holding.Pools = append(holding.Pools, pool.Name)
 		}
 		if spare {
 			holding.Spare = append(holding.Spare, pool.Name)
+		}
+		if stock {
+			holding.Stock = append(holding.Stock, pool.Name)
 		}
 	}
 	return holding
@@ -255,7 +261,7 @@ func (x *exchange) offerNew(now time.Time) error {
 		if !x.share.cfg.Sessions.Fresh(pool.Group) {
 			continue
 		}
-		if err := x.deal(pool, x.members(pool.Name), false); err != nil {
+		if err := x.deal(pool, x.members(pool.Name), 0); err != nil {
 			return err
 		}
 	}
@@ -284,7 +290,11 @@ func (x *exchange) seed(seed *resealv1.ExchangeSeed) error {
 		if !ok {
 			continue
 		}
-		if err := x.deal(pool, []*resealv1.ExchangeMember{seed.GetMember()}, true); err != nil {
+		most := int(seed.GetMost())
+		if most == 0 {
+			most = maxStock
+		}
+		if err := x.deal(pool, []*resealv1.ExchangeMember{seed.GetMember()}, most); err != nil {
 			return err
 		}
 	}
@@ -293,8 +303,8 @@ func (x *exchange) seed(seed *resealv1.ExchangeSeed) error {
 	}})
 }
 
-// deal offers sessions of a pool to members.
-func (x *exchange) deal(pool Pool, members []*resealv1.ExchangeMember, seed bool) error {
+// deal offers sessions of a pool to members: new ones, or, with seed, all.
+func (x *exchange) deal(pool Pool, members []*resealv1.ExchangeMember, seed int) error {
 	members = slices.DeleteFunc(members, func(member *resealv1.ExchangeMember) bool {
 		return member.GetEdge() == x.share.cfg.Edge || !x.trusted(member)
 	})

@@ -381,7 +381,10 @@ type ExchangeHolding struct {
 	Pools []string `protobuf:"bytes,1,rep,name=pools,proto3" json:"pools,omitempty"`
 	// Those of which it holds sessions that it has given to no other edge, or
 	// that the backend takes any number of times. It is asked before others.
-	Spare         []string `protobuf:"bytes,2,rep,name=spare,proto3" json:"spare,omitempty"`
+	Spare []string `protobuf:"bytes,2,rep,name=spare,proto3" json:"spare,omitempty"`
+	// Those of them of which it holds idle tickets that the backend takes once
+	// each. More members are asked for these: few hold more than one or two.
+	Stock         []string `protobuf:"bytes,3,rep,name=stock,proto3" json:"stock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -426,6 +429,13 @@ func (x *ExchangeHolding) GetPools() []string {
 func (x *ExchangeHolding) GetSpare() []string {
 	if x != nil {
 		return x.Spare
+	}
+	return nil
+}
+
+func (x *ExchangeHolding) GetStock() []string {
+	if x != nil {
+		return x.Stock
 	}
 	return nil
 }
@@ -569,7 +579,10 @@ type ExchangeSeed struct {
 	// Whom to offer to.
 	Member *ExchangeMember `protobuf:"bytes,2,opt,name=member,proto3" json:"member,omitempty"`
 	// Names of the pools.
-	Pools         []string `protobuf:"bytes,3,rep,name=pools,proto3" json:"pools,omitempty"`
+	Pools []string `protobuf:"bytes,3,rep,name=pools,proto3" json:"pools,omitempty"`
+	// How many tickets that the backend takes once each are wanted at most of an
+	// identity, since other members are asked too. 0: 8.
+	Most          uint32 `protobuf:"varint,4,opt,name=most,proto3" json:"most,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -623,6 +636,13 @@ func (x *ExchangeSeed) GetPools() []string {
 		return x.Pools
 	}
 	return nil
+}
+
+func (x *ExchangeSeed) GetMost() uint32 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
 }
 
 // ExchangeSeedDone says that all offers to an ExchangeSeed are sent.
@@ -871,10 +891,11 @@ const file_reseal_v1_session_proto_rawDesc = "" +
 	"\aholding\x18\x06 \x01(\v2\x1a.reseal.v1.ExchangeHoldingR\aholding\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"=\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +
 	"\x0fExchangeHolding\x12\x14\n" +
 	"\x05pools\x18\x01 \x03(\tR\x05pools\x12\x14\n" +
-	"\x05spare\x18\x02 \x03(\tR\x05spare\"u\n" +
+	"\x05spare\x18\x02 \x03(\tR\x05spare\x12\x14\n" +
+	"\x05stock\x18\x03 \x03(\tR\x05stock\"u\n" +
 	"\x0eExchangeMember\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12 \n" +
@@ -882,11 +903,12 @@ const file_reseal_v1_session_proto_rawDesc = "" +
 	"\x05pools\x18\x04 \x03(\tR\x05pools\"<\n" +
 	"\fExchangeGone\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x18\n" +
-	"\arevoked\x18\x02 \x01(\bR\arevoked\"q\n" +
+	"\arevoked\x18\x02 \x01(\bR\arevoked\"\x85\x01\n" +
 	"\fExchangeSeed\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x121\n" +
 	"\x06member\x18\x02 \x01(\v2\x19.reseal.v1.ExchangeMemberR\x06member\x12\x14\n" +
-	"\x05pools\x18\x03 \x03(\tR\x05pools\",\n" +
+	"\x05pools\x18\x03 \x03(\tR\x05pools\x12\x12\n" +
+	"\x04most\x18\x04 \x01(\rR\x04most\",\n" +
 	"\x10ExchangeSeedDone\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\"\x10\n" +
 	"\x0eExchangeSeeded\"\xb0\x02\n" +

@@ -47,7 +47,8 @@ type SessionServiceClient interface {
 	//     later ExchangeMember of the same edge replaces the one before, and
 	//     ExchangeGone ends it;
 	//   - asks, by ExchangeSeed, at most two members that hold sessions of each
-	//     pool that is new to the edge to offer it some, and sends ExchangeSeeded
+	//     pool that is new to the edge to offer it some (eight where they hold
+	//     tickets that the backend takes once each), and sends ExchangeSeeded
 	//     when they have, have left, or 800 ms have passed. At once when nobody
 	//     was asked; one may answer several joins in a row.
 	//
@@ -121,7 +122,8 @@ type SessionServiceServer interface {
 	//     later ExchangeMember of the same edge replaces the one before, and
 	//     ExchangeGone ends it;
 	//   - asks, by ExchangeSeed, at most two members that hold sessions of each
-	//     pool that is new to the edge to offer it some, and sends ExchangeSeeded
+	//     pool that is new to the edge to offer it some (eight where they hold
+	//     tickets that the backend takes once each), and sends ExchangeSeeded
 	//     when they have, have left, or 800 ms have passed. At once when nobody
 	//     was asked; one may answer several joins in a row.
 	//
