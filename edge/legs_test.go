@@ -402,7 +402,7 @@ func (c *h2Client) headers(stream uint32, end bool, fields ...string) {
 	c.try(c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: c.fields(fields...), EndHeaders: true, EndStream: end}))
 }
 
-// get sends a request without body.
+// get sends a request without a body.
 func (c *h2Client) get(stream uint32, path, authority string, more ...string) {
 	c.x.t.Helper()
 	c.headers(stream, true, append([]string{":method", "GET", ":scheme", "https", ":path", path, ":authority", authority}, more...)...)

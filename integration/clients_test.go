@@ -57,8 +57,8 @@ func newFront(t *testing.T) *front {
 	return f
 }
 
-// url is for clients that take no other address for a name than that in the
-// URL, beside curl's --connect-to.
+// url is for clients that take no other address for a name than that in the URL,
+// besides curl's --connect-to.
 func (f *front) url(path string) string { return "https://" + harness.SiteName + path }
 
 func TestClients(t *testing.T) {

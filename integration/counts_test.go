@@ -10,7 +10,7 @@ import (
 	"github.com/reseal/reseal/integration/peers"
 )
 
-// countedRequests is what each backend gets, beside its content.
+// countedRequests is what each backend gets, besides its content.
 const countedRequests = 5000
 
 // maxFull is how many full handshakes a backend may pay for: one is enough, and

@@ -120,7 +120,7 @@ func (s endingSource) At(context.Context, int64) (*resealv1.Snapshot, error) {
 	return nil, errors.New("it has stopped")
 }
 
-// A source that ends because everything does is no failure, whoever hears of
+// A source that ends because everything does is not a failure, whoever hears of
 // the end first.
 func TestEndsWithSource(t *testing.T) {
 	for range 200 {

@@ -157,7 +157,7 @@ func (g *Gate) enter(raw net.Conn) *conn {
 	}
 	if ended != nil || !ok {
 		g.turned.Do(func() {
-			g.log.Warn("connections without certificate are turned away", "source", c.source.String(),
+			g.log.Warn("connections without a certificate are turned away", "source", c.source.String(),
 				"limit", g.limits.Anonymous, "per_source", g.limits.PerSource, "all", g.limits.All)
 		})
 	}
@@ -238,7 +238,7 @@ type conn struct {
 	left      bool
 }
 
-var errTooMuch = errors.New("a connection without certificate may not send so much")
+var errTooMuch = errors.New("a connection without a certificate may not send that much")
 
 // Read implements net.Conn.
 func (c *conn) Read(p []byte) (int, error) {

@@ -84,7 +84,7 @@ func selfSigned(t *testing.T) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// anonymous opens a connection without certificate; with TLS if shaken is set.
+// anonymous opens a connection without a certificate; with TLS if shaken is set.
 func (s *server) anonymous(t *testing.T, shaken bool) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", s.addr)

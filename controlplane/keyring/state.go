@@ -125,7 +125,7 @@ func (st *state) behind() bool {
 // fleet returns the live edges that a keyring selects. The caller holds mu.
 func (st *state) fleet(k keyringSpec, record string, now time.Time, liveFor time.Duration) Fleet {
 	watched := time.Since(st.since)
-	// The wall clock of now, counted back by the monotonic one: a clock that is
+	// The current wall clock, counted back by the monotonic one: a clock that is
 	// set does not make the fleet look known or unknown.
 	fleet := Fleet{Since: now.Round(0).Add(-watched), Complete: watched >= liveFor}
 	for edge, c := range st.covers {

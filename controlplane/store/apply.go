@@ -19,9 +19,8 @@ import (
 // errors are *resealv1.ViolationsError, *ConflictError, ErrTooLarge,
 // ErrUnavailable or the error of ctx.
 //
-// The server-assigned metadata of the resources is ignored. A Certificate
-// without private key keeps the stored one while its certificatePem is
-// unchanged.
+// The server-assigned metadata of the resources is ignored. A Certificate without
+// a private key keeps the stored one while its certificatePem is unchanged.
 func (s *Store) Apply(ctx context.Context, author string, req *resealv1.ApplyRequest) (*resealv1.ApplyResponse, error) {
 	revision, p, err := s.mutate(ctx, mutation{
 		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(),

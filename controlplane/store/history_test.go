@@ -218,7 +218,7 @@ func TestRollback(t *testing.T) {
 	}
 }
 
-// The same key under another seal is no change.
+// The same key under another seal is not a change.
 func TestRollbackComparesSecretsInClear(t *testing.T) {
 	cfg, _ := testConfig(t)
 	s := run(t, cfg)

@@ -219,7 +219,7 @@ func (s *Store) checkSecrets(r *resealv1.Resource) []*resealv1.Violation {
 	return violations
 }
 
-// carryKey gives a Certificate without private key the stored one, if that
+// carryKey gives a Certificate without a private key the stored one, if that
 // still belongs to it.
 func carryKey(r, stored *resealv1.Resource) *resealv1.Violation {
 	certificate, old := r.GetCertificate(), stored.GetCertificate()

@@ -115,7 +115,7 @@ func TestStartsBeforeEtcd(t *testing.T) {
 	awaitReady(t, s)
 }
 
-// Another etcd in the place of the first, whose revisions start anew.
+// Another etcd in place of the first, whose revisions start anew.
 func TestReplacedEtcd(t *testing.T) {
 	t.Parallel()
 	first, second := privateEtcd(t), privateEtcd(t)

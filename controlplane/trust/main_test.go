@@ -165,7 +165,7 @@ func clientTLS(trust *Trust, certificates ...tls.Certificate) *tls.Config {
 	roots.AppendCertsFromPEM(trust.CAPEM())
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		// Sent also when the server does not ask for one of its issuer.
+		// Sent even when the server does not ask for one of its issuer.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			if len(certificates) == 0 {
 				return &tls.Certificate{}, nil

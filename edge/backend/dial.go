@@ -263,7 +263,7 @@ func (e *endpoint) openSocket(ctx context.Context, settings *settings) (socket n
 	return socket, nil
 }
 
-// worthRedoing reports whether a handshake without session may do better.
+// worthRedoing reports whether a handshake without a session may do better.
 func worthRedoing(err error) bool {
 	var failure *Error
 	var netErr net.Error

@@ -189,8 +189,8 @@ func (x *exchange) run() (*http.Response, error) {
 	}
 }
 
-// maxUnread bounds how often a request is sent again because no backend had
-// begun to process it, beside retries.attempts.
+// maxUnread bounds how often a request is sent again because no backend had begun
+// to process it, in addition to retries.attempts.
 const maxUnread = 10
 
 // turnedAway reports whether a failed attempt is one of which the backend has

@@ -54,7 +54,7 @@ func (e *endpoint) exit(w *waiter) {
 	e.tidyShare(s)
 }
 
-// hold notes that a client's request is on c, unhold that it is no more, which
+// hold notes that a client's request is on c, unhold that it no longer is, which
 // the end of c sees to.
 func (e *endpoint) hold(c *h1Conn, client uint64) {
 	e.unhold(c)

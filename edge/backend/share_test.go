@@ -103,7 +103,7 @@ func TestStalledUploadsLeaveRoom(t *testing.T) {
 	all.Wait()
 }
 
-// Who holds no more than others loses nothing, however slow.
+// Whoever holds no more than others loses nothing, however slow.
 func TestEvenSharesAreKept(t *testing.T) {
 	s := serve(t, site())
 	x := newBench(t, []string{s.addr}, bounds(4, 100), timeouts(func(p *resealv1.BackendTimeouts) {

@@ -38,7 +38,7 @@ const (
 	maxTrailer = 64 << 10
 )
 
-// NewBody follows the body that head announces; a request without length has
+// NewBody follows the body that head announces; a request without a length has
 // none.
 func NewBody(head Head) Body {
 	switch {

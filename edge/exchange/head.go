@@ -26,7 +26,7 @@ type Head struct {
 	Names map[string]string
 }
 
-// Errors of CheckHead and CheckLine, beside those that name a field.
+// Errors of CheckHead and CheckLine, besides those that name a field.
 var (
 	ErrBareLF   = errors.New("a line ends in LF without CR (RFC 9112 section 2.2)")
 	ErrControl  = errors.New("a control character (RFC 9110 section 5.5)")

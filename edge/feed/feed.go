@@ -105,7 +105,7 @@ type Feed struct {
 
 	// again asks for the held configuration to be applied once more.
 	again chan struct{}
-	trial *trial // belongs to who holds applying
+	trial *trial // belongs to whoever holds applying
 
 	// What survives a reconnect, guarded by mu.
 	mu       sync.Mutex

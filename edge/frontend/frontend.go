@@ -8,7 +8,7 @@
 // handshake and the next request use, and starts a new generation only when
 // settings changed that a running server can't change.
 //
-// Reasons in the access log, beside those of the upstream:
+// Reasons in the access log, besides those of the upstream:
 //
 //   - refused here: no_route, misdirected, method_not_allowed, header_too_large,
 //     too_many_fields, client_certificate, bad_host, bad_target, bad_request, memory_limit;

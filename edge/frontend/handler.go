@@ -346,7 +346,7 @@ func (q *request) endBody() {
 // finish counts and logs the request and lets go of it.
 func (q *request) finish() {
 	q.early.Lock()
-	q.answering = true // also when the upstream panicked
+	q.answering = true // even when the upstream panicked
 	q.early.Unlock()
 	if q.timer != nil {
 		q.timer.Stop()

@@ -31,7 +31,7 @@ type ring struct {
 	maxActiveAge time.Duration
 	epochs       map[uint64]*epoch
 	active       *epoch // nil: nothing encrypts
-	newest       uint64 // the highest number that was named, also when it is erased
+	newest       uint64 // the highest number that was named, even when it is erased
 	stale        bool   // as it was logged last
 }
 

@@ -160,7 +160,7 @@ func TestCVE_2020_13777(t *testing.T) {
 	}
 
 	// The scan knows all but the secret. It must find the state with the right
-	// one, else it proves nothing.
+	// one, otherwise it proves nothing.
 	for _, ticket := range all[:10] {
 		number := uint64(ticket[7])
 		if !opens(t, ticket, p, r.secrets[number], "app.test") {

@@ -414,7 +414,7 @@ func TestNobodyIsLateWhileLeadersChange(t *testing.T) {
 
 // TestNobodyGoesBeforeTheSessionIsFiled: a handshake of TLS 1.2 has completed, but
 // its session is not filed yet, or it is not yet known in which way it is to be
-// offered. Who comes then must not take the server for one that gives none, and
+// offered. Whoever comes then must not take the server for one that gives none, and
 // let all go that wait.
 func TestNobodyGoesBeforeTheSessionIsFiled(t *testing.T) {
 	s, terms := New(Config{}), Terms{Wait: time.Minute}

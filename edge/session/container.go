@@ -25,7 +25,7 @@ import (
 //	        path<0..2^16-1> of edge<0..255>  id<0..255>  ticket<0..2^16-1>
 //	        session<0..2^24-1>
 //
-// An entry without session tells what was learned of the identity's server.
+// An entry without a session tells what was learned of the identity's server.
 const (
 	containerMagic  = "RSES"
 	containerFormat = 2

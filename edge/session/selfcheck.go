@@ -35,8 +35,9 @@ func checkSessionIDs(logger *slog.Logger) bool {
 
 // selfCheck makes two handshakes in memory. The second one offers a session that
 // was encoded here, from the key log and the ServerHello of the first, and a
-// session ID through Rand. The server, which is crypto/tls too, knows no session
-// IDs; it resumes by the ticket that the session carries, and echoes the ID.
+// session ID through Rand. The server, which is crypto/tls too, does not support
+// session IDs; it resumes by the ticket that the session carries, and echoes the
+// ID.
 func selfCheck() error {
 	certificate, err := checkCertificate()
 	if err != nil {

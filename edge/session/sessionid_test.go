@@ -118,7 +118,7 @@ func visit(t *testing.T, store *Store, address, identity string, cfg *tls.Config
 	_, _ = io.Copy(io.Discard, resp.Body)
 	resp.Body.Close()
 	tc.Close()
-	tc.NetConn().Close() // who waits for its session learns of it
+	tc.NetConn().Close() // whoever waits for its session learns of it
 	return mechanism, miss, nil
 }
 

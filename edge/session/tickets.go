@@ -170,7 +170,7 @@ func (t *turns) shortest() time.Duration { return min(t.least, t.before) }
 // sixteen of those that wait gets one.
 const delayFactor = 16
 
-// grows reports whether another full handshake, beside those under way, is to
+// grows reports whether another full handshake, besides those under way, is to
 // add a ticket to those in circulation: when those that wait now, one by one,
 // would wait longer than they may. After one has been added the tickets go round
 // twice before it is looked at again. Store.mu is held.

@@ -207,9 +207,9 @@ func TestVersionChangesFromBareSession(t *testing.T) {
 	}
 }
 
-// Who may offer sessions by crypto/tls alone, because the server may renegotiate,
-// does so also where others have learned another way, and declares nothing
-// declined that only that way could offer.
+// Whoever may offer sessions by crypto/tls alone, because the server may
+// renegotiate, does so even where others have learned another way, and declares
+// nothing declined that only that way could offer.
 func TestCryptoTLSAlone(t *testing.T) {
 	address, roots := opensslServer(t, "-no_ticket", "-tls1_2")
 	cfg := &tls.Config{RootCAs: roots, ServerName: "example.test"}

@@ -68,7 +68,7 @@ func (s sink) gauge(desc *prometheus.Desc, value int64, labels ...string) {
 	s.metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(max(value, 0)), labels...)
 }
 
-// handshakes shows counters that are usual also at 0, so that the first
+// handshakes shows the usual counters even at 0, so that the first
 // handshake shows as an increase. Others show when they count something.
 func (s sink) handshakes(read *handshakes, side, pool, listener string) {
 	for version := range versions {

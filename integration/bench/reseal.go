@@ -117,7 +117,7 @@ func (r *Reseal) poolManifest() string {
 	return poolManifest(r.scenario.Key, r.backend, serverName, r.authority.PEM(), r.scenario.sessions, r.more)
 }
 
-// Reload replaces what stands in the pool's manifest beside its endpoints, and
+// Reload replaces what stands in the pool's manifest besides its endpoints, and
 // waits until all edges serve it.
 func (r *Reseal) Reload(more string) {
 	r.more = more

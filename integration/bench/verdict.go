@@ -55,8 +55,8 @@ func (s *Scenario) Problems(r Result) []string {
 	return all
 }
 
-// Slow says that Reseal's requests took too long beside HAProxy's of the same
-// run, or is empty.
+// Slow says that Reseal's requests took too long compared with HAProxy's of the
+// same run, or is empty.
 func (s *Scenario) Slow(ours, haproxy Result) string {
 	if !s.Latency || float64(ours.P99) <= latencyRatio*float64(haproxy.P99) {
 		return ""

@@ -16,7 +16,7 @@ import (
 	"github.com/reseal/reseal/integration/process"
 )
 
-// SiteName is the name in the certificate that clients see, beside all names
+// SiteName is the name in the certificate that clients see, besides all names
 // below it.
 const SiteName = "site.test"
 

@@ -16,7 +16,7 @@ import (
 	"github.com/reseal/reseal/integration/process"
 )
 
-// ServerName is the name in the certificate of every backend, beside localhost
+// ServerName is the name in the certificate of every backend, besides localhost
 // and 127.0.0.1 (but see Options.OneName).
 const ServerName = "backend.test"
 

@@ -41,7 +41,7 @@ func FormatJSON(w io.Writer, resources ...*resealv1.Resource) error {
 }
 
 // YAML writes one document per resource, separated by "---". Without resources
-// it writes nothing. A resource without spec is an error.
+// it writes nothing. A resource without a spec is an error.
 func (f Format) YAML(w io.Writer, resources ...*resealv1.Resource) error {
 	if len(resources) == 0 {
 		return nil
@@ -61,7 +61,7 @@ func (f Format) YAML(w io.Writer, resources ...*resealv1.Resource) error {
 }
 
 // JSON writes one resource as an object, none or several as an object of kind
-// List with items. A resource without spec is an error.
+// List with items. A resource without a spec is an error.
 func (f Format) JSON(w io.Writer, resources ...*resealv1.Resource) error {
 	items := &yaml.Node{Kind: yaml.SequenceNode}
 	for _, resource := range resources {

@@ -65,7 +65,7 @@ func TestLoadReportsAllFiles(t *testing.T) {
 		"stdin: broken pipe",
 	)
 	if len(objects) != 1 {
-		t.Errorf("%d objects, want the one without error", len(objects))
+		t.Errorf("%d objects, want the one without an error", len(objects))
 	}
 }
 

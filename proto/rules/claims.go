@@ -77,7 +77,7 @@ func (c *checker) fieldList(path string, names []string, check func(string) erro
 func checkRemoved(name string) error {
 	start, isPattern := strings.CutSuffix(name, "*")
 	if err := checkHeaderName(start); err != nil || strings.Contains(start, "*") {
-		return fmt.Errorf("%s is neither a header name nor the start of one with a * behind it, such as X-Auth-*", Quote(name))
+		return fmt.Errorf("%s is neither a header name nor the start of one with a * after it, such as X-Auth-*", Quote(name))
 	}
 	if isPattern && !strings.HasSuffix(start, "-") {
 		return fmt.Errorf("%s: a * must follow a -, as in X-Auth-*", Quote(name))

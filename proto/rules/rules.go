@@ -40,7 +40,7 @@ func Written(r *resealv1.Resource) []*resealv1.Violation {
 }
 
 // Resource checks all fields of a resource that was admitted by another process,
-// maybe of a newer version: fields that this one does not know are no violations.
+// maybe of a newer version: fields that this one does not know are not violations.
 // The rest is as for Written.
 func Resource(r *resealv1.Resource) []*resealv1.Violation {
 	return check(&checker{ref: r.Ref()}, r)

@@ -206,7 +206,7 @@ func checkCIDR(text string) error {
 		return fmt.Errorf("%s is not a CIDR such as 10.0.0.0/8", Quote(text))
 	}
 	if masked := prefix.Masked(); masked != prefix {
-		return fmt.Errorf("%s has bits set behind its prefix; write %s", Quote(text), masked)
+		return fmt.Errorf("%s has bits set beyond its prefix; write %s", Quote(text), masked)
 	}
 	return nil
 }

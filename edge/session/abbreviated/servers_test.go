@@ -409,7 +409,7 @@ func TestServersThatCount(t *testing.T) {
 	}
 }
 
-// newestJava is the home of the newest Java beside that of PATH, or "".
+// newestJava is the home of the newest Java besides that of PATH, or "".
 func newestJava() string {
 	homes := peers.Javas()
 	return homes[len(homes)-1]

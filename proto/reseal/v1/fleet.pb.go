@@ -628,7 +628,7 @@ func (x *ProbeBackendRequest) GetOrder() *ProbeOrder {
 // ProbeBackendResponse holds what the edge found out.
 type ProbeBackendResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The report, without error.
+	// The report, without an error.
 	Report        *ProbeReport `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1046,7 +1046,7 @@ type ProbeClientHello struct {
 	ServerName string `protobuf:"bytes,5,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
 	// The protocols in ALPN.
 	Alpn []string `protobuf:"bytes,6,rep,name=alpn,proto3" json:"alpn,omitempty"`
-	// Whether the session ID is one that a server gave. Else it is random and
+	// Whether the session ID is one that a server gave. Otherwise it is random and
 	// offers nothing: clients send one to see whether it is echoed.
 	SessionIdGiven bool `protobuf:"varint,7,opt,name=session_id_given,json=sessionIdGiven,proto3" json:"session_id_given,omitempty"`
 	// Whether it offered TLS 1.2 at most and left the session_ticket extension out
