@@ -83,7 +83,7 @@ func (s *Server) holders(m *member, pool string) []*member {
 	return some(rest, maxSeeders)
 }
 
-// some picks at most so many members by chance.
+// some picks at most that many members at random.
 func some(members []*member, most int) []*member {
 	rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
 	return members[:min(len(members), most)]

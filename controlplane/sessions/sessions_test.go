@@ -372,8 +372,8 @@ func TestSeeding(t *testing.T) {
 	cold.wantAll("gone h0 false", "gone h1 false", "gone h2 false", "gone h3 false", "seeded")
 }
 
-// Tickets that are taken once lie about in ones and twos: a new edge gets them of
-// more members than it would else take to ask.
+// Tickets that are taken once lie about in ones and twos: a new edge gets them
+// from more members than it would otherwise take to ask.
 func TestStockOfManyMembers(t *testing.T) {
 	w := newWorld(t, nil)
 	var holders []*edge

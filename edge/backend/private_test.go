@@ -113,7 +113,8 @@ func TestChallengeOnSharedH2Connection(t *testing.T) {
 	})
 }
 
-// A request that logs in waits for no answer to have the connection for itself.
+// A request that logs in need not wait for an answer to have the connection to
+// itself.
 func TestLogInHasItsConnectionAtOnce(t *testing.T) {
 	s := serveH2(t, loginSite(nil))
 	x := newBench(t, []string{s.addr})

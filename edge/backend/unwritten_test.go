@@ -26,8 +26,8 @@ func (c *deadConn) Write(p []byte) (int, error) {
 }
 
 // A request that found its connection dead before a byte of it was written is sent
-// again with its body, also one that must not be repeated, and when no retries are
-// left.
+// again with its body, even one that must not be repeated, and even when no
+// retries are left.
 func TestUnwrittenRequestsAreSentAgain(t *testing.T) {
 	for name, body := range map[string]func() io.Reader{
 		"no body":    func() io.Reader { return nil },

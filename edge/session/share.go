@@ -61,7 +61,7 @@ var errTooOld = errors.New("the session is too old")
 // is not known to take each ticket once.
 //
 // With seed above 0 it goes through all identities, for edges that have nothing,
-// and gives each at most so many tickets that the server takes once; with 0
+// and gives each at most that many tickets that the server takes once; with 0
 // through those that got a new session worth sharing since the last round.
 func (s *Store) Deal(group string, recipients, seed int) iter.Seq2[string, [][]byte] {
 	return func(yield func(string, [][]byte) bool) {
@@ -207,8 +207,8 @@ func (g *group) dealStock(r *record, recipients, seed int, now time.Time) [][]*h
 }
 
 // stock are the tickets of a server that takes each once which other edges may
-// get: the idle ones. An edge that has nothing gets one without which this edge
-// has others, in use.
+// get: the idle ones. An edge that has nothing also gets one that is not idle,
+// while this edge has others in use.
 func (r *record) stock(seed bool, now time.Time) []*held {
 	idle, all := r.spare(now, idleTicket), r.spare(now, 0)
 	if seed && len(idle) == 0 && len(all) > 0 && r.pending > 0 {

@@ -138,8 +138,8 @@ func TestSingleUseTicketsAreDealtOut(t *testing.T) {
 	other.want("a", psk, 0)
 }
 
-// An edge that has nothing gets as many idle tickets as it asks for; of one that
-// uses all of its own, one without which others remain.
+// An edge that has nothing gets as many idle tickets as it asks for; from one
+// that uses all of its own, one, while others remain.
 func TestStockOfBusyEdge(t *testing.T) {
 	p := newPeer(t, Config{})
 	for range 4 {

@@ -141,7 +141,7 @@ const leastPeriod = 30 * time.Second
 const maxTurn = time.Minute
 
 // add takes in how long one turn took. hint is the shortest one that was measured
-// earlier or elsewhere, 0 for none; it counts until there are own ones.
+// earlier or elsewhere, 0 for none; it counts until there are ones of its own.
 func (t *turns) add(took, hint time.Duration, now time.Time) {
 	t.count++
 	t.known = min(t.known+1, 16)

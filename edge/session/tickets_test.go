@@ -138,8 +138,8 @@ func TestLargeTickets(t *testing.T) {
 }
 
 // An edge that has measured nothing goes by what another one, or its earlier
-// life, has measured: else a server, or a machine, that is busy from the start
-// looks like one that is far away.
+// life, has measured: otherwise a server, or a machine, that is busy from the
+// start looks like one that is far away.
 func TestTurnsOfEarlier(t *testing.T) {
 	now := time.Now()
 	terms := Terms{Wait: 2 * time.Second, TicketWait: 50 * time.Millisecond}
@@ -155,7 +155,7 @@ func TestTurnsOfEarlier(t *testing.T) {
 		if hint > 0 && r.turns.shortest() != hint {
 			t.Errorf("shortest %v", r.turns.shortest())
 		}
-		// It counts until there are own ones.
+		// It counts until there are ones of its own.
 		for i := range 3 {
 			r.turns.add(100*time.Millisecond, r.turn, now.Add(time.Duration(i+1)*(leastPeriod+1)))
 		}

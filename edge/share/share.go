@@ -36,7 +36,7 @@ type Sessions interface {
 	// costs nothing.
 	Fresh(group string) bool
 	// Deal returns per identity what each of recipients edges gets, nil for
-	// nothing: with seed 0 new sessions, else all, but at most seed tickets that
+	// nothing: with seed 0 new sessions, otherwise all, but at most seed tickets that
 	// are taken once.
 	Deal(group string, recipients, seed int) iter.Seq2[string, [][]byte]
 	// Adopt takes in what Deal of another edge gave. cfg verifies it.

@@ -28,8 +28,8 @@ const (
 	// that wait.
 	maxPeers = 1024
 	maxSeeds = 1024
-	// maxStock is how many tickets that are taken once an edge gets that asks for
-	// no number.
+	// maxStock is how many tickets that are taken once an edge that asks for no
+	// number gets.
 	maxStock = 8
 )
 

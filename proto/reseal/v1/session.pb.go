@@ -382,8 +382,8 @@ type ExchangeHolding struct {
 	// Those of which it holds sessions that it has given to no other edge, or
 	// that the backend takes any number of times. It is asked before others.
 	Spare []string `protobuf:"bytes,2,rep,name=spare,proto3" json:"spare,omitempty"`
-	// Those of them of which it holds idle tickets that the backend takes once
-	// each. More members are asked for these: few hold more than one or two.
+	// Those of which it holds idle tickets that the backend takes only once. More
+	// members are asked for these: few hold more than one or two.
 	Stock         []string `protobuf:"bytes,3,rep,name=stock,proto3" json:"stock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -580,7 +580,7 @@ type ExchangeSeed struct {
 	Member *ExchangeMember `protobuf:"bytes,2,opt,name=member,proto3" json:"member,omitempty"`
 	// Names of the pools.
 	Pools []string `protobuf:"bytes,3,rep,name=pools,proto3" json:"pools,omitempty"`
-	// How many tickets that the backend takes once each are wanted at most of an
+	// At most how many tickets that the backend takes only once are wanted of an
 	// identity, since other members are asked too. 0: 8.
 	Most          uint32 `protobuf:"varint,4,opt,name=most,proto3" json:"most,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -48,7 +48,7 @@ type SessionServiceClient interface {
 	//     ExchangeGone ends it;
 	//   - asks, by ExchangeSeed, at most two members that hold sessions of each
 	//     pool that is new to the edge to offer it some (eight where they hold
-	//     tickets that the backend takes once each), and sends ExchangeSeeded
+	//     tickets that the backend takes only once), and sends ExchangeSeeded
 	//     when they have, have left, or 800 ms have passed. At once when nobody
 	//     was asked; one may answer several joins in a row.
 	//
@@ -123,7 +123,7 @@ type SessionServiceServer interface {
 	//     ExchangeGone ends it;
 	//   - asks, by ExchangeSeed, at most two members that hold sessions of each
 	//     pool that is new to the edge to offer it some (eight where they hold
-	//     tickets that the backend takes once each), and sends ExchangeSeeded
+	//     tickets that the backend takes only once), and sends ExchangeSeeded
 	//     when they have, have left, or 800 ms have passed. At once when nobody
 	//     was asked; one may answer several joins in a row.
 	//
