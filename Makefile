@@ -6,6 +6,7 @@ SHELL := /bin/bash
 BUF           := github.com/bufbuild/buf/cmd/buf@v1.75.0
 PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+H2SPEC        := github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 TOOLS   := $(CURDIR)/.tools
@@ -17,7 +18,7 @@ BASE    ?= main
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build the three static binaries into bin/
@@ -66,6 +67,11 @@ fuzz: ## Fuzz each parser for FUZZTIME
 	@set -e; for p in $$(go list ./...); do \
 	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
 	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
+
+.PHONY: h2spec
+h2spec: ## Check edge/http2 by h2spec, the conformance tests of HTTP/2
+	@$(MAKE) -s tool TOOL=$(H2SPEC)
+	RESEAL_H2SPEC=$(TOOLS)/bin/h2spec go test -count 1 -v -run '^TestH2spec$$' ./edge/http2
 
 .PHONY: fmt
 fmt: tools ## Format Go and proto files
