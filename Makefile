@@ -62,6 +62,13 @@ bench-sessions: ## Count full handshakes at the backend with Reseal, HAProxy and
 	go run ./integration/bench/sessions -requests 50000 -peers -markdown
 	RESEAL_LONG=1 go test -timeout 60m -v -run Million ./integration/bench
 
+EDGES ?= 250,1000,2500,5000,10000
+
+.PHONY: bench-fleet
+bench-fleet: ## Measure what EDGES simulated edges cost a control plane, without and with much configuration (long)
+	go run ./integration/bench/fleet -edges $(EDGES)
+	go run ./integration/bench/fleet -edges $(EDGES) -realistic
+
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for FUZZTIME
 	@set -e; for p in $$(go list ./...); do \

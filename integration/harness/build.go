@@ -97,15 +97,25 @@ func goBuild(dir string, race bool, commands ...string) error {
 	return nil
 }
 
+// RemoveBuilds removes the built commands. It is for programs; tests have Main.
+func RemoveBuilds() error {
+	builds.Lock()
+	defer builds.Unlock()
+	var errs []error
+	for _, dir := range builds.dirs {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	builds.dirs = nil
+	return errors.Join(errs...)
+}
+
 // Main runs the tests of a package, looks for leaked goroutines, and removes the
 // built commands. It is for TestMain, which passes the result to os.Exit.
 func Main(m *testing.M) int {
 	code := m.Run()
-	for _, dir := range builds.dirs {
-		if err := os.RemoveAll(dir); err != nil {
-			_, _ = fmt.Fprintln(os.Stderr, "removing the built commands:", err)
-			code = max(code, 1)
-		}
+	if err := RemoveBuilds(); err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, "removing the built commands:", err)
+		code = max(code, 1)
 	}
 	if code == 0 {
 		if err := goleak.Find(); err != nil {

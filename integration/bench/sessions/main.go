@@ -78,8 +78,8 @@ func run(ctx context.Context, o options) (err error) {
 	if err := os.Setenv("RESEAL_BIN", o.bin); err != nil {
 		return err
 	}
-	t := &tb{dir: dir}
-	defer func() { err = errors.Join(err, t.end()) }()
+	t := harness.NewCommand(dir)
+	defer func() { err = errors.Join(err, t.End()) }()
 	b, err := prepare(ctx, t, dir)
 	if err != nil {
 		return err
@@ -98,7 +98,7 @@ func build(ctx context.Context, dir string) error {
 }
 
 // prepare starts what all trials share.
-func prepare(ctx context.Context, t *tb, dir string) (*bench.Bench, error) {
+func prepare(ctx context.Context, t *harness.Command, dir string) (*bench.Bench, error) {
 	authority, err := peers.NewAuthority("Reseal benchmark")
 	if err != nil {
 		return nil, err
@@ -109,7 +109,7 @@ func prepare(ctx context.Context, t *tb, dir string) (*bench.Bench, error) {
 		b.Capture = false
 		fmt.Fprintln(os.Stderr, "resets are those of the whole machine, since tshark can't capture:", err)
 	}
-	return b, t.try(func() error {
+	return b, t.Try(func() error {
 		b.Fleet = harness.NewShipped(t)
 		b.Fleet.StartControlPlane()
 		return nil
@@ -117,7 +117,7 @@ func prepare(ctx context.Context, t *tb, dir string) (*bench.Bench, error) {
 }
 
 // measure runs all scenarios and prints the table, even when some failed.
-func measure(ctx context.Context, o options, t *tb, b *bench.Bench, scenarios []*bench.Scenario) error {
+func measure(ctx context.Context, o options, t *harness.Command, b *bench.Bench, scenarios []*bench.Scenario) error {
 	table := &bench.Table{Requests: o.requests, Markdown: o.markdown, Proxies: []string{bench.ProxyReseal}}
 	if o.peers {
 		table.Proxies = []string{bench.ProxyHAProxy, bench.ProxyHAProxyBest, bench.ProxyNginx, bench.ProxyNginxBest, bench.ProxyReseal}
@@ -131,7 +131,7 @@ func measure(ctx context.Context, o options, t *tb, b *bench.Bench, scenarios []
 				continue
 			}
 			var result bench.Result
-			err := t.try(func() (err error) {
+			err := t.Try(func() (err error) {
 				result, err = b.Run(ctx, s, proxy, o.requests)
 				return err
 			})
