@@ -184,7 +184,7 @@ func (c *session) start(ctx context.Context, labels map[string]string) error {
 	}
 	replaced, drain, err := c.server.table.connect(c, c.hello, address)
 	if err != nil {
-		return status.Error(codes.ResourceExhausted, err.Error())
+		return err
 	}
 	if replaced != nil {
 		close(replaced.superseded)

@@ -22,10 +22,7 @@ const (
 	maxConverging = 128
 )
 
-var (
-	errTooManyEdges = errors.New("this replica has as many edges as it can take")
-	errNotConnected = errors.New("the edge is not connected to this replica")
-)
+var errNotConnected = errors.New("the edge is not connected to this replica")
 
 // table holds the live edges.
 type table struct {
@@ -78,7 +75,7 @@ func (t *table) connect(stream *session, hello *resealv1.Hello, address string) 
 			t.expireLocked(now)
 		}
 		if len(t.edges) >= maxEdges && !t.evictLocked() {
-			return nil, nil, errTooManyEdges
+			return nil, nil, resealv1.ErrTooManyEdges
 		}
 		row = &edge{id: hello.GetEdge()}
 		t.edges[row.id] = row

@@ -236,7 +236,7 @@ func TestTableIsBounded(t *testing.T) {
 				second = stream
 			}
 		}
-		if _, err := connect(-1); !errors.Is(err, errTooManyEdges) {
+		if _, err := connect(-1); !errors.Is(err, resealv1.ErrTooManyEdges) {
 			t.Errorf("one edge too many: %v", err)
 		}
 		// Room is made by the edge that left first.

@@ -1,7 +1,8 @@
 // Package gate bounds what callers without a certificate hold of the gRPC port:
 // connections, in all and per address, their time and their bytes, so that nobody
 // unknown can take the descriptors, the memory or the room of those who are
-// known.
+// known. And it admits new connections at the rate at which their handshakes can be
+// done.
 package gate
 
 import (
@@ -71,6 +72,7 @@ type Gate struct {
 	limits Limits
 	log    *slog.Logger
 	turned rate.Sometimes // away, of being logged
+	turns  turns
 
 	mu        sync.Mutex
 	all       int
@@ -83,6 +85,7 @@ func New(limits Limits, logger *slog.Logger) *Gate {
 	return &Gate{
 		limits: limits.withDefaults(), log: logger,
 		turned:    rate.Sometimes{First: 1, Interval: time.Minute},
+		turns:     newTurns(),
 		anonymous: map[netip.Prefix][]*conn{},
 	}
 }
@@ -128,6 +131,7 @@ type listener struct {
 // Accept implements net.Listener.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
+		l.gate.turns.await()
 		raw, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err // the server waits and tries again when files are short
@@ -231,6 +235,8 @@ type conn struct {
 	read   atomic.Int64 // bytes, while it is anonymous
 	known  atomic.Bool  // it has a certificate
 
+	shaking bool // a handshake is under way; of the goroutine that does it
+
 	// Guarded by Gate.mu.
 
 	anonymous bool
@@ -242,6 +248,10 @@ var errTooMuch = errors.New("a connection without a certificate may not send tha
 
 // Read implements net.Conn.
 func (c *conn) Read(p []byte) (int, error) {
+	if c.shaking {
+		c.gate.turns.give()
+		defer c.gate.turns.take()
+	}
 	n, err := c.Conn.Read(p)
 	if c.known.Load() {
 		return n, err
@@ -292,8 +302,15 @@ func (k knowing) Clone() credentials.TransportCredentials {
 }
 
 func (k knowing) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	secured, auth, err := k.TransportCredentials.ServerHandshake(raw)
-	if c, ok := raw.(*conn); ok && err == nil {
+	c, ok := raw.(*conn)
+	if !ok {
+		return k.TransportCredentials.ServerHandshake(raw)
+	}
+	var secured net.Conn
+	var auth credentials.AuthInfo
+	var err error
+	c.handshake(func() { secured, auth, err = k.TransportCredentials.ServerHandshake(raw) })
+	if err == nil {
 		info, isTLS := auth.(credentials.TLSInfo)
 		c.shook(isTLS && len(info.State.VerifiedChains) > 0)
 	}

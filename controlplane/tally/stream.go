@@ -13,10 +13,7 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-var (
-	errTooManyEdges = status.Error(codes.ResourceExhausted, "this replica has as many edges as it can take")
-	errStopping     = status.Error(codes.Unavailable, "this replica is stopping")
-)
+var errStopping = status.Error(codes.Unavailable, "this replica is stopping")
 
 // stream is one stream of reports.
 type stream struct {

@@ -161,7 +161,7 @@ func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
 	e := s.edges[from.id]
 	if e == nil {
 		if len(s.edges) >= maxEdges && !s.evictLocked() {
-			return errTooManyEdges
+			return resealv1.ErrTooManyEdges
 		}
 		e = &edge{id: from.id, before: newCarried(), absent: newCarried()}
 		s.edges[from.id] = e

@@ -1,6 +1,28 @@
 package resealv1
 
-import "strings"
+import (
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// fullRetry is when an edge may try again that found no room.
+const fullRetry = 30 * time.Second
+
+// ErrTooManyEdges is a gRPC status: RESOURCE_EXHAUSTED, with a google.rpc.RetryInfo.
+var ErrTooManyEdges = tooManyEdges()
+
+func tooManyEdges() error {
+	full := status.New(codes.ResourceExhausted, "this replica has as many edges as it can take")
+	if detailed, err := full.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(fullRetry)}); err == nil {
+		full = detailed
+	}
+	return full.Err()
+}
 
 // ViolationsError is the error of resources that are not valid.
 type ViolationsError struct {
