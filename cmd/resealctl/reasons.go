@@ -14,35 +14,35 @@ func explainMiss(reason resealv1.MissReason) explanation {
 	case resealv1.MissReason_MISS_REASON_NO_SESSION:
 		return explanation{
 			"There was no session yet: the first handshake of an edge with an endpoint and a server name.",
-			"Each edge, endpoint and server name has its own. Fewer server names (spec.tls.serverName), sessions.scope: pool when the endpoints share ticket keys, or sessions.sharing: fleet make it fewer."}
+			"Each edge, endpoint and server name has its own. Fewer server names (spec.tls.serverName), sessions.scope: pool when the endpoints share ticket keys, or sessions.sharing: fleet reduce the number."}
 	case resealv1.MissReason_MISS_REASON_EXPIRED:
 		return explanation{
 			"The session was older than its lifetime, or the certificate in it had expired.",
 			"Give tickets or sessions a longer lifetime at the backend, or keep connections open for longer: connections.idleTimeout."}
 	case resealv1.MissReason_MISS_REASON_DECLINED:
 		return explanation{
-			"The backend was offered a session and answered with a full handshake: it had forgotten it.",
+			"The backend was offered a session and answered with a full handshake: it had forgotten the session.",
 			"Look for restarts of the backend, for several servers behind one address that don't share sessions or ticket keys (name each as an endpoint), and for a session cache that is too small or too short-lived. resealctl probe shows which."}
 	case resealv1.MissReason_MISS_REASON_DECLINED_AFTER_UNCLEAN_CLOSE:
 		return explanation{
 			"The backend declined a session after one of its connections had ended without close_notify; some servers must then forget it.",
-			"Find out what ends connections like that: the closes by kind tell, and an edge that crashed or was killed is one cause. Raise connections.closeTimeout when they show timeout or reset_by_us; look at the backend, and at firewalls in between, when they show reset_by_peer or fin_without_notify."}
+			"Find out what ends connections like that: the closes by kind show it, and an edge that crashed or was killed is one cause. Raise connections.closeTimeout when they show timeout or reset_by_us; look at the backend, and at firewalls in between, when they show reset_by_peer or fin_without_notify."}
 	case resealv1.MissReason_MISS_REASON_EVICTED:
 		return explanation{
 			"The edge dropped the session to bound its memory: the pool has more server names than an edge keeps sessions for.",
 			"Set spec.tls.serverName if the backends accept one name for all hosts, or split the hosts over several pools."}
 	case resealv1.MissReason_MISS_REASON_SINGLE_USE_SPENT:
 		return explanation{
-			"The backend takes each ticket once, and all that it had given out were spent.",
+			"The backend takes each ticket once, and all those that it had given out were spent.",
 			"Have it give more tickets per connection (OpenSSL: num_tickets), or let tickets be used again; keep connections open for longer, so that fewer are needed."}
 	case resealv1.MissReason_MISS_REASON_VERSION_CHANGED:
 		return explanation{
-			"The backend chose another TLS version than that of the session.",
+			"The backend chose a TLS version other than the session's.",
 			"Let all servers behind the endpoint speak the same versions, or fix one with a TLSPolicy (minVersion, maxVersion) in spec.tls.policy."}
 	case resealv1.MissReason_MISS_REASON_POLICY_CHANGED:
 		return explanation{
 			"Trust, verification, client certificate, TLS policy, protocol or sessions.sharing of the pool changed, so its sessions had to go.",
-			"It happens once with each such change and calls for nothing; if it goes on, see what keeps changing: resealctl history, and caFile and certificateFile on the edges."}
+			"It happens once with each such change and calls for no action; if it goes on, see what keeps changing: resealctl history, and caFile and certificateFile on the edges."}
 	case resealv1.MissReason_MISS_REASON_UNSUPPORTED_BY_PEER:
 		return explanation{
 			"The backend gives out neither session IDs that can be offered nor tickets.",

@@ -26,8 +26,8 @@ const (
 
 // State keeps files over restarts. *state.Dir is one.
 type State interface {
-	// Read returns what was written last. An error that is fs.ErrNotExist means
-	// that nothing was written yet.
+	// Read returns what was written last. An error that is fs.ErrNotExist means that
+	// nothing has been written yet.
 	Read(name string) ([]byte, error)
 	// Write replaces the content of a file, all or nothing.
 	Write(name string, data []byte) error

@@ -56,7 +56,7 @@ type Dir struct {
 // with 0600.
 //
 // keyFile holds the 32-byte key, raw or in base64. Default: dir/key. It is
-// generated when it is absent and nothing was sealed yet; with sealed files in
+// generated when it is absent and nothing has been sealed yet; with sealed files in
 // the directory an absent key is an error.
 //
 // Errors: ErrLocked, ErrKey, and those of the file system.
