@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/reseal/reseal/edge/backend"
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/feed"
 	"github.com/reseal/reseal/edge/frontend"
 	"github.com/reseal/reseal/edge/plan"
@@ -24,7 +24,7 @@ const (
 )
 
 type leavingPool struct {
-	pool  backend.Pool
+	pool  exchange.Pool
 	until time.Time
 }
 
@@ -78,7 +78,7 @@ func (e *Edge) fit(draft *plan.Draft) *plan.Plan {
 		if compiled == nil || draft.Unchanged() {
 			return compiled
 		}
-		change, violations := e.frontend.Prepare(frontendListeners(compiled))
+		change, violations := e.frontend.Prepare(compiled.Listeners)
 		if len(violations) == 0 {
 			for _, warning := range compiled.Warnings {
 				e.cfg.Logger.Warn("configuration", "warning", warning)
@@ -110,7 +110,10 @@ func (e *Edge) swap(compiled *plan.Plan, change *frontend.Change) {
 		panic(reason)
 	}()
 	// New pools come before the routes that name them, old ones go after.
-	next := backendPools(compiled)
+	next := make([]exchange.Pool, 0, len(compiled.Pools))
+	for _, name := range slices.Sorted(maps.Keys(compiled.Pools)) {
+		next = append(next, *compiled.Pools[name])
+	}
 	e.shareSessions(next)
 	e.retirePools(next)
 	e.apply.pools = next
@@ -122,9 +125,9 @@ func (e *Edge) swap(compiled *plan.Plan, change *frontend.Change) {
 }
 
 // retirePools notes the pools that next no longer holds.
-func (e *Edge) retirePools(next []backend.Pool) {
-	named := func(name string) func(backend.Pool) bool {
-		return func(pool backend.Pool) bool { return pool.Name == name }
+func (e *Edge) retirePools(next []exchange.Pool) {
+	named := func(name string) func(exchange.Pool) bool {
+		return func(pool exchange.Pool) bool { return pool.Name == name }
 	}
 	leaving := slices.Clone(e.apply.leaving)
 	for _, pool := range e.apply.pools {
@@ -172,36 +175,6 @@ func (e *Edge) forgetCounters() {
 		pools = append(pools, leaving.pool.Name)
 	}
 	e.tally.Forget(pools, e.apply.listeners)
-}
-
-func backendPools(compiled *plan.Plan) []backend.Pool {
-	var pools []backend.Pool
-	for _, name := range slices.Sorted(maps.Keys(compiled.Pools)) {
-		pool := compiled.Pools[name]
-		pools = append(pools, backend.Pool{Name: pool.Name, UID: pool.UID, Spec: pool.Spec, TLS: pool.TLS, Identity: pool.Identity})
-	}
-	return pools
-}
-
-func frontendListeners(compiled *plan.Plan) []frontend.Listener {
-	var listeners []frontend.Listener
-	for _, listener := range compiled.Listeners {
-		listeners = append(listeners, frontend.Listener{
-			Name:           listener.Name,
-			UID:            listener.UID,
-			Spec:           listener.Spec,
-			TLS:            listener.TLS,
-			PolicyKey:      listener.PolicyKey,
-			Keyring:        listener.Keyring,
-			TicketLifetime: listener.TicketLifetime,
-			AllowsHost:     listener.AllowsHost,
-			Route: func(host, path string) (frontend.Match, bool) {
-				match, ok := listener.Route(host, path)
-				return frontend.Match(match), ok
-			},
-		})
-	}
-	return listeners
 }
 
 func listenerNames(compiled *plan.Plan) []string {

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/reseal/reseal/edge/backend"
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/feed"
 	"github.com/reseal/reseal/edge/plan"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
@@ -33,16 +33,16 @@ type configuration struct {
 
 	// The fields below belong to the owner.
 
-	plan      *plan.Plan     // nil: none yet
-	pools     []backend.Pool // those of the plan
-	leaving   []leavingPool  // no longer in the plan
-	listeners []string       // names of those of the plan
+	plan      *plan.Plan      // nil: none yet
+	pools     []exchange.Pool // those of the plan
+	leaving   []leavingPool   // no longer in the plan
+	listeners []string        // names of those of the plan
 }
 
 // inForce is what readers may know. It is immutable.
 type inForce struct {
 	revision int64 // the newest that was in force as a whole, 0: none
-	pools    []backend.Pool
+	pools    []exchange.Pool
 }
 
 func newConfiguration() configuration {

@@ -126,7 +126,7 @@ func New(cfg Config) *Edge {
 		Logger:     cfg.Logger.With("part", "backend"),
 	})
 	e.frontend = frontend.New(frontend.Config{
-		Upstream: upstream{e.backend},
+		Upstream: e.backend,
 		Counters: func(listener string) frontend.Counters { return counters.Listener(listener) },
 		TicketKeys: func(ring, listener, policyKey string) frontend.TicketKeys {
 			return e.keyring.Keys(ring, listener, policyKey)

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/reseal/reseal/edge/backend"
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/share"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -30,7 +31,7 @@ func (e *Edge) newShare(conn *grpc.ClientConn) {
 // shareSessions tells which pools share their sessions. For new ones it waits for
 // what other edges hold: once the pools are in force their health checks connect
 // at once.
-func (e *Edge) shareSessions(pools []backend.Pool) {
+func (e *Edge) shareSessions(pools []exchange.Pool) {
 	e.share.Update(sharedPools(pools))
 	wait := time.NewTimer(shareWait)
 	defer wait.Stop()
@@ -40,7 +41,7 @@ func (e *Edge) shareSessions(pools []backend.Pool) {
 	}
 }
 
-func sharedPools(pools []backend.Pool) []share.Pool {
+func sharedPools(pools []exchange.Pool) []share.Pool {
 	var shared []share.Pool
 	for _, pool := range pools {
 		sessions := pool.Spec.GetSessions()

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -135,66 +136,6 @@ type Config struct {
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
 	// Dial opens TCP connections. Default: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-}
-
-// Pool is one pool, as compiled from a snapshot.
-type Pool struct {
-	// Name is the BackendPool's name, UID its uid.
-	Name, UID string
-	// Spec is the BackendPool with defaults applied.
-	Spec *resealv1.BackendPool
-	// TLS is the client configuration without ServerName.
-	TLS *tls.Config
-	// Identity is a hash of all that sessions and connections may depend on
-	// besides endpoint and SNI. A change makes the pool start anew.
-	Identity string
-}
-
-// Call is what a request brings along, and what is told about it.
-type Call struct {
-	// Pool is the name of the pool.
-	Pool string
-	// ServerName is the SNI to use when the pool fixes none. Empty: the client
-	// may not choose one, and the request is refused with 421.
-	ServerName string
-	// Client is unique per client connection. First marks its first request. Gone
-	// is closed when the connection is.
-	Client uint64
-	First  bool
-	Gone   <-chan struct{}
-	// Source is the client's address.
-	Source netip.AddrPort
-	// ResponseHeaderTimeout replaces the pool's, if above 0.
-	ResponseHeaderTimeout time.Duration
-	// RequestNames are the names of the request's fields as the client wrote them,
-	// by their canonical form, where these differ.
-	RequestNames map[string]string
-
-	// Endpoint is the address that answered, Protocol "h2", "http/1.1" or
-	// "tcp". Set by RoundTrip and Tunnel, as all that follows.
-	Endpoint, Protocol string
-	// Reused is whether the connection had served a request before, Resumed
-	// whether its handshake was resumed, TLSVersion its version.
-	Reused, Resumed bool
-	TLSVersion      uint16
-	// Attempts counts the tries.
-	Attempts int
-	// Connect is the time that TCP and TLS took, if this request waited for a
-	// new connection.
-	Connect time.Duration
-	// ResponseNames are the names of the response's fields as the backend wrote
-	// them, by their canonical form, where these differ.
-	ResponseNames map[string]string
-	// Status and Reason are set when the call failed for a reason on this leg.
-	Status int
-	Reason string
-}
-
-// Tunnel is a connection that carries bytes. CloseWrite ends our direction
-// with close_notify; Close ends both.
-type Tunnel interface {
-	io.ReadWriteCloser
-	CloseWrite() error
 }
 
 // Backend holds all pools. Its methods are safe for concurrent use.
@@ -310,7 +251,7 @@ func (b *Backend) untrack(c *conn) {
 // endpoints that are gone, requests under way finish and connections are then
 // closed. Sessions of identities that no pool has any more are forgotten. A pool
 // that did not change costs nothing, and no request waits for an update.
-func (b *Backend) Update(pools []Pool) {
+func (b *Backend) Update(pools []exchange.Pool) {
 	b.updating.Lock()
 	defer b.updating.Unlock()
 	if b.closed.Load() {
@@ -338,12 +279,12 @@ func (b *Backend) Update(pools []Pool) {
 
 // updated returns p as spec wants it, or a pool that takes its place. b.updating
 // is held.
-func (b *Backend) updated(p *pool, spec Pool) *pool {
+func (b *Backend) updated(p *pool, spec exchange.Pool) *pool {
 	var places []string
 	if p != nil {
 		state := p.state.Load()
 		switch {
-		case state.spec.same(spec):
+		case same(state.spec, spec):
 			return p
 		case state.spec.Identity == spec.Identity && state.spec.UID == spec.UID:
 			p.update(spec)
@@ -361,9 +302,9 @@ func (b *Backend) updated(p *pool, spec Pool) *pool {
 	return p
 }
 
-// same reports whether other asks for the same. Equal identities stand for equal
-// TLS configurations.
-func (p Pool) same(other Pool) bool {
+// same reports whether both ask for the same. Equal identities stand for equal TLS
+// configurations.
+func same(p, other exchange.Pool) bool {
 	return p.Identity == other.Identity && p.UID == other.UID &&
 		(p.Spec == other.Spec || proto.Equal(p.Spec, other.Spec))
 }
@@ -393,11 +334,11 @@ func (b *Backend) pool(name string) (*pool, error) {
 // later. Informational responses go to the request context's
 // httptrace.ClientTrace. A 101 response has a Body that is a Tunnel. Errors are
 // *Error, or the context's when it ended.
-func (b *Backend) RoundTrip(req *http.Request, call *Call) (*http.Response, error) {
+func (b *Backend) RoundTrip(req *http.Request, call *exchange.Exchange) (*http.Response, error) {
 	p, err := b.pool(call.Pool)
 	if err != nil {
 		closeBody(req.Body)
-		return nil, call.failed(err)
+		return nil, told(call, err)
 	}
 	return p.roundTrip(req, call)
 }
@@ -405,18 +346,18 @@ func (b *Backend) RoundTrip(req *http.Request, call *Call) (*http.Response, erro
 // Tunnel opens a connection to an endpoint of the call's pool, whose protocol
 // is tcp. ctx bounds only the opening. The tunnel ends by itself when no byte
 // went in either direction for timeouts.idle.
-func (b *Backend) Tunnel(ctx context.Context, call *Call) (Tunnel, error) {
+func (b *Backend) Tunnel(ctx context.Context, call *exchange.Exchange) (exchange.Tunnel, error) {
 	p, err := b.pool(call.Pool)
 	if err != nil {
-		return nil, call.failed(err)
+		return nil, told(call, err)
 	}
 	return p.tunnel(ctx, call)
 }
 
-// failed notes an error in the call.
-func (c *Call) failed(err error) error {
+// told notes an error in the call.
+func told(call *exchange.Exchange, err error) error {
 	if e := (*Error)(nil); errors.As(err, &e) {
-		c.Status, c.Reason = e.HTTPStatus()
+		call.Status, call.Reason = e.HTTPStatus()
 	}
 	return err
 }

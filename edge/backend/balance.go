@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -14,7 +15,7 @@ import (
 // better one is left, so a pool with endpoints never refuses a request for want
 // of one. req is nil for tunnels. nil means that the pool has no endpoint with a
 // weight.
-func (p *pool) pick(state *poolState, call *Call, req *http.Request, tried []*endpoint) *endpoint {
+func (p *pool) pick(state *poolState, call *exchange.Exchange, req *http.Request, tried []*endpoint) *endpoint {
 	now := time.Now()
 	available := func(e *endpoint) bool { return e.available(state.settings, now) }
 	preferences := []func(*endpoint) bool{available, func(*endpoint) bool { return true }}
@@ -34,7 +35,7 @@ func (p *pool) pick(state *poolState, call *Call, req *http.Request, tried []*en
 
 // choose applies the pool's algorithm to the endpoints that are ok and have a
 // weight.
-func (p *pool) choose(state *poolState, call *Call, req *http.Request, ok func(*endpoint) bool) *endpoint {
+func (p *pool) choose(state *poolState, call *exchange.Exchange, req *http.Request, ok func(*endpoint) bool) *endpoint {
 	switch state.settings.algorithm {
 	case resealv1.LoadBalancing_ALGORITHM_ROUND_ROBIN:
 		return p.rotate(state.members, ok)

@@ -10,6 +10,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -74,7 +75,7 @@ func TestRingMovesFewKeys(t *testing.T) {
 func TestRingHash(t *testing.T) {
 	a, b := serve(t, site()), serve(t, site())
 	x := newBench(t, []string{a.addr, b.addr})
-	endpointOf := func(hashOn string, change func(*http.Request, *Call)) string {
+	endpointOf := func(hashOn string, change func(*http.Request, *exchange.Exchange)) string {
 		x.set(func(p *resealv1.BackendPool) {
 			p.LoadBalancing = &resealv1.LoadBalancing{Algorithm: resealv1.LoadBalancing_ALGORITHM_RING_HASH, HashOn: hashOn}
 		})
@@ -83,20 +84,22 @@ func TestRingHash(t *testing.T) {
 		x.do(req, call)
 		return call.Endpoint
 	}
-	for hashOn, set := range map[string]func(r *http.Request, c *Call, v string){
-		"source_ip":   func(_ *http.Request, c *Call, v string) { c.Source = netip.MustParseAddrPort("192.0.2." + v + ":1") },
-		"path":        func(r *http.Request, _ *Call, v string) { r.URL.Path = "/bytes/" + v },
-		"host":        func(r *http.Request, _ *Call, v string) { r.Host = v + ".test" },
-		"header:X-Id": func(r *http.Request, _ *Call, v string) { r.Header.Set("X-Id", v) },
-		"cookie:id":   func(r *http.Request, _ *Call, v string) { r.AddCookie(&http.Cookie{Name: "id", Value: v}) },
+	for hashOn, set := range map[string]func(r *http.Request, c *exchange.Exchange, v string){
+		"source_ip": func(_ *http.Request, c *exchange.Exchange, v string) {
+			c.Source = netip.MustParseAddrPort("192.0.2." + v + ":1")
+		},
+		"path":        func(r *http.Request, _ *exchange.Exchange, v string) { r.URL.Path = "/bytes/" + v },
+		"host":        func(r *http.Request, _ *exchange.Exchange, v string) { r.Host = v + ".test" },
+		"header:X-Id": func(r *http.Request, _ *exchange.Exchange, v string) { r.Header.Set("X-Id", v) },
+		"cookie:id":   func(r *http.Request, _ *exchange.Exchange, v string) { r.AddCookie(&http.Cookie{Name: "id", Value: v}) },
 	} {
 		t.Run(hashOn, func(t *testing.T) {
 			used := map[string]bool{}
 			for v := range 16 {
 				value := fmt.Sprint(v)
-				first := endpointOf(hashOn, func(r *http.Request, c *Call) { set(r, c, value) })
+				first := endpointOf(hashOn, func(r *http.Request, c *exchange.Exchange) { set(r, c, value) })
 				used[first] = true
-				if again := endpointOf(hashOn, func(r *http.Request, c *Call) { set(r, c, value) }); again != first {
+				if again := endpointOf(hashOn, func(r *http.Request, c *exchange.Exchange) { set(r, c, value) }); again != first {
 					t.Fatalf("%s went to %s, then %s", value, first, again)
 				}
 			}
@@ -143,7 +146,7 @@ func BenchmarkRingPick(b *testing.B) {
 						m.sick.Store(state.settings.question)
 					}
 				}
-				call := &Call{Source: netip.MustParseAddrPort("192.0.2.1:1000")}
+				call := &exchange.Exchange{Source: netip.MustParseAddrPort("192.0.2.1:1000")}
 				for b.Loop() {
 					if p.pick(state, call, nil, nil) == nil {
 						b.Fatal("no endpoint")

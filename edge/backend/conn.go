@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -158,7 +159,7 @@ func (c *conn) abort() {
 }
 
 // fill tells a call about the connection that served it.
-func (c *conn) fill(call *Call, protocol string, reused bool) {
+func (c *conn) fill(call *exchange.Exchange, protocol string, reused bool) {
 	call.Endpoint, call.Protocol = c.e.address, protocol
 	call.Reused, call.Resumed, call.TLSVersion = reused, c.resumed, c.version
 	call.Connect = 0

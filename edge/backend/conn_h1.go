@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	rule "github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // h1Conn is an HTTP/1.1 connection.
@@ -152,7 +152,7 @@ func (c *h1Conn) await() error {
 			c.headErr = errNotHTTP
 			return nil
 		}
-		if c.head, c.headErr = rule.EndOfHead(peeked, seen); c.head > 0 || c.headErr != nil {
+		if c.head, c.headErr = exchange.EndOfHead(peeked, seen); c.head > 0 || c.headErr != nil {
 			return nil
 		}
 		seen = have

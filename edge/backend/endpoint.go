@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // endpoint is one address of a pool, with its connections. It outlives specs:
@@ -43,7 +45,7 @@ type connSet struct {
 
 // waiter is a call that needs a connection.
 type waiter struct {
-	call  *Call
+	call  *exchange.Exchange
 	fresh bool // only a connection that has served nothing
 	raw   bool // for a tunnel
 	// private is set when the request authenticates the connection.

@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	rule "github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // h1Exchange is one request and its response on an HTTP/1.1 connection. The
@@ -228,13 +228,13 @@ func (x *h1Exchange) header(ctx context.Context) (*http.Response, error) {
 	c := x.c
 	switch {
 	case c.head > 0:
-	case errors.Is(c.headErr, errNotHTTP), errors.Is(c.headErr, rule.ErrBareLF), errors.Is(c.headErr, errHeaderTooBig):
+	case errors.Is(c.headErr, errNotHTTP), errors.Is(c.headErr, exchange.ErrBareLF), errors.Is(c.headErr, errHeaderTooBig):
 		return nil, fail(ReasonProtocolError, c.headErr)
 	default:
 		return nil, fail(ReasonReset, c.headErr)
 	}
 	peeked, _ := c.reader.Peek(c.head)
-	head, err := rule.CheckHead(peeked, false)
+	head, err := exchange.CheckHead(peeked, false)
 	if err != nil {
 		return nil, fail(ReasonProtocolError, err)
 	}

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -290,7 +291,7 @@ type bench struct {
 	tally *tally
 	h     *fakeSessions
 	spec  *resealv1.BackendPool
-	pool  Pool
+	pool  exchange.Pool
 	end   func() // ends Run
 	stop  func() // ends Run and checks what must hold then
 }
@@ -359,11 +360,11 @@ func (x *bench) set(options ...option) {
 
 func (x *bench) apply(identity string) {
 	x.pool = poolOf("p", identity, x.spec)
-	x.b.Update([]Pool{x.pool})
+	x.b.Update([]exchange.Pool{x.pool})
 }
 
 // poolOf compiles spec as edge/plan does.
-func poolOf(name, identity string, spec *resealv1.BackendPool) Pool {
+func poolOf(name, identity string, spec *resealv1.BackendPool) exchange.Pool {
 	spec = proto.CloneOf(spec).WithDefaults()
 	config := &tls.Config{RootCAs: authority().pool, CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256}}
 	switch spec.Protocol {
@@ -374,7 +375,7 @@ func poolOf(name, identity string, spec *resealv1.BackendPool) Pool {
 	case resealv1.BackendPool_PROTOCOL_HTTP1:
 		config.NextProtos = []string{"http/1.1"}
 	}
-	return Pool{Name: name, UID: "uid", Spec: spec, TLS: config, Identity: identity}
+	return exchange.Pool{Name: name, UID: "uid", Spec: spec, TLS: config, Identity: identity}
 }
 
 func connections(f func(*resealv1.Connections)) option {
@@ -405,8 +406,8 @@ func retries(n uint32, on ...resealv1.Retries_Condition) option {
 
 func dur(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
 
-func newCall() *Call {
-	return &Call{Pool: "p", Client: 1, Source: netip.MustParseAddrPort("192.0.2.1:1000")}
+func newCall() *exchange.Exchange {
+	return &exchange.Exchange{Pool: "p", Client: 1, Source: netip.MustParseAddrPort("192.0.2.1:1000")}
 }
 
 func newRequest(t testing.TB, method, path string, body io.Reader) *http.Request {
@@ -420,7 +421,7 @@ func newRequest(t testing.TB, method, path string, body io.Reader) *http.Request
 }
 
 // do makes one request and reads the response.
-func (x *bench) do(req *http.Request, call *Call) (*http.Response, []byte) {
+func (x *bench) do(req *http.Request, call *exchange.Exchange) (*http.Response, []byte) {
 	x.t.Helper()
 	resp, body, err := x.try(req, call)
 	if err != nil {
@@ -429,7 +430,7 @@ func (x *bench) do(req *http.Request, call *Call) (*http.Response, []byte) {
 	return resp, body
 }
 
-func (x *bench) try(req *http.Request, call *Call) (*http.Response, []byte, error) {
+func (x *bench) try(req *http.Request, call *exchange.Exchange) (*http.Response, []byte, error) {
 	if call == nil {
 		call = newCall()
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -176,7 +177,7 @@ func expected(spec *resealv1.HealthCheck, status int) bool {
 
 // checkExchange is a health check's request. It is not a request of the pool's, so
 // it is marked as counted.
-func (e *endpoint) checkExchange(ctx context.Context, state *poolState, spec *resealv1.HealthCheck) *exchange {
+func (e *endpoint) checkExchange(ctx context.Context, state *poolState, spec *resealv1.HealthCheck) *trip {
 	target, err := url.ParseRequestURI(spec.GetPath())
 	if err != nil {
 		target = &url.URL{Path: "/"}
@@ -187,8 +188,8 @@ func (e *endpoint) checkExchange(ctx context.Context, state *poolState, spec *re
 		Header: http.Header{"User-Agent": {"reseal-health-check"}},
 		Proto:  "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
-	x := &exchange{
-		p: e.pool, state: state, call: &Call{}, req: req, body: &requestBody{},
+	x := &trip{
+		p: e.pool, state: state, call: &exchange.Exchange{}, req: req, body: &requestBody{},
 		begin: time.Now(), header: state.settings.checkTimeout,
 	}
 	x.finished.Store(true)

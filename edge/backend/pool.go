@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -33,7 +34,7 @@ type pool struct {
 
 // poolState is immutable.
 type poolState struct {
-	spec     Pool // what it was made from
+	spec     exchange.Pool // what it was made from
 	tls      *tls.Config
 	settings *settings
 	members  []*member
@@ -53,7 +54,7 @@ type weighted struct {
 	weight  int
 }
 
-func newPool(b *Backend, spec Pool) *pool {
+func newPool(b *Backend, spec exchange.Pool) *pool {
 	p := &pool{
 		b: b, name: spec.Name, counters: b.cfg.Counters(spec.Name),
 		endpoints: map[string]*endpoint{},
@@ -67,7 +68,7 @@ func newPool(b *Backend, spec Pool) *pool {
 // update takes over a spec with the same Identity. Afterwards the pool behaves
 // as a new one would, but for what it knows of endpoints: connections, verdicts of
 // the same health check, ejections.
-func (p *pool) update(spec Pool) {
+func (p *pool) update(spec exchange.Pool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.state.Load().settings
@@ -98,7 +99,7 @@ func loopsDiffer(a, b *settings) bool {
 }
 
 // swap compiles spec into a new state. p.mu is held.
-func (p *pool) swap(spec Pool) {
+func (p *pool) swap(spec exchange.Pool) {
 	s, old := newSettings(spec.Spec), p.state.Load()
 	if old != nil && s.question != nil && old.settings.question != nil && *old.settings.question == *s.question {
 		s.question = old.settings.question
@@ -229,7 +230,7 @@ func (p *pool) sweepInterval() time.Duration {
 
 // serverName returns the SNI of a call, lower case as plans and listeners
 // give it.
-func (s *poolState) serverName(call *Call) (string, error) {
+func (s *poolState) serverName(call *exchange.Exchange) (string, error) {
 	if s.settings.serverName != "" {
 		return s.settings.serverName, nil
 	}
@@ -254,7 +255,7 @@ func (s *poolState) sessionIdentity(address string, key connKey) string {
 // SessionConfig is the TLS configuration of the handshakes that give sessions of
 // identity, to check one that another edge gave. It is nil when no connection of
 // pool has that identity.
-func SessionConfig(pool Pool, identity string) *tls.Config {
+func SessionConfig(pool exchange.Pool, identity string) *tls.Config {
 	parts := strings.Split(identity, "|")
 	http1 := len(parts) == 4 && parts[3] == protocolHTTP1
 	if len(parts) != 3 && !http1 || parts[0] != pool.Identity {

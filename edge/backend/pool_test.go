@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -155,10 +156,10 @@ func TestIdentityReplaced(t *testing.T) {
 	x := newBench(t, []string{s.addr})
 	next := x.pool
 	next.Identity = "changed"
-	x.b.Update([]Pool{next})
-	x.b.Update([]Pool{next})
+	x.b.Update([]exchange.Pool{next})
+	x.b.Update([]exchange.Pool{next})
 	next.UID, next.Identity = "other", "again"
-	x.b.Update([]Pool{next})
+	x.b.Update([]exchange.Pool{next})
 	if got, want := x.h.replaced, []string{"identity changed " + s.addr}; !slices.Equal(got, want) {
 		t.Errorf("replaced %q, want %q", got, want)
 	}
@@ -173,7 +174,7 @@ func TestPlacesReplaced(t *testing.T) {
 		t.Helper()
 		next.Identity = identity
 		x.h.replaced = nil
-		x.b.Update([]Pool{next})
+		x.b.Update([]exchange.Pool{next})
 	}
 	want := func(replaced string) {
 		t.Helper()

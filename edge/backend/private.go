@@ -3,6 +3,8 @@ package backend
 import (
 	"net/http"
 	"strings"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // NTLM, and Negotiate where it falls back to NTLM, authenticate a connection and
@@ -61,7 +63,7 @@ func (c *h1Conn) becomePrivate() {
 
 // becomePrivate makes the connection the client's own, or, when streams of
 // others are on it, nobody's.
-func (h *h2Conn) becomePrivate(call *Call) {
+func (h *h2Conn) becomePrivate(call *exchange.Exchange) {
 	h.e.mu.Lock()
 	defer h.e.mu.Unlock()
 	shared := h.mixed || h.owner.client != call.Client

@@ -7,14 +7,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// exchange is one request to a pool, over all its attempts.
-type exchange struct {
+// trip is one request to a pool, over all its attempts.
+type trip struct {
 	p        *pool
 	state    *poolState
-	call     *Call
+	call     *exchange.Exchange
 	req      *http.Request
 	body     *requestBody
 	key      connKey
@@ -26,7 +27,7 @@ type exchange struct {
 }
 
 // finish counts the request, once. err is what failed on this leg, if anything.
-func (x *exchange) finish(err error) {
+func (x *trip) finish(err error) {
 	if !x.finished.CompareAndSwap(false, true) {
 		return
 	}
@@ -38,7 +39,7 @@ func (x *exchange) finish(err error) {
 
 // attempt is one try at one endpoint.
 type attempt struct {
-	x     *exchange
+	x     *trip
 	e     *endpoint
 	over  atomic.Bool
 	parts atomic.Int32 // of two: the transfer is over, the response is accepted
@@ -96,18 +97,18 @@ type lostError struct {
 func (e *lostError) Error() string { return e.err.Error() }
 func (e *lostError) Unwrap() error { return e.err }
 
-func (p *pool) roundTrip(req *http.Request, call *Call) (*http.Response, error) {
-	x := &exchange{p: p, call: call, req: req, begin: time.Now()}
+func (p *pool) roundTrip(req *http.Request, call *exchange.Exchange) (*http.Response, error) {
+	x := &trip{p: p, call: call, req: req, begin: time.Now()}
 	resp, err := x.run()
 	if err != nil {
 		x.finish(err)
-		return nil, call.failed(err)
+		return nil, told(call, err)
 	}
 	return resp, nil
 }
 
 // prepare checks the request and settles what all attempts share.
-func (x *exchange) prepare() error {
+func (x *trip) prepare() error {
 	state, err := x.p.awaitMembers(x.req.Context())
 	if err != nil {
 		return err
@@ -139,7 +140,7 @@ func (x *exchange) prepare() error {
 }
 
 // run tries until an attempt succeeds or must not be repeated.
-func (x *exchange) run() (*http.Response, error) {
+func (x *trip) run() (*http.Response, error) {
 	if err := x.prepare(); err != nil {
 		closeBody(x.req.Body)
 		return nil, err
@@ -197,7 +198,7 @@ const maxUnread = 10
 // certainly processed nothing, so that any request may be sent again: HTTP/2 says
 // so by GOAWAY or REFUSED_STREAM (RFC 9113 section 8.7), and a connection that
 // had died before it got a byte need not say it.
-func (x *exchange) turnedAway(err error) bool {
+func (x *trip) turnedAway(err error) bool {
 	var lost *lostError
 	return errors.As(err, &lost) && !lost.written && (lost.unread || x.stale) &&
 		x.body.replayable() && x.req.Context().Err() == nil
@@ -211,7 +212,7 @@ func lives(err error) bool {
 
 // again reports whether the outcome of an attempt allows another one, and
 // whether its connection had died.
-func (x *exchange) again(resp *http.Response, err error) (again, died bool) {
+func (x *trip) again(resp *http.Response, err error) (again, died bool) {
 	s := x.state.settings
 	if err == nil {
 		return slices.Contains(s.retryStatuses, resp.StatusCode) && x.repeatable(), false
@@ -228,7 +229,7 @@ func (x *exchange) again(resp *http.Response, err error) (again, died bool) {
 
 // repeatable reports whether the request may be sent twice: it is idempotent
 // (RFC 9110 section 9.2.2), and its body is absent or can be read again.
-func (x *exchange) repeatable() bool {
+func (x *trip) repeatable() bool {
 	switch x.req.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:
 		return x.body.replayable()
@@ -237,7 +238,7 @@ func (x *exchange) repeatable() bool {
 }
 
 // final turns an attempt's error into the caller's.
-func (x *exchange) final(err error) error {
+func (x *trip) final(err error) error {
 	var lost *lostError
 	switch {
 	case x.req.Context().Err() != nil && reasonOf(err) == "":
@@ -251,7 +252,7 @@ func (x *exchange) final(err error) error {
 }
 
 // try makes one attempt at e.
-func (x *exchange) try(e *endpoint, fresh bool) (*http.Response, *attempt, error) {
+func (x *trip) try(e *endpoint, fresh bool) (*http.Response, *attempt, error) {
 	a := &attempt{x: x, e: e}
 	e.inFlight.Add(1)
 	ctx := x.req.Context()

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -68,7 +69,7 @@ func TestNeverClosesConnectionsOfClientsThatLeft(t *testing.T) {
 		gone := make(chan struct{})
 		leaves.Client, leaves.First, leaves.Gone = 1, true, gone
 		stays.Client, stays.First, stays.Gone = 2, true, make(chan struct{})
-		for _, call := range []*Call{leaves, stays} {
+		for _, call := range []*exchange.Exchange{leaves, stays} {
 			x.do(newRequest(t, "GET", "/bytes/10", nil), call)
 		}
 		open := func() int { return x.tally.get(func(c *tally) int { return c.opened - c.closed }) }

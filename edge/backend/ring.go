@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // ring is a consistent-hash ring. An endpoint that comes or goes moves only the
@@ -101,7 +103,7 @@ func parseHashSource(hashOn string) hashSource {
 
 // of returns the hash of a call's key. A request without the header or cookie
 // is hashed by its source.
-func (s hashSource) of(call *Call, req *http.Request) uint64 {
+func (s hashSource) of(call *exchange.Exchange, req *http.Request) uint64 {
 	key := ""
 	if req != nil {
 		switch s.kind {

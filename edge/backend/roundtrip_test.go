@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -328,7 +329,7 @@ func TestUpgrade(t *testing.T) {
 	if err != nil || resp.StatusCode != 101 {
 		t.Fatal(resp, err)
 	}
-	tunnel := resp.Body.(Tunnel)
+	tunnel := resp.Body.(exchange.Tunnel)
 	if _, err := tunnel.Write([]byte("world")); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -132,7 +133,7 @@ type owner struct {
 }
 
 // next is the owner after a call, which may use the connection.
-func (o owner) next(call *Call) owner { return owner{call.Client, call.Gone, o.private} }
+func (o owner) next(call *exchange.Exchange) owner { return owner{call.Client, call.Gone, o.private} }
 
 // left reports whether the client's connection is closed.
 func (o owner) left() bool {
@@ -147,7 +148,7 @@ func (o owner) left() bool {
 // mayUse reports whether a call may use a connection that has served that many
 // requests, the last ones for owner. A connection that served none is new, even
 // when it was dialled for another request.
-func (s *settings) mayUse(call *Call, served int, owner owner) bool {
+func (s *settings) mayUse(call *exchange.Exchange, served int, owner owner) bool {
 	if owner.private {
 		return owner.client == call.Client
 	}
@@ -172,7 +173,7 @@ func (s *settings) orphaned(served int, owner owner) bool {
 // sparesProven reports whether a call leaves connections that have been reused
 // to others as long as it finds one that has not: only those serve the first
 // requests of clients, which would otherwise pay for a new connection.
-func (s *settings) sparesProven(call *Call) bool {
+func (s *settings) sparesProven(call *exchange.Exchange) bool {
 	return s.reuse == resealv1.Connections_REUSE_AGGRESSIVE && !call.First
 }
 
@@ -182,7 +183,7 @@ func (s *settings) sparesProven(call *Call) bool {
 func (s *settings) reserves() bool { return s.reuse == resealv1.Connections_REUSE_SAFE }
 
 // mayShare is mayUse for a stream of an HTTP/2 connection. endpoint.mu is held.
-func (s *settings) mayShare(call *Call, c *h2Conn) bool {
+func (s *settings) mayShare(call *exchange.Exchange, c *h2Conn) bool {
 	switch {
 	case c.owner.private:
 		return c.owner.client == call.Client

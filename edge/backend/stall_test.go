@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -156,7 +157,7 @@ func TestStalledPeerDelaysNobody(t *testing.T) {
 			stalledSpec := proto.CloneOf(x.spec)
 			stalledSpec.Endpoints = []*resealv1.Endpoint{{Address: s.addr}}
 			stalledSpec.Connections.IdleTimeout = dur(40 * time.Millisecond)
-			update := func(pools ...Pool) { x.b.Update(append(pools, x.pool)) }
+			update := func(pools ...exchange.Pool) { x.b.Update(append(pools, x.pool)) }
 			stalled := poolOf("stalled", "other", stalledSpec)
 			update(stalled)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -245,7 +246,7 @@ func TestRequestsDontWaitForUpdates(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		x.b.Update([]Pool{x.pool, poolOf("slow", "identity", x.spec)})
+		x.b.Update([]exchange.Pool{x.pool, poolOf("slow", "identity", x.spec)})
 	}()
 	<-reached
 	x.get("/bytes/10")
@@ -262,8 +263,8 @@ func TestUnchangedPoolsCostNothing(t *testing.T) {
 	for i := range 8 {
 		spec.Endpoints = append(spec.Endpoints, &resealv1.Endpoint{Address: fmt.Sprintf("127.0.0.1:%d", i+1)})
 	}
-	pools := func(changed string) []Pool {
-		var all []Pool
+	pools := func(changed string) []exchange.Pool {
+		var all []exchange.Pool
 		for i := range 200 {
 			one, name := proto.CloneOf(spec), fmt.Sprint("pool", i)
 			if name == changed {
@@ -294,7 +295,7 @@ func BenchmarkUpdateOneOfThousand(b *testing.B) {
 	for i := range 8 {
 		spec.Endpoints = append(spec.Endpoints, &resealv1.Endpoint{Address: fmt.Sprintf("127.0.0.1:%d", i+1)})
 	}
-	var pools []Pool
+	var pools []exchange.Pool
 	for i := range 1000 {
 		pools = append(pools, poolOf(fmt.Sprint("pool", i), "identity", spec))
 	}

@@ -6,13 +6,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // tunnelConn is a connection of a tcp pool. Such connections are never reused.
 type tunnelConn struct {
 	c     *conn
-	x     *exchange
+	x     *trip
 	e     *endpoint
 	dog   *watchdog
 	cause atomic.Pointer[error]
@@ -20,17 +21,17 @@ type tunnelConn struct {
 }
 
 // tunnel opens a connection, on another endpoint if one fails.
-func (p *pool) tunnel(ctx context.Context, call *Call) (Tunnel, error) {
-	x := &exchange{p: p, call: call, begin: time.Now()}
+func (p *pool) tunnel(ctx context.Context, call *exchange.Exchange) (exchange.Tunnel, error) {
+	x := &trip{p: p, call: call, begin: time.Now()}
 	t, err := x.openTunnel(ctx)
 	if err != nil {
 		x.finish(err)
-		return nil, call.failed(err)
+		return nil, told(call, err)
 	}
 	return t, nil
 }
 
-func (x *exchange) openTunnel(ctx context.Context) (Tunnel, error) {
+func (x *trip) openTunnel(ctx context.Context) (exchange.Tunnel, error) {
 	state, err := x.p.awaitMembers(ctx)
 	if err != nil {
 		return nil, err
@@ -69,7 +70,7 @@ func neverConnected(err error) bool {
 	return false
 }
 
-func (x *exchange) tryTunnel(ctx context.Context, e *endpoint) (Tunnel, error) {
+func (x *trip) tryTunnel(ctx context.Context, e *endpoint) (exchange.Tunnel, error) {
 	a := &attempt{x: x, e: e}
 	e.inFlight.Add(1)
 	begin := time.Now()

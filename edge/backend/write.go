@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
-	rule "github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // smallBody is the size up to which a request body of known length is read
@@ -211,7 +211,7 @@ func appendFraming(buf []byte, req *http.Request, body *requestBody) []byte {
 	if body.trailer {
 		var names []string
 		for name := range req.Trailer {
-			if rule.TrailerAllowed(name) {
+			if exchange.TrailerAllowed(name) {
 				names = append(names, name)
 			}
 		}
@@ -315,7 +315,7 @@ func writeLastChunk(w io.Writer, trailer http.Header) error {
 		return readError{err}
 	}
 	for name, values := range trailer {
-		if !rule.TrailerAllowed(name) {
+		if !exchange.TrailerAllowed(name) {
 			continue
 		}
 		for _, value := range values {

@@ -1,5 +1,3 @@
-// Package exchange holds the rules of HTTP that both legs go by, so that what
-// one of them checks is what the other sends.
 package exchange
 
 import (

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // maxLogged bounds texts of clients in the access log, in bytes.
@@ -59,7 +61,7 @@ func (c *clientConn) logFields() []slog.Attr {
 	return fields
 }
 
-func exchangeFields(match Match, x *Exchange, status int, reason string, err error) []slog.Attr {
+func exchangeFields(match exchange.Match, x *exchange.Exchange, status int, reason string, err error) []slog.Attr {
 	fields := []slog.Attr{
 		slog.String("route", match.Route),
 		slog.String("pool", match.Pool),

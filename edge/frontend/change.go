@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -22,10 +23,10 @@ type Change struct {
 // Prepare checks listeners, which replace all current ones, and binds the
 // addresses that are new. Nothing is served differently before Commit. When it
 // finds violations there is no Change and nothing stays bound.
-func (f *Frontend) Prepare(listeners []Listener) (*Change, []*resealv1.Violation) {
+func (f *Frontend) Prepare(listeners []exchange.Listener) (*Change, []*resealv1.Violation) {
 	change := &Change{frontend: f, bound: map[string]*socket{}}
 	var violations []*resealv1.Violation
-	refuse := func(listener Listener, field, format string, args ...any) {
+	refuse := func(listener exchange.Listener, field, format string, args ...any) {
 		violations = append(violations, &resealv1.Violation{
 			Resource: &resealv1.ResourceRef{Kind: "Listener", Name: listener.Name},
 			Field:    field, Description: fmt.Sprintf(format, args...),
@@ -182,14 +183,14 @@ func (c *Change) give(key string, slot *slot, moved map[*slot]bool) {
 // state is what a listener's new handshakes and requests use. It is immutable
 // once it is committed.
 type state struct {
-	Listener
+	exchange.Listener
 	proxies []netip.Prefix // must send a PROXY header
 	claims  claims
 	tickets *ticketPolicy
 }
 
 // newState completes a listener's configuration and reports what it can't use.
-func newState(l Listener, refuse func(field, format string, args ...any)) *state {
+func newState(l exchange.Listener, refuse func(field, format string, args ...any)) *state {
 	if l.TicketLifetime <= 0 {
 		l.TicketLifetime = defaultTicketLifetime
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -20,11 +21,11 @@ func TestClientCertificateAfterResumption(t *testing.T) {
 	for _, version := range bothVersions {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
 			told := make(chan string, 10)
-			upstream := upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+			upstream := upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 				told <- r.Header.Get("X-Forwarded-Client-Cert")
 				return textResponse(200, ""), nil
 			}}
-			e := newEdge(t, upstream, authPolicy("auth", tls.RequireAndVerifyClientCert, roots, nil), func(l *Listener) {
+			e := newEdge(t, upstream, authPolicy("auth", tls.RequireAndVerifyClientCert, roots, nil), func(l *exchange.Listener) {
 				l.Spec.ClientCertificate = &resealv1.ClientCertificate{Forward: resealv1.ClientCertificate_FORWARD_XFCC}
 			})
 			cache := &oneCache{}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -108,7 +109,7 @@ func TestOpenSSLTunnel(t *testing.T) {
 		line := make([]byte, 6)
 		_, _ = backend.Read(line)
 		fmt.Fprintf(backend, "echo %s", line)
-	}, func(l *Listener) { l.TLS.MaxVersion = tls.VersionTLS12 })
+	}, func(l *exchange.Listener) { l.TLS.MaxVersion = tls.VersionTLS12 })
 	got := tool(t, "hello\n", "openssl", "s_client", "-connect", e.address("main"), "-servername", "app.test", "-quiet", "-ign_eof")
 	if !strings.Contains(got, "echo hello\n") {
 		t.Errorf("got %q", got)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -59,7 +60,7 @@ func TestHTTP2Floods(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var arrived atomic.Int64
-			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 				if r.URL.Path == "/legit" {
 					return textResponse(200, "ok"), nil
 				}
@@ -146,11 +147,11 @@ func TestNoFlood(t *testing.T) {
 	t.Run("late resets", func(t *testing.T) {
 		const streams = 2 * floodCredit
 		var arrived atomic.Int64
-		e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+		e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 			arrived.Add(1)
 			<-r.Context().Done()
 			return nil, r.Context().Err()
-		}}, func(l *Listener) { l.Spec.Limits = &resealv1.ListenerLimits{MaxConcurrentStreams: streams} })
+		}}, func(l *exchange.Listener) { l.Spec.Limits = &resealv1.ListenerLimits{MaxConcurrentStreams: streams} })
 		h := e.h2Dial()
 		for i := range uint32(streams) {
 			if err := h.request(2*i+1, "GET", true); err != nil {

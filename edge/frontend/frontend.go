@@ -21,16 +21,14 @@ package frontend
 
 import (
 	"context"
-	"crypto/tls"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -45,7 +43,7 @@ type Config struct {
 	// Counters returns the counters of a listener. Required.
 	Counters func(listener string) Counters
 	// TicketKeys returns what seals the tickets of a listener under a policy: the
-	// same for the same arguments, which are those of Listener, on every edge of
+	// same for the same arguments, which are those of exchange.Listener, on every edge of
 	// the fleet. It must not block. Nil: each listener has keys that are made and
 	// rotated by crypto/tls, here alone.
 	TicketKeys func(keyring, listener, policyKey string) TicketKeys
@@ -75,65 +73,9 @@ type Upstream interface {
 	// An error with a method HTTPStatus() (code int, reason string) decides what
 	// the client is told; any other is 502 upstream_error. The same goes for
 	// errors of the response's body, for the log.
-	RoundTrip(req *http.Request, x *Exchange) (*http.Response, error)
+	RoundTrip(req *http.Request, x *exchange.Exchange) (*http.Response, error)
 	// Tunnel connects to x.Pool for bytes. Errors are as for RoundTrip.
-	Tunnel(ctx context.Context, x *Exchange) (Tunnel, error)
-}
-
-// Tunnel is a connection for bytes.
-type Tunnel interface {
-	io.ReadWriteCloser
-	// CloseWrite says that no more bytes will be sent; Read goes on.
-	CloseWrite() error
-}
-
-// Exchange is one request, or one connection of protocol tls, as the two legs
-// tell each other about it.
-type Exchange struct {
-	// Set by the frontend.
-
-	// Pool is the pool's name.
-	Pool string
-	// ServerName is the request's host (the SNI for protocol tls) in lower case,
-	// without port, if the listener allows that host; otherwise "".
-	ServerName string
-	// Client is unique per client connection.
-	Client uint64
-	// First is true for the first request of a client connection.
-	First bool
-	// Gone is closed when the client's connection is.
-	Gone <-chan struct{}
-	// Source is the client's address.
-	Source netip.AddrPort
-	// ResponseHeaderTimeout replaces the pool's. 0: the pool's.
-	ResponseHeaderTimeout time.Duration
-	// RequestNames are the names of the request's fields as the client wrote them,
-	// by their canonical form, where these differ.
-	RequestNames map[string]string
-
-	// Set by the upstream, even when it fails.
-
-	// Endpoint is the address that was used last.
-	Endpoint string
-	// Protocol is what was spoken to it: "http/1.1", "h2" or "tcp".
-	Protocol string
-	// Reused is true when the connection had served a request before.
-	Reused bool
-	// Resumed is true when the connection's TLS session was a resumed one.
-	Resumed bool
-	// TLSVersion is a tls.Version constant, 0 without a connection.
-	TLSVersion uint16
-	// Attempts counts how often the request was tried.
-	Attempts int
-	// Connect is how long dial and handshake took, 0 for a reused connection.
-	Connect time.Duration
-	// ResponseNames are the names of the response's fields as the backend wrote
-	// them, by their canonical form, where these differ.
-	ResponseNames map[string]string
-	// Status is the status of an error, 0 without one.
-	Status int
-	// Reason is the reason of an error.
-	Reason string
+	Tunnel(ctx context.Context, x *exchange.Exchange) (exchange.Tunnel, error)
 }
 
 // Counters count what happens on one listener. They are safe for concurrent
@@ -162,53 +104,6 @@ type Counters interface {
 	Request(code int, reusedConn bool, d time.Duration)
 	// Error counts a request that failed for a reason on this leg.
 	Error(reason string)
-}
-
-// Listener is the configuration of a listener.
-type Listener struct {
-	// Name identifies the listener across applies.
-	Name string
-	// UID is metadata.uid.
-	UID string
-	// Spec has its defaults filled in. It is not changed afterwards.
-	Spec *resealv1.Listener
-	// TLS is the server's configuration without any handling of tickets, and
-	// without GetConfigForClient. SessionTicketsDisabled switches resumption off.
-	TLS *tls.Config
-	// Keyring is the name of the keyring whose keys seal tickets. "" is
-	// "default".
-	Keyring string
-	// PolicyKey is a hash of all that a ticket may depend on. Tickets are only
-	// accepted under the key that they were issued under.
-	PolicyKey string
-	// TicketLifetime is how long after the original authentication a ticket is
-	// accepted. Default 12h.
-	TicketLifetime time.Duration
-	// Route finds where a request goes. host is in lower case without port; path
-	// is as rules.RoutePath returns it, or "" for protocol tls, where host is the
-	// SNI.
-	Route func(host, path string) (Match, bool)
-	// AllowsHost reports whether a Route or a certificate names host.
-	AllowsHost func(host string) bool
-}
-
-// Match is where a request goes.
-type Match struct {
-	// Route is the name of the Route, or "" for the listener's own pool.
-	Route string
-	// Pool is the pool's name.
-	Pool string
-	// EncodedSeparator is set when the path that matched holds an encoded / or \,
-	// so that the Route tells it from the plain one on purpose.
-	EncodedSeparator bool
-	// RequestHeaders are the edits of the request's header, or nil.
-	RequestHeaders *resealv1.HeaderEdits
-	// ResponseHeaders are the edits of the response's header, or nil.
-	ResponseHeaders *resealv1.HeaderEdits
-	// RequestTimeout bounds the request as a whole. 0: no limit.
-	RequestTimeout time.Duration
-	// ResponseHeaderTimeout replaces the pool's. 0: the pool's.
-	ResponseHeaderTimeout time.Duration
 }
 
 // Frontend serves listeners.

@@ -44,8 +44,8 @@ type request struct {
 	host    string // as hostName returns it
 	target  string // in origin form, as it came
 	upgrade string
-	match   Match
-	x       Exchange
+	match   exchange.Match
+	x       exchange.Exchange
 	head    requestHead  // of HTTP/1.1
 	body    *requestBody // nil without a body
 	timer   *time.Timer  // of the route's request timeout, or nil
@@ -77,7 +77,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer client.guard.served()
 	}
 	q.held = requestBytes(r)
-	q.x = Exchange{Client: client.id, First: client.requests.Add(1) == 1, Gone: client.gone, Source: client.source, RequestNames: q.head.Names}
+	q.x = exchange.Exchange{Client: client.id, First: client.requests.Add(1) == 1, Gone: client.gone, Source: client.source, RequestNames: q.head.Names}
 	defer func() {
 		if bug := recover(); bug != nil {
 			client.slot.panicked("a request", bug)
@@ -203,20 +203,20 @@ func (q *request) admit() bool {
 // route finds where the request goes, or refuses it. A path that a backend may
 // read as another one, which goes elsewhere, is refused: what is sent on is what
 // came, so the backend would decide against the routes.
-func (q *request) route() (Match, bool) {
+func (q *request) route() (exchange.Match, bool) {
 	path, _, _ := strings.Cut(q.target, "?")
 	plain, strict, err := rules.RoutePath(path)
 	if err != nil {
 		q.err = err
 		q.refuse(http.StatusBadRequest, "bad_target")
-		return Match{}, false
+		return exchange.Match{}, false
 	}
 	match, ok := q.state.Route(q.host, plain)
 	if strict != plain && !match.EncodedSeparator {
 		if other, found := q.state.Route(q.host, strict); found != ok || other.Route != match.Route {
 			q.err = errAmbiguousPath
 			q.refuse(http.StatusBadRequest, "bad_target")
-			return Match{}, false
+			return exchange.Match{}, false
 		}
 	}
 	if !ok {

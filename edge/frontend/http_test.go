@@ -22,6 +22,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -42,7 +43,7 @@ func proxyTo(t *testing.T, handler http.HandlerFunc, http2 bool) upstreamFuncs {
 	transport.TLSClientConfig.ServerName = "example.com"
 	t.Cleanup(server.Close)
 	t.Cleanup(transport.CloseIdleConnections)
-	return upstreamFuncs{roundTrip: func(r *http.Request, x *Exchange) (*http.Response, error) {
+	return upstreamFuncs{roundTrip: func(r *http.Request, x *exchange.Exchange) (*http.Response, error) {
 		x.Endpoint, x.Attempts = server.Listener.Addr().String(), 1
 		return transport.RoundTrip(r)
 	}}
@@ -283,7 +284,7 @@ func TestContinue(t *testing.T) {
 func TestEarlyResponse(t *testing.T) {
 	var seen atomic.Int32
 	reading := make(chan struct{}, 1)
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 		seen.Add(1)
 		if r.URL.Path == "/reads" { // and is still at it when the response is there
 			go func() { _, _ = io.Copy(io.Discard, r.Body); reading <- struct{}{} }()
@@ -331,7 +332,7 @@ func TestEarlyResponse(t *testing.T) {
 
 func TestHopByHop(t *testing.T) {
 	var got http.Header
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 		got = r.Header
 		response := textResponse(200, "")
 		response.Header = http.Header{
@@ -382,10 +383,10 @@ func TestForwarded(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 				got = r.Header
 				return textResponse(200, ""), nil
-			}}, func(l *Listener) { l.Spec.Forwarded = &resealv1.Forwarded{TrustedCidrs: test.trusted} })
+			}}, func(l *exchange.Listener) { l.Spec.Forwarded = &resealv1.Forwarded{TrustedCidrs: test.trusted} })
 			conn := e.dial()
 			fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: app.test:99\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 2.2.2.2\r\nX-Forwarded-Proto: http\r\n"+
 				"X-Forwarded-Host: spoof.test\r\nX-Forwarded-Port: 1\r\nForwarded: for=1.1.1.1\r\nX-Forwarded-Prefix: /p\r\nX_Forwarded_For: 3.3.3.3\r\n\r\n")
@@ -404,14 +405,14 @@ func TestForwarded(t *testing.T) {
 
 func TestEdits(t *testing.T) {
 	var got *http.Request
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 		got = r
 		response := textResponse(200, "")
 		response.Header = http.Header{"Server": {"x"}, "X-A": {"1"}}
 		return response, nil
-	}}, func(l *Listener) {
-		l.Route = func(string, string) (Match, bool) {
-			return Match{
+	}}, func(l *exchange.Listener) {
+		l.Route = func(string, string) (exchange.Match, bool) {
+			return exchange.Match{
 				Pool: "web",
 				RequestHeaders: &resealv1.HeaderEdits{
 					Remove: []string{"x-gone"}, Set: map[string]string{"x-set": "new", "Host": "inner.test"}, Add: map[string]string{"x-add": "2"},
@@ -434,11 +435,11 @@ func TestEdits(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	var called atomic.Int32
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 		called.Add(1)
 		return textResponse(200, ""), nil
-	}}, func(l *Listener) {
-		l.Route = func(_, path string) (Match, bool) { return Match{Pool: "web"}, path != "/none" }
+	}}, func(l *exchange.Listener) {
+		l.Route = func(_, path string) (exchange.Match, bool) { return exchange.Match{Pool: "web"}, path != "/none" }
 	})
 	for _, test := range []struct {
 		request string
@@ -501,7 +502,7 @@ func TestRefusals(t *testing.T) {
 
 func TestUpstreamErrors(t *testing.T) {
 	var fail atomic.Value
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, x *Exchange) (*http.Response, error) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, x *exchange.Exchange) (*http.Response, error) {
 		x.Endpoint = "10.0.0.1:443"
 		return nil, *fail.Load().(*error)
 	}})
@@ -558,7 +559,7 @@ func TestCutResponsesAreNoticed(t *testing.T) {
 	for _, length := range []int64{-1, 100_000} {
 		for _, http2 := range []bool{false, true} {
 			t.Run(fmt.Sprint(length, http2), func(t *testing.T) {
-				e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+				e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 					response := &http.Response{StatusCode: 200, Header: http.Header{}, Body: &failingBody{50_000}, ContentLength: length}
 					if length >= 0 {
 						response.Header.Set("Content-Length", fmt.Sprint(length))
@@ -579,7 +580,7 @@ func TestCutResponsesAreNoticed(t *testing.T) {
 }
 
 func TestShortBodyIsNoticed(t *testing.T) {
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 		response := textResponse(200, "short")
 		response.ContentLength = 10
 		response.Header.Set("Content-Length", "10")
@@ -596,7 +597,7 @@ func TestClientAbort(t *testing.T) {
 	for _, http2 := range []bool{false, true} {
 		t.Run(fmt.Sprint(http2), func(t *testing.T) {
 			arrived, ended := make(chan struct{}), make(chan error, 1)
-			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 				close(arrived)
 				<-r.Context().Done()
 				ended <- r.Context().Err()
@@ -622,7 +623,7 @@ func TestClientAbort(t *testing.T) {
 }
 
 func TestClientAbortsItsBody(t *testing.T) {
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 		if _, err := io.Copy(io.Discard, r.Body); err == nil {
 			t.Error("a part is taken for the whole")
 		}
@@ -637,15 +638,15 @@ func TestClientAbortsItsBody(t *testing.T) {
 }
 
 func TestRequestTimeout(t *testing.T) {
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, x *Exchange) (*http.Response, error) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, x *exchange.Exchange) (*http.Response, error) {
 		if x.ResponseHeaderTimeout != time.Hour {
 			t.Error("the route's timeout did not arrive")
 		}
 		<-r.Context().Done()
 		return nil, r.Context().Err()
-	}}, func(l *Listener) {
-		l.Route = func(string, string) (Match, bool) {
-			return Match{Pool: "web", RequestTimeout: 20 * time.Millisecond, ResponseHeaderTimeout: time.Hour}, true
+	}}, func(l *exchange.Listener) {
+		l.Route = func(string, string) (exchange.Match, bool) {
+			return exchange.Match{Pool: "web", RequestTimeout: 20 * time.Millisecond, ResponseHeaderTimeout: time.Hour}, true
 		}
 	})
 	response := must[*http.Response](t)(e.client(true).Get("https://app.test/"))
@@ -663,9 +664,9 @@ func (endless) Close() error               { return nil }
 func TestStalledClient(t *testing.T) {
 	for _, protocol := range []string{"http/1.1", "h2"} {
 		t.Run(protocol, func(t *testing.T) {
-			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 				return &http.Response{StatusCode: 200, Header: http.Header{}, Body: endless{}, ContentLength: -1}, nil
-			}}, func(l *Listener) { l.Spec.Timeouts.Idle = durationpb.New(300 * time.Millisecond) })
+			}}, func(l *exchange.Listener) { l.Spec.Timeouts.Idle = durationpb.New(300 * time.Millisecond) })
 			if protocol == "h2" {
 				response := must[*http.Response](t)(e.client(true).Get("https://app.test/"))
 				defer response.Body.Close() // not read: the window fills up
@@ -681,8 +682,8 @@ func TestStalledClient(t *testing.T) {
 
 func TestServerNames(t *testing.T) {
 	var mu sync.Mutex
-	var seen []Exchange
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, x *Exchange) (*http.Response, error) {
+	var seen []exchange.Exchange
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, x *exchange.Exchange) (*http.Response, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		seen = append(seen, *x)
@@ -703,7 +704,7 @@ func TestServerNames(t *testing.T) {
 func TestPanic(t *testing.T) {
 	for _, http2 := range []bool{false, true} {
 		t.Run(fmt.Sprintf("h2=%v", http2), func(t *testing.T) {
-			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 				switch r.URL.Path {
 				case "/bug":
 					panic("a bug")
@@ -746,13 +747,13 @@ func (buggyBody) CloseWrite() error           { return nil }
 
 // TestPanicInTunnel: the process lives, and the client sees a cut connection.
 func TestPanicInTunnel(t *testing.T) {
-	for name, tunnel := range map[string]func() (Tunnel, error){
-		"dialling": func() (Tunnel, error) { panic("a bug") },
-		"copying":  func() (Tunnel, error) { return buggyBody{}, nil },
+	for name, tunnel := range map[string]func() (exchange.Tunnel, error){
+		"dialling": func() (exchange.Tunnel, error) { panic("a bug") },
+		"copying":  func() (exchange.Tunnel, error) { return buggyBody{}, nil },
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := newEdge(t, upstreamFuncs{tunnel: func(context.Context, *Exchange) (Tunnel, error) { return tunnel() }},
-				func(l *Listener) { l.Spec.Protocol, l.TLS.NextProtos = resealv1.Listener_PROTOCOL_TLS, nil })
+			e := newEdge(t, upstreamFuncs{tunnel: func(context.Context, *exchange.Exchange) (exchange.Tunnel, error) { return tunnel() }},
+				func(l *exchange.Listener) { l.Spec.Protocol, l.TLS.NextProtos = resealv1.Listener_PROTOCOL_TLS, nil })
 			if _, err := io.ReadAll(e.dial(func(c *tls.Config) { c.NextProtos = nil })); err == nil {
 				t.Error("the client sees an end in order")
 			}
@@ -766,7 +767,7 @@ func TestPanicInTunnel(t *testing.T) {
 		})
 	}
 	t.Run("upgrade", func(t *testing.T) {
-		e := newEdge(t, upstreamFuncs{roundTrip: func(*http.Request, *Exchange) (*http.Response, error) {
+		e := newEdge(t, upstreamFuncs{roundTrip: func(*http.Request, *exchange.Exchange) (*http.Response, error) {
 			return upgraded("websocket", buggyBody{}), nil
 		}})
 		conn := e.dial()

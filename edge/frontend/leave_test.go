@@ -14,12 +14,13 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // authPolicy gives a listener a policy for clients' certificates.
-func authPolicy(key string, auth tls.ClientAuthType, roots *x509.CertPool, verify func(tls.ConnectionState) error) func(*Listener) {
-	return func(l *Listener) {
+func authPolicy(key string, auth tls.ClientAuthType, roots *x509.CertPool, verify func(tls.ConnectionState) error) func(*exchange.Listener) {
+	return func(l *exchange.Listener) {
 		l.PolicyKey = key
 		l.TLS = l.TLS.Clone()
 		l.TLS.ClientAuth, l.TLS.ClientCAs, l.TLS.VerifyConnection = auth, roots, verify
@@ -29,7 +30,7 @@ func authPolicy(key string, auth tls.ClientAuthType, roots *x509.CertPool, verif
 // changes are changes of policy after which one client must leave and another
 // may stay.
 type policyChange struct {
-	before, after func(*Listener)
+	before, after func(*exchange.Listener)
 	leaves, stays func(*tls.Config)
 }
 
@@ -65,7 +66,7 @@ func policyChanges(t *testing.T) map[string]policyChange {
 func TestClientsLeaveWithPolicy(t *testing.T) {
 	for name, change := range policyChanges(t) {
 		arrived, finish := make(chan struct{}), make(chan struct{})
-		upstream := upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+		upstream := upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 			if r.URL.Path == "/slow" {
 				arrived <- struct{}{}
 				<-finish
@@ -165,7 +166,7 @@ func TestClientsLeaveWithPolicy(t *testing.T) {
 	}
 }
 
-func isTunnel(l *Listener) {
+func isTunnel(l *exchange.Listener) {
 	l.Spec.Protocol, l.TLS.NextProtos = resealv1.Listener_PROTOCOL_TLS, nil
 	l.Spec.Timeouts.Drain = durationpb.New(300 * time.Millisecond)
 }

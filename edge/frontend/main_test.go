@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -109,21 +110,21 @@ func read[T any](c *counts, f func(c *counts) T) T {
 
 // upstreamFuncs implements Upstream.
 type upstreamFuncs struct {
-	roundTrip func(*http.Request, *Exchange) (*http.Response, error)
-	tunnel    func(context.Context, *Exchange) (Tunnel, error)
+	roundTrip func(*http.Request, *exchange.Exchange) (*http.Response, error)
+	tunnel    func(context.Context, *exchange.Exchange) (exchange.Tunnel, error)
 }
 
-func (u upstreamFuncs) RoundTrip(r *http.Request, x *Exchange) (*http.Response, error) {
+func (u upstreamFuncs) RoundTrip(r *http.Request, x *exchange.Exchange) (*http.Response, error) {
 	return u.roundTrip(r, x)
 }
 
-func (u upstreamFuncs) Tunnel(ctx context.Context, x *Exchange) (Tunnel, error) {
+func (u upstreamFuncs) Tunnel(ctx context.Context, x *exchange.Exchange) (exchange.Tunnel, error) {
 	return u.tunnel(ctx, x)
 }
 
 // answering is an upstream that answers with a text.
 func answering(text string) upstreamFuncs {
-	return upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+	return upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 		if r.Body != nil {
 			_, _ = io.Copy(io.Discard, r.Body)
 		}
@@ -161,13 +162,13 @@ type edge struct {
 
 // newEdge runs a Frontend with the listener "main", changed by change. At the
 // test's end it stops it and checks that all that was opened was closed.
-func newEdge(t *testing.T, upstream Upstream, change ...func(*Listener)) *edge {
+func newEdge(t *testing.T, upstream Upstream, change ...func(*exchange.Listener)) *edge {
 	t.Helper()
 	return newEdgeOf(t, Config{Upstream: upstream}, change...)
 }
 
 // newEdgeOf is newEdge with more of a Config.
-func newEdgeOf(t *testing.T, cfg Config, change ...func(*Listener)) *edge {
+func newEdgeOf(t *testing.T, cfg Config, change ...func(*exchange.Listener)) *edge {
 	t.Helper()
 	e := &edge{t: t, counters: map[string]*counts{}}
 	e.cert, e.roots = selfSigned(t, "app.test", "*.wild.test")
@@ -215,13 +216,13 @@ func (e *edge) count(name string) *counts {
 }
 
 // listener is a listener that allows app.test and sends all to the pool "web".
-func (e *edge) listener(name string, change ...func(*Listener)) Listener {
-	l := Listener{
+func (e *edge) listener(name string, change ...func(*exchange.Listener)) exchange.Listener {
+	l := exchange.Listener{
 		Name: name, UID: "uid", PolicyKey: "policy",
 		Spec: &resealv1.Listener{Address: "127.0.0.1:0", Timeouts: &resealv1.ListenerTimeouts{Drain: durationpb.New(2 * time.Second)}},
 		TLS:  &tls.Config{Certificates: []tls.Certificate{e.cert}, NextProtos: []string{"h2", "http/1.1"}},
-		Route: func(host, path string) (Match, bool) {
-			return Match{Route: "r", Pool: "web"}, true
+		Route: func(host, path string) (exchange.Match, bool) {
+			return exchange.Match{Route: "r", Pool: "web"}, true
 		},
 		AllowsHost: func(host string) bool { return host == "app.test" || strings.HasSuffix(host, ".wild.test") },
 	}
@@ -233,7 +234,7 @@ func (e *edge) listener(name string, change ...func(*Listener)) Listener {
 }
 
 // apply makes listeners the configuration.
-func (e *edge) apply(listeners ...Listener) {
+func (e *edge) apply(listeners ...exchange.Listener) {
 	e.t.Helper()
 	change, violations := e.frontend.Prepare(listeners)
 	for _, v := range violations {

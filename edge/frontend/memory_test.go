@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // TestHeaderFields: fields are bounded in number, since each costs more than its
@@ -76,7 +78,7 @@ func TestHeaderFields(t *testing.T) {
 func TestMemoryOfRequests(t *testing.T) {
 	finish := make(chan struct{})
 	var arrived atomic.Int64
-	e := newEdgeOf(t, Config{MemoryLimit: 8 << 20, Upstream: upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+	e := newEdgeOf(t, Config{MemoryLimit: 8 << 20, Upstream: upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 		arrived.Add(1)
 		<-finish
 		return textResponse(200, "ok"), nil

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // TestAddressWidensAndNarrows changes a listener's address between 127.0.0.1 and
@@ -19,8 +21,8 @@ import (
 func TestAddressWidensAndNarrows(t *testing.T) {
 	e := newEdge(t, answering("ok"))
 	port := freePort(t)
-	at := func(host string) func(*Listener) {
-		return func(l *Listener) { l.Spec.Address = net.JoinHostPort(host, port) }
+	at := func(host string) func(*exchange.Listener) {
+		return func(l *exchange.Listener) { l.Spec.Address = net.JoinHostPort(host, port) }
 	}
 	e.apply(e.listener("main", at("127.0.0.1")))
 	get := func(host string) error {
@@ -89,13 +91,13 @@ func TestAddressWidensAndNarrows(t *testing.T) {
 func TestOverlapIsRefused(t *testing.T) {
 	e := newEdge(t, answering("ok"))
 	port := freePort(t)
-	at := func(host string) func(*Listener) {
-		return func(l *Listener) { l.Spec.Address = net.JoinHostPort(host, port) }
+	at := func(host string) func(*exchange.Listener) {
+		return func(l *exchange.Listener) { l.Spec.Address = net.JoinHostPort(host, port) }
 	}
 	e.apply(e.listener("main", at("127.0.0.1")))
 	taken := must[net.Listener](t)(net.Listen("tcp", "127.0.0.3:"+port))
 	defer taken.Close()
-	for name, listeners := range map[string][]Listener{
+	for name, listeners := range map[string][]exchange.Listener{
 		"somebody else":    {e.listener("main", at(""))},
 		"another listener": {e.listener("main", at("127.0.0.1")), e.listener("wide", at(""))},
 		"another wide":     {e.listener("main", at("0.0.0.0")), e.listener("wide", at(""))},

@@ -15,18 +15,19 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // short are time limits under which a client that stalls is ended soon, and one
 // that is only slow, on a busy machine, is not.
-func short(l *Listener) {
+func short(l *exchange.Listener) {
 	bound := durationpb.New(time.Second)
 	l.Spec.Timeouts = &resealv1.ListenerTimeouts{Handshake: bound, Header: bound, Idle: bound, Drain: durationpb.New(patience)}
 }
 
 // obliging is an upstream that does as the path says.
-func obliging(r *http.Request, _ *Exchange) (*http.Response, error) {
+func obliging(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 	switch r.URL.Path {
 	case "/endless":
 		return &http.Response{StatusCode: 200, Header: http.Header{}, Body: endless{}, ContentLength: -1}, nil
@@ -164,7 +165,7 @@ func TestStalledClients(t *testing.T) {
 			for i := range 5 {
 				start := time.Now() // others have a listener with the usual time limits
 				bodyOf(t, must[*http.Response](t)(legit.Get("https://app.test/")))
-				e.apply(e.listener("main", short, func(l *Listener) { l.PolicyKey = fmt.Sprint(i) }), e.listener("other"))
+				e.apply(e.listener("main", short, func(l *exchange.Listener) { l.PolicyKey = fmt.Sprint(i) }), e.listener("other"))
 				slowest = max(slowest, time.Since(start))
 			}
 			// Some must fill the kernel's buffers first, which takes its time.
@@ -219,8 +220,8 @@ func TestStalledTunnels(t *testing.T) {
 }
 
 // noWhere has requests to /nowhere go nowhere.
-func noWhere(l *Listener) {
-	l.Route = func(_, path string) (Match, bool) { return Match{Pool: "web"}, path != "/nowhere" }
+func noWhere(l *exchange.Listener) {
+	l.Route = func(_, path string) (exchange.Match, bool) { return exchange.Match{Pool: "web"}, path != "/nowhere" }
 }
 
 // TestBodyThatStops: a request whose body stops is answered 408, however little
@@ -328,7 +329,7 @@ func TestTrickledBody(t *testing.T) {
 // in front of them (for the race detector).
 func TestDrainDuringProxyHeader(t *testing.T) {
 	e := newEdge(t, answering("ok"))
-	proxied := func(l *Listener) {
+	proxied := func(l *exchange.Listener) {
 		l.Spec.ProxyProtocol = &resealv1.ProxyProtocol{TrustedCidrs: []string{"127.0.0.0/8"}}
 		l.Spec.Timeouts.Drain = durationpb.New(time.Millisecond)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -54,10 +55,10 @@ func TestSwapUnderLoad(t *testing.T) {
 	}
 	for i := range 60 {
 		before := sent.Load()
-		e.apply(e.listener("main", func(l *Listener) {
+		e.apply(e.listener("main", func(l *exchange.Listener) {
 			l.Spec.Limits = &resealv1.ListenerLimits{MaxConcurrentStreams: uint32(100 + i/10)} // a new generation at times
 			l.PolicyKey = fmt.Sprint(i % 3)
-			l.Route = func(string, string) (Match, bool) { return Match{Pool: fmt.Sprint("pool", i)}, true }
+			l.Route = func(string, string) (exchange.Match, bool) { return exchange.Match{Pool: fmt.Sprint("pool", i)}, true }
 		}), e.listener(fmt.Sprint("other", i)))
 		eventually(t, "requests go on", func() bool { return sent.Load() > before+4 || t.Failed() })
 	}
@@ -84,11 +85,13 @@ func TestAddressInUse(t *testing.T) {
 	defer taken.Close()
 	free := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
 	e := newEdge(t, answering("old"))
-	at := func(address string) func(*Listener) { return func(l *Listener) { l.Spec.Address = address } }
+	at := func(address string) func(*exchange.Listener) {
+		return func(l *exchange.Listener) { l.Spec.Address = address }
+	}
 	free.Close()
-	change, violations := e.frontend.Prepare([]Listener{
+	change, violations := e.frontend.Prepare([]exchange.Listener{
 		e.listener("main"), e.listener("a", at(taken.Addr().String())), e.listener("b", at(free.Addr().String())), e.listener("c", at(free.Addr().String())),
-		e.listener("d", func(l *Listener) {
+		e.listener("d", func(l *exchange.Listener) {
 			l.Spec.Forwarded = &resealv1.Forwarded{TrustedCidrs: []string{"x"}}
 			l.TLS = nil
 		}),
@@ -115,7 +118,7 @@ func TestAddressInUse(t *testing.T) {
 	if got := bodyOf(t, must[*http.Response](t)(e.client(true).Get("https://app.test/"))); got != "old" {
 		t.Errorf("got %q", got)
 	}
-	change, _ = e.frontend.Prepare([]Listener{e.listener("main"), e.listener("b", at(free.Addr().String()))})
+	change, _ = e.frontend.Prepare([]exchange.Listener{e.listener("main"), e.listener("b", at(free.Addr().String()))})
 	change.Abort()
 	if again, err := net.Listen("tcp", free.Addr().String()); err != nil {
 		t.Errorf("Abort leaves it bound: %v", err)
@@ -126,7 +129,7 @@ func TestAddressInUse(t *testing.T) {
 
 // TestAddressesSwap gives each of two listeners the other's address at once.
 func TestAddressesSwap(t *testing.T) {
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, x *Exchange) (*http.Response, error) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, x *exchange.Exchange) (*http.Response, error) {
 		return textResponse(200, x.Pool), nil
 	}})
 	var addresses []string
@@ -137,11 +140,11 @@ func TestAddressesSwap(t *testing.T) {
 	}
 	pair := func(a, b string) {
 		t.Helper()
-		var listeners []Listener
+		var listeners []exchange.Listener
 		for name, address := range map[string]string{"a": a, "b": b} {
-			listeners = append(listeners, e.listener(name, func(l *Listener) {
+			listeners = append(listeners, e.listener(name, func(l *exchange.Listener) {
 				l.Spec.Address = address
-				l.Route = func(string, string) (Match, bool) { return Match{Pool: name}, true }
+				l.Route = func(string, string) (exchange.Match, bool) { return exchange.Match{Pool: name}, true }
 			}))
 		}
 		e.apply(listeners...)
@@ -168,7 +171,7 @@ func TestRemovedListenerDrains(t *testing.T) {
 		for _, http2 := range []bool{false, true} {
 			t.Run(fmt.Sprintf("move=%v,h2=%v", move, http2), func(t *testing.T) {
 				arrived, finish := make(chan struct{}), make(chan struct{})
-				e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+				e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 					close(arrived)
 					<-finish
 					return textResponse(200, "finished"), nil
@@ -215,7 +218,7 @@ func TestDrainIsBounded(t *testing.T) {
 	for _, kind := range []string{"http/1.1", "h2", "upgrade"} {
 		t.Run(kind, func(t *testing.T) {
 			arrived := make(chan struct{})
-			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+			e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 				close(arrived)
 				if kind == "upgrade" {
 					ours, _ := tcpPipe(t)
@@ -223,7 +226,7 @@ func TestDrainIsBounded(t *testing.T) {
 				}
 				<-r.Context().Done()
 				return nil, r.Context().Err()
-			}}, func(l *Listener) { l.Spec.Timeouts.Drain = durationpb.New(50 * time.Millisecond) })
+			}}, func(l *exchange.Listener) { l.Spec.Timeouts.Drain = durationpb.New(50 * time.Millisecond) })
 			if kind == "upgrade" {
 				fmt.Fprint(e.dial(), "GET / HTTP/1.1\r\nHost: app.test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
 			} else {
@@ -309,7 +312,7 @@ func TestConfigurationBeforeRun(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	change, violations := f.Prepare([]Listener{e.listener("late")})
+	change, violations := f.Prepare([]exchange.Listener{e.listener("late")})
 	if len(violations) > 0 {
 		t.Fatal(violations)
 	}

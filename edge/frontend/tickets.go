@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -85,7 +86,7 @@ type ticketPolicy struct {
 	lifetime time.Duration     // since the original authentication
 }
 
-func (f *Frontend) ticketPolicy(l *Listener) *ticketPolicy {
+func (f *Frontend) ticketPolicy(l *exchange.Listener) *ticketPolicy {
 	// crypto/tls gives each Config a random legacy ticket key at its first use,
 	// even where nothing uses that. Made here once, it is copied to those of the
 	// connections.

@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // rusageThread is RUSAGE_THREAD of getrusage(2).
@@ -34,7 +36,7 @@ func BenchmarkResumedTLS13(b *testing.B) {
 	_, _ = rand.Read(key[:])
 	reference.SetSessionTicketKeys([][32]byte{key})
 
-	l := Listener{Name: "main", PolicyKey: "p", TLS: base, TicketLifetime: time.Hour}
+	l := exchange.Listener{Name: "main", PolicyKey: "p", TLS: base, TicketLifetime: time.Hour}
 	keys := newKeys(b, ring("default", epoch(1, epochActive)))
 	a := newAcceptor(keys.source, l)
 	shared := &tls.Config{SessionTicketsDisabled: true, GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {

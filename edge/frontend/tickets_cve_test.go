@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -126,7 +127,7 @@ func TestHAProxyRenewal2026(t *testing.T) {
 		for _, shared := range []bool{true, false} {
 			t.Run(fmt.Sprint(tls.VersionName(version), " shared ", shared), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					l := Listener{Name: "main", PolicyKey: "policy", TLS: &tls.Config{Certificates: []tls.Certificate{cert}}}
+					l := exchange.Listener{Name: "main", PolicyKey: "policy", TLS: &tls.Config{Certificates: []tls.Certificate{cert}}}
 					edges := []*acceptor{newAcceptor(nil, l)}
 					if shared {
 						edges = nil

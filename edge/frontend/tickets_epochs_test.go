@@ -7,6 +7,8 @@ import (
 	"maps"
 	"testing"
 	"time"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // TestTicketsByEpoch: each offered ticket is counted by the epoch that sealed it.
@@ -70,7 +72,7 @@ func TestTicketsByEpoch(t *testing.T) {
 func TestEpochOfTheTicketThatIsResumed(t *testing.T) {
 	cert, _ := selfSigned(t, "app.test")
 	keys := newKeys(t, ring("default", epoch(1, epochActive)))
-	a := newAcceptor(keys.source, Listener{
+	a := newAcceptor(keys.source, exchange.Listener{
 		Name: "main", PolicyKey: "p", TLS: &tls.Config{Certificates: []tls.Certificate{cert}}, TicketLifetime: time.Hour,
 	})
 	issue := func() []byte {

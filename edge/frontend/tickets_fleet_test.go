@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/keyring"
 	"github.com/reseal/reseal/edge/plan"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
@@ -200,7 +201,7 @@ func (a *authority) revoke(t testing.TB, certs ...tls.Certificate) string {
 }
 
 // configured is what a plan makes of a listener with a policy.
-func configured(t testing.TB, name string, cert tls.Certificate, policy *resealv1.TLSPolicy) Listener {
+func configured(t testing.TB, name string, cert tls.Certificate, policy *resealv1.TLSPolicy) exchange.Listener {
 	t.Helper()
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	if err != nil {
@@ -225,19 +226,11 @@ func configured(t testing.TB, name string, cert tls.Certificate, policy *resealv
 	for _, v := range violations {
 		t.Fatal(v.Text())
 	}
-	l := compiled.Listeners[0]
-	return Listener{
-		Name: l.Name, UID: l.UID, Spec: l.Spec, TLS: l.TLS, Keyring: l.Keyring, PolicyKey: l.PolicyKey,
-		TicketLifetime: l.TicketLifetime, AllowsHost: l.AllowsHost,
-		Route: func(host, path string) (Match, bool) {
-			match, ok := l.Route(host, path)
-			return Match(match), ok
-		},
-	}
+	return compiled.Listeners[0]
 }
 
 // newSharedEdge is an edge whose tickets are sealed with keys.
-func newSharedEdge(t *testing.T, keys *keySource, change ...func(*Listener)) *edge {
+func newSharedEdge(t *testing.T, keys *keySource, change ...func(*exchange.Listener)) *edge {
 	t.Helper()
 	e := newEdge(t, answering("ok"), change...)
 	e.frontend.cfg.TicketKeys = keys.source // before any client
@@ -252,7 +245,7 @@ type acceptor struct {
 	tls    *tls.Config
 }
 
-func newAcceptor(source func(string, string, string) TicketKeys, l Listener) *acceptor {
+func newAcceptor(source func(string, string, string) TicketKeys, l exchange.Listener) *acceptor {
 	f := New(Config{TicketKeys: source})
 	if l.TicketLifetime == 0 {
 		l.TicketLifetime = defaultTicketLifetime

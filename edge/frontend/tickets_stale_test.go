@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -54,7 +55,7 @@ func TestStaleKeyring(t *testing.T) {
 				said.MaxActiveAge, said.RetireAfter = durationpb.New(2*time.Hour), durationpb.New(3*time.Hour)
 				keys := newKeys(t, said)
 				close(keys.said)
-				a := newAcceptor(keys.source, Listener{Name: "main", PolicyKey: "p", TLS: &tls.Config{Certificates: []tls.Certificate{cert}}})
+				a := newAcceptor(keys.source, exchange.Listener{Name: "main", PolicyKey: "p", TLS: &tls.Config{Certificates: []tls.Certificate{cert}}})
 				visit := func(client *puts, want resealv1.MissReason, issued bool) {
 					t.Helper()
 					before := client.got
@@ -123,7 +124,7 @@ func forged(t *testing.T, of *puts, ticket []byte) *puts {
 // other's tickets, and an epoch that is revoked ends at once, without an error.
 func TestRotation(t *testing.T) {
 	cert, _ := selfSigned(t, "app.test")
-	l := Listener{Name: "main", PolicyKey: "p", TLS: &tls.Config{Certificates: []tls.Certificate{cert}}}
+	l := exchange.Listener{Name: "main", PolicyKey: "p", TLS: &tls.Config{Certificates: []tls.Certificate{cert}}}
 	for _, version := range bothVersions {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
 			behind := newKeys(t, ring("default", epoch(1, epochActive), epoch(2, epochPrepared)))
@@ -173,7 +174,7 @@ func TestKeysEndDuringHandshake(t *testing.T) {
 	for _, version := range bothVersions {
 		keys := &failing{TicketKeys: newKeys(t, ring("default", epoch(1, epochActive))).source("", "main", "p")}
 		a := newAcceptor(func(string, string, string) TicketKeys { return keys },
-			Listener{Name: "main", PolicyKey: "p", TLS: &tls.Config{Certificates: []tls.Certificate{cert}}})
+			exchange.Listener{Name: "main", PolicyKey: "p", TLS: &tls.Config{Certificates: []tls.Certificate{cert}}})
 		cache := &oneCache{}
 		wants := []resealv1.MissReason{notOffered, 0, 0, keyUnknown} // TLS 1.2 keeps its ticket
 		if version == tls.VersionTLS12 {

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"testing"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -41,7 +42,7 @@ func TestResumption(t *testing.T) {
 
 			// An apply with a renewed certificate and other routes costs nothing.
 			e.cert, _ = selfSigned(t, "app.test", "new.test")
-			e.apply(e.listener("main", func(l *Listener) { l.Spec.Limits = &resealv1.ListenerLimits{MaxHeaderBytes: 1 << 17} }))
+			e.apply(e.listener("main", func(l *exchange.Listener) { l.Spec.Limits = &resealv1.ListenerLimits{MaxHeaderBytes: 1 << 17} }))
 			visit(e, "app.test")
 			resumed(4)
 
@@ -50,7 +51,7 @@ func TestResumption(t *testing.T) {
 			missed(policyMismatch, 1)
 			visit(e, "new.test")
 			resumed(5)
-			e.apply(e.listener("main", func(l *Listener) { l.PolicyKey = "another" }))
+			e.apply(e.listener("main", func(l *exchange.Listener) { l.PolicyKey = "another" }))
 			kept := *cache
 			visit(e, "new.test")
 			missed(policyMismatch, 2)
@@ -66,13 +67,13 @@ func TestResumption(t *testing.T) {
 			resumed(6)
 
 			// TLS itself refuses: now the client must have shown a certificate.
-			e.apply(e.listener("main", func(l *Listener) { l.TLS.ClientAuth = tls.RequireAnyClientCert }))
+			e.apply(e.listener("main", func(l *exchange.Listener) { l.TLS.ClientAuth = tls.RequireAnyClientCert }))
 			e.visit(withVersion(version), withCache(cache), func(t *tls.Config) {
 				t.ServerName, t.InsecureSkipVerify, t.Certificates = "new.test", true, []tls.Certificate{e.cert}
 			})
 			missed(refused, 1)
 
-			e.apply(e.listener("main", func(l *Listener) { l.TLS.SessionTicketsDisabled = true }))
+			e.apply(e.listener("main", func(l *exchange.Listener) { l.TLS.SessionTicketsDisabled = true }))
 			visit(e, "new.test")
 			missed(disabled, 1)
 			resumed(6)

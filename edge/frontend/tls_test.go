@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -55,7 +56,7 @@ func (e *edge) visit(change ...func(*tls.Config)) tls.ConnectionState {
 }
 
 func TestFailedHandshakes(t *testing.T) {
-	e := newEdge(t, answering("x"), func(l *Listener) { l.Spec.Timeouts.Handshake = durationpb.New(100 * time.Millisecond) })
+	e := newEdge(t, answering("x"), func(l *exchange.Listener) { l.Spec.Timeouts.Handshake = durationpb.New(100 * time.Millisecond) })
 	c := e.count("main")
 	failed := func(want int) {
 		t.Helper()
@@ -95,7 +96,7 @@ func TestFailedHandshakes(t *testing.T) {
 
 func TestProxyProtocol(t *testing.T) {
 	forwarded := make(chan string, 1)
-	upstream := upstreamFuncs{roundTrip: func(r *http.Request, x *Exchange) (*http.Response, error) {
+	upstream := upstreamFuncs{roundTrip: func(r *http.Request, x *exchange.Exchange) (*http.Response, error) {
 		forwarded <- fmt.Sprint(r.Header.Get("X-Forwarded-For"), " ", r.Header.Get("X-Forwarded-Port"), " ", x.Source)
 		return textResponse(200, ""), nil
 	}}
@@ -116,7 +117,7 @@ func TestProxyProtocol(t *testing.T) {
 	v2 := append([]byte("\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c"), 192, 0, 2, 7, 192, 0, 2, 1, 1234>>8, 1234&0xff, 443>>8, 443&0xff)
 	local := []byte("\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00")
 
-	trusting := newEdge(t, upstream, func(l *Listener) {
+	trusting := newEdge(t, upstream, func(l *exchange.Listener) {
 		l.Spec.ProxyProtocol = &resealv1.ProxyProtocol{TrustedCidrs: []string{"127.0.0.0/8"}}
 	})
 	for name, header := range map[string][]byte{"v1": v1, "v2": v2} {
@@ -138,7 +139,7 @@ func TestProxyProtocol(t *testing.T) {
 		t.Errorf("%d errors counted", n)
 	}
 
-	wary := newEdge(t, upstream, func(l *Listener) {
+	wary := newEdge(t, upstream, func(l *exchange.Listener) {
 		l.Spec.ProxyProtocol = &resealv1.ProxyProtocol{TrustedCidrs: []string{"192.0.2.0/24"}}
 	})
 	if _, err := connect(wary, v1); err == nil {
@@ -157,7 +158,7 @@ func portOf(address net.Addr) string {
 }
 
 func TestSlowHeader(t *testing.T) {
-	e := newEdge(t, answering("x"), func(l *Listener) { l.Spec.Timeouts.Header = durationpb.New(100 * time.Millisecond) })
+	e := newEdge(t, answering("x"), func(l *exchange.Listener) { l.Spec.Timeouts.Header = durationpb.New(100 * time.Millisecond) })
 	conn := e.dial()
 	go func() {
 		for { // a byte at a time does not help
@@ -174,7 +175,7 @@ func TestSlowHeader(t *testing.T) {
 }
 
 func TestMaxConnections(t *testing.T) {
-	e := newEdge(t, answering("x"), func(l *Listener) { l.Spec.Limits = &resealv1.ListenerLimits{MaxConnections: 2} })
+	e := newEdge(t, answering("x"), func(l *exchange.Listener) { l.Spec.Limits = &resealv1.ListenerLimits{MaxConnections: 2} })
 	c := e.count("main")
 	first, second := e.dial(), e.dial()
 	third := make(chan error, 1)
@@ -199,7 +200,7 @@ func TestMaxConnections(t *testing.T) {
 	}
 	second.Close()
 	eventually(t, "all closed", func() bool { return read(c, func(c *counts) bool { return c.gone == 3 }) })
-	e.apply(e.listener("main", func(l *Listener) { l.Spec.Limits = &resealv1.ListenerLimits{MaxConnections: 3} }))
+	e.apply(e.listener("main", func(l *exchange.Listener) { l.Spec.Limits = &resealv1.ListenerLimits{MaxConnections: 3} }))
 	for range 3 {
 		e.dial()
 	}
@@ -217,14 +218,14 @@ func tcpPipe(t *testing.T) (a, b *net.TCPConn) {
 }
 
 // tcpEdge is an edge with protocol tls, whose tunnels end at the function.
-func tcpEdge(t *testing.T, serve func(*net.TCPConn), change ...func(*Listener)) (*edge, *[]Exchange) {
+func tcpEdge(t *testing.T, serve func(*net.TCPConn), change ...func(*exchange.Listener)) (*edge, *[]exchange.Exchange) {
 	t.Helper()
-	var seen []Exchange
-	change = append([]func(*Listener){func(l *Listener) {
+	var seen []exchange.Exchange
+	change = append([]func(*exchange.Listener){func(l *exchange.Listener) {
 		l.Spec.Protocol = resealv1.Listener_PROTOCOL_TLS
 		l.TLS.NextProtos = nil
 	}}, change...)
-	return newEdge(t, upstreamFuncs{tunnel: func(_ context.Context, x *Exchange) (Tunnel, error) {
+	return newEdge(t, upstreamFuncs{tunnel: func(_ context.Context, x *exchange.Exchange) (exchange.Tunnel, error) {
 		seen = append(seen, *x)
 		if serve == nil {
 			return nil, statusError{502, "connect_failure"}
@@ -303,7 +304,7 @@ func TestTunnelFailures(t *testing.T) {
 	})
 	t.Run("idle", func(t *testing.T) {
 		e, _ := tcpEdge(t, func(backend *net.TCPConn) { _, _ = io.ReadAll(backend) },
-			func(l *Listener) { l.Spec.Timeouts.Idle = durationpb.New(50 * time.Millisecond) })
+			func(l *exchange.Listener) { l.Spec.Timeouts.Idle = durationpb.New(50 * time.Millisecond) })
 		conn := e.dial(func(c *tls.Config) { c.NextProtos = nil })
 		_, _ = io.ReadAll(conn)
 		if record := e.logged(1); record["reason"] != "timeout_idle" {
@@ -331,7 +332,9 @@ func TestTunnelFailures(t *testing.T) {
 		}
 	})
 	t.Run("no route", func(t *testing.T) {
-		e, _ := tcpEdge(t, nil, func(l *Listener) { l.Route = func(string, string) (Match, bool) { return Match{}, false } })
+		e, _ := tcpEdge(t, nil, func(l *exchange.Listener) {
+			l.Route = func(string, string) (exchange.Match, bool) { return exchange.Match{}, false }
+		})
 		_, _ = io.ReadAll(e.dial(func(c *tls.Config) { c.NextProtos = nil }))
 		if record := e.logged(1); record["reason"] != "no_route" {
 			t.Errorf("logged %v", record)
@@ -348,7 +351,7 @@ func upgraded(protocol string, body io.ReadWriteCloser) *http.Response {
 }
 
 func TestUpgrade(t *testing.T) {
-	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *Exchange) (*http.Response, error) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 		if r.Header.Get("Upgrade") != "websocket" || r.Header.Get("Connection") != "Upgrade" {
 			return textResponse(200, "no upgrade"), nil
 		}
@@ -363,9 +366,9 @@ func TestUpgrade(t *testing.T) {
 			protocol = "other"
 		}
 		return upgraded(protocol, ours), nil
-	}}, func(l *Listener) {
-		l.Route = func(string, string) (Match, bool) {
-			return Match{Pool: "web", RequestTimeout: 100 * time.Millisecond}, true
+	}}, func(l *exchange.Listener) {
+		l.Route = func(string, string) (exchange.Match, bool) {
+			return exchange.Match{Pool: "web", RequestTimeout: 100 * time.Millisecond}, true
 		}
 	})
 	conn := e.dial()

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 var errTunnelIdle = errors.New("no byte in either direction for too long")
@@ -66,7 +68,7 @@ func (s *slot) tunnel(c *clientConn, conn *tls.Conn) {
 	defer conn.Close()
 	started := time.Now()
 	st := s.state.Load()
-	t := &tunnelRecord{x: Exchange{Client: c.id, First: true, Gone: c.gone, Source: c.source}}
+	t := &tunnelRecord{x: exchange.Exchange{Client: c.id, First: true, Gone: c.gone, Source: c.source}}
 	defer func() {
 		if bug := recover(); bug != nil {
 			s.panicked("a tunnel", bug)
@@ -88,8 +90,8 @@ func (s *slot) tunnel(c *clientConn, conn *tls.Conn) {
 
 // tunnelRecord is what became of a connection of protocol tls.
 type tunnelRecord struct {
-	match   Match
-	x       Exchange
+	match   exchange.Match
+	x       exchange.Exchange
 	status  int // 0 when a tunnel was made
 	reason  string
 	err     error

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 	"github.com/reseal/reseal/proto/rules"
 )
@@ -28,7 +29,7 @@ func (c *compiler) compile() *Plan {
 		c.report(c.editions[resource.Ref().Key()].rules())
 	}
 	c.report(rules.Selection(c.snapshot))
-	pools := map[string]*Pool{}
+	pools := map[string]*exchange.Pool{}
 	for _, resource := range c.snapshot.Kind("BackendPool") {
 		c.guard(resource, func(o object) {
 			if pool := o.compilePool(resource.GetBackendPool()); pool != nil {

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -84,8 +85,18 @@ func (f *fleet) target() string {
 	return "no listener"
 }
 
+// certificate is what clients of the first listener get.
+func (f *fleet) certificate() *tls.Certificate {
+	f.t.Helper()
+	chosen, err := f.last.Listeners[0].TLS.GetCertificate(&tls.ClientHelloInfo{})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return chosen
+}
+
 func (f *fleet) leaf() string {
-	return string(f.last.Listeners[0].certificates.all[0].Certificate[0])
+	return string(f.certificate().Certificate[0])
 }
 
 func held(d *Draft) string {
@@ -283,11 +294,11 @@ func TestUnusableResource(t *testing.T) {
 // same is recognised.
 func TestUnchangedDraft(t *testing.T) {
 	f := newFleet(t)
-	certificate := f.last.Listeners[0].certificates.all[0]
-	if d := f.apply(f.resources()...); !d.Unchanged() || f.last.Listeners[0].certificates.all[0] != certificate {
+	certificate := f.certificate()
+	if d := f.apply(f.resources()...); !d.Unchanged() || f.certificate() != certificate {
 		t.Error("the same snapshot is another plan")
 	}
-	if d := f.apply(f.resources(named("other", pool("10.0.0.3:1")))...); d.Unchanged() || f.last.Listeners[0].certificates.all[0] != certificate {
+	if d := f.apply(f.resources(named("other", pool("10.0.0.3:1")))...); d.Unchanged() || f.certificate() != certificate {
 		t.Error("a certificate is loaded again when a pool changes")
 	}
 }

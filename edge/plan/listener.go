@@ -4,18 +4,26 @@ import (
 	"crypto/tls"
 	"slices"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
+// listener is a Listener while it is compiled.
+type listener struct {
+	exchange.Listener
+	certificates *certificateSet
+	router       *router
+}
+
 // listeners compiles all Listeners, sorted by name.
-func (c *compiler) listeners() []*Listener {
-	var compiled []*Listener
-	byName := map[string]*Listener{}
+func (c *compiler) listeners() []exchange.Listener {
+	var compiled []exchange.Listener
+	byName := map[string]*listener{}
 	for _, resource := range c.snapshot.Kind("Listener") {
 		c.guard(resource, func(o object) {
-			if listener := o.compileListener(resource.GetListener().WithDefaults()); listener != nil {
-				byName[listener.Name] = listener
-				compiled = append(compiled, listener)
+			if l := o.compileListener(resource.GetListener().WithDefaults()); l != nil {
+				byName[l.Name] = l
+				compiled = append(compiled, l.Listener)
 			}
 		})
 	}
@@ -25,7 +33,7 @@ func (c *compiler) listeners() []*Listener {
 
 // compileListener compiles one Listener without its routes, or returns nil when
 // something that it refers to is broken.
-func (o object) compileListener(spec *resealv1.Listener) *Listener {
+func (o object) compileListener(spec *resealv1.Listener) *listener {
 	var certificates []*certificate
 	for _, name := range spec.Certificates {
 		if loaded := o.c.certificate(name); loaded != nil {
@@ -36,19 +44,21 @@ func (o object) compileListener(spec *resealv1.Listener) *Listener {
 	if len(certificates) < len(spec.Certificates) || policy == nil {
 		return nil
 	}
-	listener := &Listener{
-		Name:         o.ref.Name,
-		UID:          o.uid,
-		Spec:         spec,
-		certificates: newCertificateSet(certificates),
-		router:       newRouter(spec.Pool),
+	names, router := newCertificateSet(certificates), newRouter(spec.Pool)
+	compiled := &listener{
+		Listener: exchange.Listener{
+			Name: o.ref.Name, UID: o.uid, Spec: spec, Route: router.route,
+			AllowsHost: func(host string) bool { return host != "" && (router.names(host) || names.covers(host)) },
+		},
+		certificates: names,
+		router:       router,
 	}
-	listener.applyPolicy(policy)
-	return listener
+	compiled.applyPolicy(policy)
+	return compiled
 }
 
 // applyPolicy fills in what depends on the TLSPolicy.
-func (l *Listener) applyPolicy(p *policy) {
+func (l *listener) applyPolicy(p *policy) {
 	l.Keyring = p.spec.Resumption.Keyring
 	l.TicketLifetime = duration(p.spec.Resumption.TicketLifetime)
 	l.TLS = &tls.Config{

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -18,7 +19,7 @@ var poolALPN = map[resealv1.BackendPool_Protocol][]string{
 
 // compilePool compiles a BackendPool, or returns nil when it is broken, or what it
 // refers to is.
-func (o object) compilePool(spec *resealv1.BackendPool) *Pool {
+func (o object) compilePool(spec *resealv1.BackendPool) *exchange.Pool {
 	spec = spec.WithDefaults()
 	if spec.Tls.Renegotiation == resealv1.BackendTLS_RENEGOTIATION_ONCE && spec.Protocol == resealv1.BackendPool_PROTOCOL_AUTO {
 		spec.Protocol = resealv1.BackendPool_PROTOCOL_HTTP1 // RFC 9113 section 9.2.1
@@ -27,7 +28,7 @@ func (o object) compilePool(spec *resealv1.BackendPool) *Pool {
 	if !ok {
 		return nil
 	}
-	return &Pool{Name: o.ref.Name, UID: o.uid, Spec: spec, TLS: cfg, Identity: identity}
+	return &exchange.Pool{Name: o.ref.Name, UID: o.uid, Spec: spec, TLS: cfg, Identity: identity}
 }
 
 // clientTLS is the configuration for connections to a pool and the hash of it.

@@ -4,13 +4,13 @@ import "slices"
 
 // attachRoutes adds all Routes, in the order of their names, to the listeners
 // that they name.
-func (c *compiler) attachRoutes(listeners map[string]*Listener) {
+func (c *compiler) attachRoutes(listeners map[string]*listener) {
 	for _, resource := range c.snapshot.Kind("Route") {
 		spec := resource.GetRoute().WithDefaults()
-		var served []*Listener
+		var served []*listener
 		for _, name := range spec.Listeners {
-			if listener := listeners[name]; listener != nil && !slices.Contains(served, listener) {
-				served = append(served, listener)
+			if l := listeners[name]; l != nil && !slices.Contains(served, l) {
+				served = append(served, l)
 			}
 		}
 		if len(served) == 0 {
@@ -18,8 +18,8 @@ func (c *compiler) attachRoutes(listeners map[string]*Listener) {
 		}
 		c.guard(resource, func(o object) {
 			target := newTarget(o.ref.Name, spec)
-			for _, listener := range served {
-				listener.router.add(spec, target)
+			for _, l := range served {
+				l.router.add(spec, target)
 			}
 		})
 	}

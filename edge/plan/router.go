@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"strings"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 	"github.com/reseal/reseal/proto/rules"
 )
@@ -28,7 +29,7 @@ type paths struct {
 
 // target is the far end of a route.
 type target struct {
-	match Match
+	match exchange.Match
 	// pools are the choices with a weight above 0, when there are several.
 	pools []weighted
 	total uint64
@@ -44,7 +45,7 @@ func newRouter(fallback string) *router {
 }
 
 func newTarget(name string, spec *resealv1.Route) *target {
-	t := &target{match: Match{
+	t := &target{match: exchange.Match{
 		Route:                 name,
 		RequestHeaders:        spec.RequestHeaders,
 		ResponseHeaders:       spec.ResponseHeaders,
@@ -85,7 +86,9 @@ func (r *router) add(spec *resealv1.Route, t *target) {
 	}
 }
 
-func (r *router) route(host, path string) (Match, bool) {
+// route finds where a request goes, as exchange.Listener.Route. It does not
+// allocate.
+func (r *router) route(host, path string) (exchange.Match, bool) {
 	if p := r.exact[host]; p != nil {
 		if t := p.find(path); t != nil {
 			return t.choose(), true
@@ -105,7 +108,7 @@ func (r *router) route(host, path string) (Match, bool) {
 			return t.choose(), true
 		}
 	}
-	return Match{Pool: r.fallback}, r.fallback != ""
+	return exchange.Match{Pool: r.fallback}, r.fallback != ""
 }
 
 // names reports whether a route names host.
@@ -179,7 +182,7 @@ func (p *paths) find(path string) *target {
 }
 
 // choose makes the weighted choice.
-func (t *target) choose() Match {
+func (t *target) choose() exchange.Match {
 	match := t.match
 	if t.pools == nil {
 		return match

@@ -2,27 +2,19 @@ package probe
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
 	"slices"
 	"strconv"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
-
-// Pool is what an edge knows of a pool in its plan.
-type Pool struct {
-	// Spec is the pool with defaults.
-	Spec *resealv1.BackendPool
-	// TLS is the client configuration of its connections.
-	TLS *tls.Config
-}
 
 // CarryOut carries out an order: it probes the endpoint that it names with what the pool's own
 // connections use. pool is nil when the plan has no such pool. A refusal, and a
 // backend that could not be probed, is a report with an error.
-func CarryOut(ctx context.Context, order *resealv1.ProbeOrder, pool *Pool, sessions func() Handshaker) *Report {
+func CarryOut(ctx context.Context, order *resealv1.ProbeOrder, pool *exchange.Pool, sessions func() Handshaker) *Report {
 	refuse := func(err error) *Report { return &Report{Id: order.GetId(), Error: err.Error()} }
 	if pool == nil {
 		return refuse(fmt.Errorf("pool %q is not in its plan", order.GetPool()))
@@ -44,7 +36,7 @@ func CarryOut(ctx context.Context, order *resealv1.ProbeOrder, pool *Pool, sessi
 	return report
 }
 
-func configOf(order *resealv1.ProbeOrder, pool *Pool) (Config, error) {
+func configOf(order *resealv1.ProbeOrder, pool *exchange.Pool) (Config, error) {
 	spec, address := pool.Spec, order.GetAddress()
 	fixed := slices.ContainsFunc(spec.GetEndpoints(), func(e *resealv1.Endpoint) bool { return e.GetAddress() == address })
 	dns := spec.GetDns()

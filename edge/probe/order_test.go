@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -15,7 +16,7 @@ func TestCarryOut(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)
 	s := startGo(t, a.issue("go"), serverOptions{})
-	pool := &Pool{
+	pool := &exchange.Pool{
 		Spec: &resealv1.BackendPool{Endpoints: []*resealv1.Endpoint{{Address: s.address}}, Tls: &resealv1.BackendTLS{ServerName: "backend.test"}},
 		TLS:  &tls.Config{RootCAs: a.roots(), NextProtos: []string{"h2", "http/1.1"}},
 	}
@@ -34,7 +35,7 @@ func TestCarryOut(t *testing.T) {
 	}
 	for _, test := range []struct {
 		order *resealv1.ProbeOrder
-		pool  *Pool
+		pool  *exchange.Pool
 		want  string
 	}{
 		{order, nil, `pool "jetty" is not in its plan`},
@@ -51,7 +52,7 @@ func TestCarryOut(t *testing.T) {
 
 func TestConfigOfOrder(t *testing.T) {
 	t.Parallel()
-	named := &Pool{Spec: &resealv1.BackendPool{
+	named := &exchange.Pool{Spec: &resealv1.BackendPool{
 		Dns:         &resealv1.DNSEndpoints{Name: "jetty.internal", Port: 8443},
 		HealthCheck: &resealv1.HealthCheck{ServerName: "health.test"},
 	}, TLS: &tls.Config{}}
