@@ -15,6 +15,7 @@ type Wire struct {
 	net.Conn // until the connection joins a loop
 
 	ahead         []byte // read before, and to be read first
+	turn          *turn  // in which the handshake is made; or nil
 	local, remote net.Addr
 
 	conn  *Conn  // of which this is the memory; nil until then
@@ -43,10 +44,12 @@ func (w *Wire) Read(p []byte) (int, error) {
 	switch {
 	case len(w.ahead) > 0:
 		n := copy(p, w.ahead)
-		w.ahead = w.ahead[n:]
+		if w.ahead = w.ahead[n:]; len(w.ahead) == 0 {
+			w.ahead = nil
+		}
 		return n, nil
 	case w.conn == nil:
-		return w.Conn.Read(p)
+		return w.receive(p)
 	case len(w.input) > 0:
 		n := copy(p, w.input)
 		w.input = w.input[n:]
@@ -58,12 +61,25 @@ func (w *Wire) Read(p []byte) (int, error) {
 	return 0, errAgain
 }
 
+// receive reads during a handshake, which lets others have its turn meanwhile.
+func (w *Wire) receive(p []byte) (int, error) {
+	if w.turn != nil {
+		w.turn.rest()
+		defer w.turn.resume()
+	}
+	return w.Conn.Read(p)
+}
+
 // Write implements net.Conn.
 func (w *Wire) Write(p []byte) (int, error) {
-	if w.conn == nil {
-		return w.Conn.Write(p)
+	if w.conn != nil {
+		return w.conn.sealed(p)
 	}
-	return w.conn.sealed(p)
+	if w.turn != nil {
+		w.turn.rest() // the client may not read
+		defer w.turn.resume()
+	}
+	return w.Conn.Write(p)
 }
 
 // Close implements net.Conn. Once the connection is a loop's it ends it, and may
