@@ -58,6 +58,9 @@ revision, or none does. Resources that no manifest names stay as they are.`,
 		if err != nil {
 			return err
 		}
+		for _, v := range response.GetWarnings() {
+			a.warnf("Warning: a stored resource that this leaves as it is breaks a rule, and edges may hold it back: %s\n", printable(v.Text()))
+		}
 		return a.printChanges(format, response.GetChanges(), response.GetRevision(), flags.dryRun)
 	}
 	return cmd

@@ -20,7 +20,8 @@ import (
 // ErrUnavailable or the error of ctx.
 //
 // The server-assigned metadata of the resources is ignored. A Certificate without
-// a private key keeps the stored one while its certificatePem is unchanged.
+// a private key keeps the stored one while its certificatePem is unchanged. What is
+// wrong with stored resources that it leaves as they are is a warning.
 func (s *Store) Apply(ctx context.Context, author string, req *resealv1.ApplyRequest) (*resealv1.ApplyResponse, error) {
 	revision, p, err := s.mutate(ctx, mutation{
 		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(),
@@ -29,7 +30,7 @@ func (s *Store) Apply(ctx context.Context, author string, req *resealv1.ApplyReq
 	if err != nil {
 		return nil, err
 	}
-	return &resealv1.ApplyResponse{Revision: revision, Changes: s.report(p.changes)}, nil
+	return &resealv1.ApplyResponse{Revision: revision, Changes: s.report(p.changes), Warnings: p.warnings}, nil
 }
 
 // Delete removes resources, all of them in one revision or none. Its errors

@@ -271,3 +271,39 @@ func TestEndedContext(t *testing.T) {
 		t.Errorf("Revisions: %v", err)
 	}
 }
+
+// TestRuleThatIsNew: stored resources that break it are named, and stop only
+// changes of themselves.
+func TestRuleThatIsNew(t *testing.T) {
+	cfg, _ := testConfig(t)
+	strict := false
+	cfg.Validate = func(s *resealv1.Snapshot) []*resealv1.Violation {
+		var found []*resealv1.Violation
+		for _, pool := range s.Kind("BackendPool") {
+			if count := len(pool.GetBackendPool().GetEndpoints()); strict && count != 1 {
+				found = append(found, &resealv1.Violation{Resource: pool.Ref(), Field: "spec.endpoints", Description: fmt.Sprintf("there are %d", count)})
+			}
+		}
+		return found
+	}
+	s := run(t, cfg)
+	mustApply(t, s, pool("old", "10.0.0.1:443", "10.0.0.2:443"))
+	strict = true
+	response := mustApply(t, s, pool("new", "10.0.0.1:443"))
+	if warnings := response.GetWarnings(); len(warnings) != 1 || warnings[0].Text() != "BackendPool/old: spec.endpoints: there are 2" {
+		t.Errorf("warnings: %v", warnings)
+	}
+	for name, resource := range map[string]*resealv1.Resource{
+		"one more that breaks it":      pool("other", "10.0.0.1:443", "10.0.0.2:443"),
+		"it changes and breaks it yet": labelled(pool("old", "10.0.0.1:443", "10.0.0.2:443"), "x", "y"),
+		"it breaks it in another way":  pool("old", "10.0.0.1:443", "10.0.0.2:443", "10.0.0.3:443"),
+	} {
+		var refused *resealv1.ViolationsError
+		if _, err := s.Apply(t.Context(), "tester", &resealv1.ApplyRequest{Resources: []*resealv1.Resource{resource}}); !errors.As(err, &refused) || len(refused.Violations) != 1 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if response := mustApply(t, s, pool("old", "10.0.0.1:443")); len(response.GetWarnings()) != 0 {
+		t.Errorf("mended: %v", response.GetWarnings())
+	}
+}

@@ -17,6 +17,9 @@ import (
 // again, because another replica was faster. In each round one of them wins.
 const maxAttempts = 32
 
+// maxWarnings bounds those of a response.
+const maxWarnings = 100
+
 // mutation is a call that changes the configuration.
 type mutation struct {
 	author   string
@@ -34,6 +37,8 @@ type mutation struct {
 type plan struct {
 	changes      []change
 	rolledBackTo int64
+	// warnings are the violations of resources that it leaves as they are.
+	warnings []*resealv1.Violation
 }
 
 // change is what happens to one resource. Secrets in it are sealed. An after
@@ -99,9 +104,11 @@ func (s *Store) attempt(ctx context.Context, m mutation) (int64, *plan, error) {
 	if len(effective) == 0 {
 		return base.revision(), p, nil
 	}
-	if violations := s.validate(base.snapshot, effective); len(violations) > 0 {
+	violations, standing := s.validate(base.snapshot, effective)
+	if len(violations) > 0 {
 		return 0, nil, &resealv1.ViolationsError{Violations: violations}
 	}
+	p.warnings = standing[:min(len(standing), maxWarnings)]
 	tx, err := s.transaction(base, m, p.rolledBackTo, effective)
 	if err != nil {
 		return 0, nil, err
@@ -120,6 +127,9 @@ func (s *Store) attempt(ctx context.Context, m mutation) (int64, *plan, error) {
 		}
 	}
 	s.log.Info("changed the configuration", "revision", revision, "author", m.author, "changes", len(effective))
+	for _, violation := range p.warnings {
+		s.log.Warn("a stored resource breaks a rule, edges may hold it back", "violation", violation.Text())
+	}
 	s.awaitOwn(ctx, revision)
 	return revision, p, nil
 }
@@ -208,21 +218,40 @@ func (s *Store) awaitOwn(ctx context.Context, revision int64) {
 	}
 }
 
-// validate checks the configuration that changes lead to.
-func (s *Store) validate(snapshot *resealv1.Snapshot, changes []change) []*resealv1.Violation {
+// validate checks the configuration that changes lead to. Violations that stood
+// before, of resources that the changes leave as they are, come apart: they are no
+// reason to refuse changes, or a rule that is new would stop all of them.
+func (s *Store) validate(snapshot *resealv1.Snapshot, changes []change) (violations, standing []*resealv1.Violation) {
 	if s.cfg.Validate == nil {
-		return nil
+		return nil, nil
 	}
+	touched := map[string]bool{}
 	var upserts []*resealv1.Resource
 	var deletes []*resealv1.ResourceRef
 	for _, c := range changes {
+		touched[c.ref.Key()] = true
 		if c.after == nil {
 			deletes = append(deletes, c.ref)
 		} else {
 			upserts = append(upserts, c.after)
 		}
 	}
-	return s.cfg.Validate(snapshot.With(snapshot.Revision(), upserts, deletes))
+	found := s.cfg.Validate(snapshot.With(snapshot.Revision(), upserts, deletes))
+	if len(found) == 0 {
+		return nil, nil
+	}
+	before := map[string]bool{}
+	for _, violation := range s.cfg.Validate(snapshot) {
+		before[violation.Text()] = true
+	}
+	for _, violation := range found {
+		if before[violation.Text()] && !touched[violation.GetResource().Key()] {
+			standing = append(standing, violation)
+		} else {
+			violations = append(violations, violation)
+		}
+	}
+	return violations, standing
 }
 
 // forgetAssigned removes from the plan of a dry run what only a real change

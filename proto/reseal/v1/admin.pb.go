@@ -163,7 +163,11 @@ type ApplyResponse struct {
 	// The revision after the call.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// One per resource, in the order of the request.
-	Changes       []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	Changes []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	// What is wrong with resources that were stored before and that the call leaves
+	// as they are, as when a release of the control plane has stricter rules. Edges
+	// may hold these resources back. At most 100.
+	Warnings      []*Violation `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -208,6 +212,13 @@ func (x *ApplyResponse) GetRevision() int64 {
 func (x *ApplyResponse) GetChanges() []*Change {
 	if x != nil {
 		return x.Changes
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetWarnings() []*Violation {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -1091,10 +1102,11 @@ const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\tresources\x18\x01 \x03(\v2\x13.reseal.v1.ResourceR\tresources\x12+\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03R\x10expectedRevision\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"X\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\x8a\x01\n" +
 	"\rApplyResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12+\n" +
-	"\achanges\x18\x02 \x03(\v2\x11.reseal.v1.ChangeR\achanges\"\xe6\x02\n" +
+	"\achanges\x18\x02 \x03(\v2\x11.reseal.v1.ChangeR\achanges\x120\n" +
+	"\bwarnings\x18\x03 \x03(\v2\x14.reseal.v1.ViolationR\bwarnings\"\xe6\x02\n" +
 	"\x06Change\x122\n" +
 	"\bresource\x18\x01 \x01(\v2\x16.reseal.v1.ResourceRefR\bresource\x120\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x18.reseal.v1.Change.ActionR\x06action\x12+\n" +
@@ -1206,48 +1218,50 @@ var file_reseal_v1_admin_proto_goTypes = []any{
 	nil,                           // 17: reseal.v1.ListRequest.MatchLabelsEntry
 	nil,                           // 18: reseal.v1.WatchRequest.MatchLabelsEntry
 	(*Resource)(nil),              // 19: reseal.v1.Resource
-	(*ResourceRef)(nil),           // 20: reseal.v1.ResourceRef
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*Violation)(nil),             // 20: reseal.v1.Violation
+	(*ResourceRef)(nil),           // 21: reseal.v1.ResourceRef
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
 }
 var file_reseal_v1_admin_proto_depIdxs = []int32{
 	19, // 0: reseal.v1.ApplyRequest.resources:type_name -> reseal.v1.Resource
 	3,  // 1: reseal.v1.ApplyResponse.changes:type_name -> reseal.v1.Change
-	20, // 2: reseal.v1.Change.resource:type_name -> reseal.v1.ResourceRef
-	0,  // 3: reseal.v1.Change.action:type_name -> reseal.v1.Change.Action
-	19, // 4: reseal.v1.Change.before:type_name -> reseal.v1.Resource
-	19, // 5: reseal.v1.Change.after:type_name -> reseal.v1.Resource
-	20, // 6: reseal.v1.GetRequest.resource:type_name -> reseal.v1.ResourceRef
-	19, // 7: reseal.v1.GetResponse.resource:type_name -> reseal.v1.Resource
-	17, // 8: reseal.v1.ListRequest.match_labels:type_name -> reseal.v1.ListRequest.MatchLabelsEntry
-	19, // 9: reseal.v1.ListResponse.resources:type_name -> reseal.v1.Resource
-	20, // 10: reseal.v1.DeleteRequest.resources:type_name -> reseal.v1.ResourceRef
-	3,  // 11: reseal.v1.DeleteResponse.changes:type_name -> reseal.v1.Change
-	18, // 12: reseal.v1.WatchRequest.match_labels:type_name -> reseal.v1.WatchRequest.MatchLabelsEntry
-	19, // 13: reseal.v1.WatchResponse.resources:type_name -> reseal.v1.Resource
-	20, // 14: reseal.v1.WatchResponse.deletes:type_name -> reseal.v1.ResourceRef
-	14, // 15: reseal.v1.ListRevisionsResponse.revisions:type_name -> reseal.v1.Revision
-	21, // 16: reseal.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	3,  // 17: reseal.v1.Revision.changes:type_name -> reseal.v1.Change
-	3,  // 18: reseal.v1.RollbackResponse.changes:type_name -> reseal.v1.Change
-	1,  // 19: reseal.v1.AdminService.Apply:input_type -> reseal.v1.ApplyRequest
-	4,  // 20: reseal.v1.AdminService.Get:input_type -> reseal.v1.GetRequest
-	6,  // 21: reseal.v1.AdminService.List:input_type -> reseal.v1.ListRequest
-	8,  // 22: reseal.v1.AdminService.Delete:input_type -> reseal.v1.DeleteRequest
-	10, // 23: reseal.v1.AdminService.Watch:input_type -> reseal.v1.WatchRequest
-	12, // 24: reseal.v1.AdminService.ListRevisions:input_type -> reseal.v1.ListRevisionsRequest
-	15, // 25: reseal.v1.AdminService.Rollback:input_type -> reseal.v1.RollbackRequest
-	2,  // 26: reseal.v1.AdminService.Apply:output_type -> reseal.v1.ApplyResponse
-	5,  // 27: reseal.v1.AdminService.Get:output_type -> reseal.v1.GetResponse
-	7,  // 28: reseal.v1.AdminService.List:output_type -> reseal.v1.ListResponse
-	9,  // 29: reseal.v1.AdminService.Delete:output_type -> reseal.v1.DeleteResponse
-	11, // 30: reseal.v1.AdminService.Watch:output_type -> reseal.v1.WatchResponse
-	13, // 31: reseal.v1.AdminService.ListRevisions:output_type -> reseal.v1.ListRevisionsResponse
-	16, // 32: reseal.v1.AdminService.Rollback:output_type -> reseal.v1.RollbackResponse
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	20, // 2: reseal.v1.ApplyResponse.warnings:type_name -> reseal.v1.Violation
+	21, // 3: reseal.v1.Change.resource:type_name -> reseal.v1.ResourceRef
+	0,  // 4: reseal.v1.Change.action:type_name -> reseal.v1.Change.Action
+	19, // 5: reseal.v1.Change.before:type_name -> reseal.v1.Resource
+	19, // 6: reseal.v1.Change.after:type_name -> reseal.v1.Resource
+	21, // 7: reseal.v1.GetRequest.resource:type_name -> reseal.v1.ResourceRef
+	19, // 8: reseal.v1.GetResponse.resource:type_name -> reseal.v1.Resource
+	17, // 9: reseal.v1.ListRequest.match_labels:type_name -> reseal.v1.ListRequest.MatchLabelsEntry
+	19, // 10: reseal.v1.ListResponse.resources:type_name -> reseal.v1.Resource
+	21, // 11: reseal.v1.DeleteRequest.resources:type_name -> reseal.v1.ResourceRef
+	3,  // 12: reseal.v1.DeleteResponse.changes:type_name -> reseal.v1.Change
+	18, // 13: reseal.v1.WatchRequest.match_labels:type_name -> reseal.v1.WatchRequest.MatchLabelsEntry
+	19, // 14: reseal.v1.WatchResponse.resources:type_name -> reseal.v1.Resource
+	21, // 15: reseal.v1.WatchResponse.deletes:type_name -> reseal.v1.ResourceRef
+	14, // 16: reseal.v1.ListRevisionsResponse.revisions:type_name -> reseal.v1.Revision
+	22, // 17: reseal.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	3,  // 18: reseal.v1.Revision.changes:type_name -> reseal.v1.Change
+	3,  // 19: reseal.v1.RollbackResponse.changes:type_name -> reseal.v1.Change
+	1,  // 20: reseal.v1.AdminService.Apply:input_type -> reseal.v1.ApplyRequest
+	4,  // 21: reseal.v1.AdminService.Get:input_type -> reseal.v1.GetRequest
+	6,  // 22: reseal.v1.AdminService.List:input_type -> reseal.v1.ListRequest
+	8,  // 23: reseal.v1.AdminService.Delete:input_type -> reseal.v1.DeleteRequest
+	10, // 24: reseal.v1.AdminService.Watch:input_type -> reseal.v1.WatchRequest
+	12, // 25: reseal.v1.AdminService.ListRevisions:input_type -> reseal.v1.ListRevisionsRequest
+	15, // 26: reseal.v1.AdminService.Rollback:input_type -> reseal.v1.RollbackRequest
+	2,  // 27: reseal.v1.AdminService.Apply:output_type -> reseal.v1.ApplyResponse
+	5,  // 28: reseal.v1.AdminService.Get:output_type -> reseal.v1.GetResponse
+	7,  // 29: reseal.v1.AdminService.List:output_type -> reseal.v1.ListResponse
+	9,  // 30: reseal.v1.AdminService.Delete:output_type -> reseal.v1.DeleteResponse
+	11, // 31: reseal.v1.AdminService.Watch:output_type -> reseal.v1.WatchResponse
+	13, // 32: reseal.v1.AdminService.ListRevisions:output_type -> reseal.v1.ListRevisionsResponse
+	16, // 33: reseal.v1.AdminService.Rollback:output_type -> reseal.v1.RollbackResponse
+	27, // [27:34] is the sub-list for method output_type
+	20, // [20:27] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_admin_proto_init() }
