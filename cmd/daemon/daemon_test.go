@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -115,6 +116,51 @@ func TestPageServesUntilTheEnd(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestPageIsBounded: further connections wait until one ends.
+func TestPageIsBounded(t *testing.T) {
+	const more = 10
+	entered, release := make(chan struct{}, maxConnections+more), make(chan struct{})
+	page := Page{Flag: "http", Address: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler), Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		entered <- struct{}{}
+		<-release
+	})}
+	listener, err := page.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := page.Serve(ctx, listener); err != nil {
+			t.Error(err)
+		}
+	})
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	var asking sync.WaitGroup
+	for range maxConnections + more {
+		asking.Go(func() {
+			resp, err := client.Get("http://" + listener.Addr().String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp.Body.Close()
+		})
+	}
+	for range maxConnections {
+		<-entered
+	}
+	select {
+	case <-entered:
+		t.Error("one more is served")
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(release)
+	asking.Wait()
+	cancel()
+	running.Wait()
 }
 
 func TestRunExitCodes(t *testing.T) {

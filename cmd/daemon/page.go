@@ -9,6 +9,18 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"golang.org/x/net/netutil"
+)
+
+const (
+	// maxConnections bounds those of a page, so that whoever opens more does not use
+	// up the descriptors of the process. Silent ones end after headerTimeout.
+	maxConnections = 64
+	headerTimeout  = 5 * time.Second
+	// writeTimeout bounds an answer that nobody reads. Profiles take as long as they
+	// are asked to.
+	writeTimeout = 5 * time.Minute
 )
 
 // Page is a daemon's HTTP page: health, metrics and, on loopback, profiles.
@@ -28,7 +40,7 @@ type Page struct {
 	Logger *slog.Logger
 }
 
-// Listen binds the address. A plain page beyond loopback is refused unless
+// Listen binds the address, for at most 64 connections at a time. A plain page beyond loopback is refused unless
 // Insecure says otherwise.
 func (p *Page) Listen() (net.Listener, error) {
 	if p.Address == "" {
@@ -48,7 +60,7 @@ func (p *Page) Listen() (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", p.Flag, err)
 	}
-	return listener, nil
+	return netutil.LimitListener(listener, maxConnections), nil
 }
 
 // Serve answers on listener until ctx ends. A nil listener serves nothing.
@@ -59,7 +71,8 @@ func (p *Page) Serve(ctx context.Context, listener net.Listener) error {
 	}
 	server := &http.Server{
 		Handler:           p.Handler,
-		ReadHeaderTimeout: 5 * time.Second,
+		ReadHeaderTimeout: headerTimeout,
+		WriteTimeout:      writeTimeout,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(p.Logger.Handler(), slog.LevelDebug),
