@@ -274,8 +274,9 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Pools: func(labels map[string]string) []string {
 			return sessions.SharedPools(c.store.Snapshot(), labels)
 		},
-		Roots:  c.roots,
-		Logger: c.cfg.Logger.With("part", "sessions"),
+		Revision: func() int64 { return c.store.Snapshot().Revision() },
+		Roots:    c.roots,
+		Logger:   c.cfg.Logger.With("part", "sessions"),
 	})
 	door := gate.New(gate.Limits{}, c.cfg.Logger.With("part", "gate"))
 	server, health := newGRPCServer(c.trust, door, feed.Codec{}, c.cfg.Version)

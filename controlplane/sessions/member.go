@@ -1,8 +1,7 @@
 package sessions
 
 import (
-	"crypto/sha256"
-	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -34,8 +33,10 @@ type member struct {
 	bootID      string
 	labels      map[string]string
 	certificate []byte
+	version     string          // of the two: changes when one of them does
 	wanted      []string        // sorted
 	entitled    map[string]bool // to pools
+	revision    int64           // of the configuration that entitled is of
 	holding     map[string]bool // sessions of pools
 	spare       map[string]bool // some that nobody else was given
 	stock       map[string]bool // idle tickets that are taken once
@@ -123,20 +124,77 @@ func (s *Server) pass(from *member, offer *resealv1.SessionOffer) {
 		"recipient", offer.GetRecipient(), "pool", offer.GetPool())
 }
 
+// entitle makes the pools of m those that it wants and is allowed to have. It
+// returns those that are new to m, and whether any came or went.
+func (m *member) entitle(allowed map[string]bool, revision int64) (added []string, changed bool) {
+	before := m.entitled
+	m.entitled, m.revision = map[string]bool{}, revision
+	for _, pool := range m.wanted {
+		if allowed[pool] {
+			m.entitled[pool] = true
+			if !before[pool] {
+				added = append(added, pool)
+			}
+		}
+	}
+	return added, !maps.Equal(before, m.entitled)
+}
+
+// full says that m is told of nobody else.
+func (m *member) full() bool { return len(m.told) >= maxLinks }
+
+// relink links each of some with all members, each two of them once.
+func (s *Server) relink(some ...*member) {
+	done := make(map[*member]bool, len(some))
+	for _, m := range some {
+		done[m] = true
+		for _, other := range s.members {
+			if !done[other] {
+				s.link(m, other)
+			}
+		}
+	}
+}
+
 // link tells two members of each other, or that they have nothing in common any
 // more.
-func link(a, b *member) {
-	shared := sharedPools(a, b)
+func (s *Server) link(a, b *member) {
+	s.compared++
 	_, linked := a.told[b.id]
+	if !linked && (a.full() || b.full()) {
+		return // until fill finds room
+	}
+	shared := sharedPools(a, b)
 	switch {
-	case len(shared) == 0 && linked:
-		unlink(a, b, false)
-		unlink(b, a, false)
-	case len(shared) == 0, !linked && (len(a.told) >= maxLinks || len(b.told) >= maxLinks):
-	default:
+	case len(shared) > 0:
 		a.tell(b, shared)
 		b.tell(a, shared)
+	case linked:
+		s.unlink(a, b)
+		s.unlink(b, a)
 	}
+}
+
+// fill makes the links that were refused because a member was full, and is no
+// longer. Whoever was never full lacks none.
+func (s *Server) fill() {
+	if len(s.freed) == 0 {
+		return
+	}
+	var roomy []*member
+	for _, m := range s.members {
+		if !m.full() {
+			roomy = append(roomy, m)
+		}
+	}
+	for m := range s.freed {
+		for _, other := range roomy {
+			if _, linked := m.told[other.id]; other != m && !linked {
+				s.link(m, other)
+			}
+		}
+	}
+	clear(s.freed)
 }
 
 func sharedPools(a, b *member) []string {
@@ -149,22 +207,28 @@ func sharedPools(a, b *member) []string {
 	return shared
 }
 
-// unlink tells m that other is gone.
-func unlink(m, other *member, revoked bool) {
-	if _, linked := m.told[other.id]; linked {
-		delete(m.told, other.id)
-		m.push(gone(other.id, revoked))
+// unlink tells m, which was told of other, that it is gone.
+func (s *Server) unlink(m, other *member) {
+	if m.full() {
+		s.freed[m] = true
 	}
+	delete(m.told, other.id)
+	m.push(gone(other.id, false))
 }
 
 // tell describes other to m unless m knows.
 func (m *member) tell(other *member, shared []string) {
-	version := fmt.Sprintf("%s %x %s", other.bootID, sha256.Sum256(other.certificate), strings.Join(shared, "\x00"))
+	version := other.versionFor(shared)
 	if m.told[other.id] == version {
 		return
 	}
 	m.told[other.id] = version
 	m.push(&resealv1.ExchangeResponse{Message: &resealv1.ExchangeResponse_Member{Member: other.describe(shared)}})
+}
+
+// versionFor names what is said of m to a member that shares pools.
+func (m *member) versionFor(pools []string) string {
+	return m.version + " " + strings.Join(pools, "\x00")
 }
 
 func (m *member) describe(pools []string) *resealv1.ExchangeMember {

@@ -28,14 +28,14 @@ type seeding struct {
 
 // seed asks members that hold sessions of pools to offer m some. answer says that
 // m is to hear of it when there is nothing more to wait for.
-func (s *Server) seed(m *member, pools []string, answer bool) {
+func (s *Server) seed(m *member, pools []string, holders map[string][]*member, answer bool) {
 	m.owed = m.owed || answer
 	chosen := map[*member][]string{}
 	most := 1 // members that are asked for one pool
 	for _, pool := range pools {
-		holders := s.holders(m, pool)
-		most = max(most, len(holders))
-		for _, holder := range holders {
+		asked := pick(holders[pool], m, pool)
+		most = max(most, len(asked))
+		for _, holder := range asked {
 			chosen[holder] = append(chosen[holder], pool)
 		}
 	}
@@ -60,12 +60,28 @@ func (s *Server) seed(m *member, pools []string, answer bool) {
 	})
 }
 
-// holders picks members that hold sessions of a pool.
-func (s *Server) holders(m *member, pool string) []*member {
+// holders are the members that hold sessions of pools, by pool.
+func (s *Server) holders(pools map[string]bool) map[string][]*member {
+	found := map[string][]*member{}
+	if len(pools) == 0 {
+		return found
+	}
+	for _, m := range s.members {
+		for pool := range m.holding {
+			if pools[pool] && m.entitled[pool] {
+				found[pool] = append(found[pool], m)
+			}
+		}
+	}
+	return found
+}
+
+// pick chooses those of the holders of a pool that are asked for m.
+func pick(holders []*member, m *member, pool string) []*member {
 	var stock, best, rest []*member
-	for _, other := range s.members {
+	for _, other := range holders {
 		switch {
-		case other == m || !other.holding[pool] || !other.entitled[pool]:
+		case other == m:
 		case other.stock[pool]:
 			stock = append(stock, other)
 		case other.spare[pool]:

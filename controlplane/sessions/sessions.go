@@ -38,8 +38,11 @@ type Config struct {
 	Edge func(ctx context.Context) (id string, labels map[string]string, err error)
 	// Pools returns the names of the pools with sharing: fleet in the
 	// configuration of an edge with these labels. It is called at each join, and
-	// every 5 s for each set of labels. Required.
+	// for each set of labels when the revision has changed. Required.
 	Pools func(labels map[string]string) []string
+	// Revision names the configuration that Pools answers from, or one before it.
+	// It is asked every 5 s, and at each join before Pools is. Required.
+	Revision func() int64
 	// Roots returns the fleet's authority, to verify the certificates that edges
 	// send. Nil: the edges alone verify them.
 	Roots func() *x509.CertPool
@@ -54,12 +57,14 @@ type Server struct {
 	config  Config
 	stopped chan struct{} // closed when Run has ended
 
-	mu      sync.Mutex
-	members map[string]*member // by edge
-	streams int                // members and those that have not joined yet
-	revoked map[string]time.Time
-	seeds   uint64 // number of the newest
-	queued  int    // bytes of all offers under way
+	mu       sync.Mutex
+	members  map[string]*member // by edge
+	streams  int                // members and those that have not joined yet
+	freed    map[*member]bool   // those that were full, and are no longer
+	revoked  map[string]time.Time
+	seeds    uint64 // number of the newest
+	queued   int    // bytes of all offers under way
+	compared int    // pairs of members so far: what the work grows with
 }
 
 // New makes a relay.
@@ -71,6 +76,7 @@ func New(config Config) *Server {
 		config:  config,
 		stopped: make(chan struct{}),
 		members: map[string]*member{},
+		freed:   map[*member]bool{},
 		revoked: map[string]time.Time{},
 	}
 }
@@ -119,25 +125,53 @@ func gone(edge string, revoked bool) *resealv1.ExchangeResponse {
 	}}
 }
 
-// entitleAll follows a changed configuration.
+// entitleAll follows a changed configuration. It looks again only at members that
+// were entitled by another one, links only those whose pools that changes, and
+// each two of them once.
 func (s *Server) entitleAll() {
-	s.mu.Lock()
-	labels := map[string]map[string]string{}
-	for _, m := range s.members {
-		labels[labelsKey(m.labels)] = m.labels
-	}
-	s.mu.Unlock()
-	pools := map[string][]string{}
-	for key, set := range labels {
-		pools[key] = s.config.Pools(set)
+	revision := s.config.Revision()
+	allowed := map[string]map[string]bool{}
+	for key, labels := range s.outdated(revision) {
+		allowed[key] = nameSet(s.config.Pools(labels))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, m := range s.members {
-		if allowed, ok := pools[labelsKey(m.labels)]; ok {
-			s.seed(m, s.entitle(m, allowed), false)
+	var changed []*member
+	added, fresh := map[*member][]string{}, map[string]bool{}
+	if len(allowed) > 0 {
+		for _, m := range s.members {
+			pools, ok := allowed[labelsKey(m.labels)]
+			if !ok || m.revision == revision {
+				continue
+			}
+			if names, differs := m.entitle(pools, revision); differs {
+				changed, added[m] = append(changed, m), names
+				for _, pool := range names {
+					fresh[pool] = true
+				}
+			}
 		}
 	}
+	s.relink(changed...)
+	s.fill()
+	holders := s.holders(fresh)
+	for _, m := range changed {
+		s.seed(m, added[m], holders, false)
+	}
+}
+
+// outdated are the labels, by their key, of members that were entitled by another
+// revision.
+func (s *Server) outdated(revision int64) map[string]map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := map[string]map[string]string{}
+	for _, m := range s.members {
+		if m.revision != revision {
+			found[labelsKey(m.labels)] = m.labels
+		}
+	}
+	return found
 }
 
 func labelsKey(labels map[string]string) string {
@@ -146,26 +180,4 @@ func labelsKey(labels map[string]string) string {
 		key.WriteString(name + "\x00" + labels[name] + "\x00")
 	}
 	return key.String()
-}
-
-// entitle makes the pools of m those that it wants and is allowed to have, tells
-// the members, and returns the pools that are new to m.
-func (s *Server) entitle(m *member, allowed []string) []string {
-	before := m.entitled
-	m.entitled = map[string]bool{}
-	var added []string
-	for _, pool := range m.wanted {
-		if slices.Contains(allowed, pool) {
-			m.entitled[pool] = true
-			if !before[pool] {
-				added = append(added, pool)
-			}
-		}
-	}
-	for _, other := range s.members {
-		if other != m {
-			link(m, other)
-		}
-	}
-	return added
 }

@@ -35,16 +35,18 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // world is a relay that edges connect to. An edge with the label zone is allowed
 // the pools of that zone, one without those of zone "".
 type world struct {
-	t        *testing.T
+	t        testing.TB
 	relay    *Server
 	listener *bufconn.Listener
 	stop     func()
 
-	mu    sync.Mutex
-	zones map[string][]string
+	mu       sync.Mutex
+	zones    map[string][]string
+	revision int64
+	asked    int // how often for pools
 }
 
-func newWorld(t *testing.T, roots *x509.CertPool) *world {
+func newWorld(t testing.TB, roots *x509.CertPool) *world {
 	w := &world{t: t, listener: bufconn.Listen(1 << 20), zones: map[string][]string{"": {"p", "q"}}}
 	config := Config{
 		Edge: func(ctx context.Context) (string, map[string]string, error) {
@@ -63,7 +65,13 @@ func newWorld(t *testing.T, roots *x509.CertPool) *world {
 		Pools: func(labels map[string]string) []string {
 			w.mu.Lock()
 			defer w.mu.Unlock()
+			w.asked++
 			return w.zones[labels["zone"]]
+		},
+		Revision: func() int64 {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.revision
 		},
 	}
 	if roots != nil {
@@ -91,11 +99,12 @@ func (w *world) allow(zone string, pools ...string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.zones[zone] = pools
+	w.revision++
 }
 
 // edge is one stream.
 type edge struct {
-	t      *testing.T
+	t      testing.TB
 	id     string
 	stream grpc.BidiStreamingClient[resealv1.ExchangeRequest, resealv1.ExchangeResponse]
 	got    chan *resealv1.ExchangeResponse
@@ -546,18 +555,5 @@ func TestSlowMember(t *testing.T) {
 	}
 	if status.Code(slow.cause) != codes.ResourceExhausted {
 		t.Errorf("it goes on: %v", slow.cause)
-	}
-}
-
-func TestLinksAreBounded(t *testing.T) {
-	w := newWorld(t, nil)
-	certificate := certificateOf(t, "m")
-	for i := range maxLinks + 50 {
-		w.relay.join(newMember(fmt.Sprintf("m%d", i)), nil, &resealv1.ExchangeJoin{BootId: "b", Certificate: certificate, Pools: []string{"p"}}, true)
-	}
-	for _, m := range w.relay.members {
-		if len(m.told) > maxLinks {
-			t.Fatalf("%s was told of %d", m.id, len(m.told))
-		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -115,8 +116,9 @@ func (s *Server) leaveLocked(m *member) {
 	for request := range m.asked {
 		s.seedDone(m, request)
 	}
-	for _, other := range s.members {
-		unlink(other, m, false)
+	delete(s.freed, m)
+	for id := range m.told { // each was told of m
+		s.unlink(s.members[id], m)
 	}
 }
 
@@ -184,7 +186,8 @@ func (s *Server) take(m *member, labels map[string]string, message *resealv1.Exc
 
 // join makes m a member, or changes what it said before.
 func (s *Server) join(m *member, labels map[string]string, join *resealv1.ExchangeJoin, first bool) {
-	allowed := s.config.Pools(labels)
+	revision := s.config.Revision()
+	allowed := nameSet(s.config.Pools(labels))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if m.left {
@@ -205,9 +208,15 @@ func (s *Server) join(m *member, labels map[string]string, join *resealv1.Exchan
 		return // a newer stream took over
 	}
 	m.bootID, m.labels, m.certificate = join.GetBootId(), labels, join.GetCertificate()
+	before := m.version
+	m.version = fmt.Sprintf("%s %x", m.bootID, sha256.Sum256(m.certificate))
 	m.hold(join.GetHolding())
 	m.wanted = slices.Compact(slices.Sorted(slices.Values(join.GetPools())))
-	s.seed(m, s.entitle(m, allowed), true)
+	added, changed := m.entitle(allowed, revision)
+	if changed || m.version != before {
+		s.relink(m)
+	}
+	s.seed(m, added, s.holders(nameSet(added)), true)
 }
 
 func (m *member) hold(holding *resealv1.ExchangeHolding) {
