@@ -200,15 +200,23 @@ type ControlPlane struct {
 	// DataDir is its --data-dir.
 	DataDir string
 
-	fleet *Fleet
-	args  []string
+	fleet       *Fleet
+	args        []string
+	descriptors int // 0: those of this process
 }
 
 // StartControlPlane starts a control plane with an embedded store, unless args
 // say otherwise, and waits until it is ready.
 func (f *Fleet) StartControlPlane(args ...string) *ControlPlane {
 	f.TB.Helper()
-	c := &ControlPlane{fleet: f, Address: f.Address(), Page: f.Address()}
+	return f.StartControlPlaneWithin(0, args...)
+}
+
+// StartControlPlaneWithin is StartControlPlane with so many file descriptors at
+// most; 0: as many as this process.
+func (f *Fleet) StartControlPlaneWithin(descriptors int, args ...string) *ControlPlane {
+	f.TB.Helper()
+	c := &ControlPlane{fleet: f, Address: f.Address(), Page: f.Address(), descriptors: descriptors}
 	c.DataDir = filepath.Join(f.Dir, "controlplane-"+strings.TrimPrefix(c.Address, "127.0.0.1:"))
 	c.args = append([]string{"--data-dir", c.DataDir, "--listen", c.Address, "--http", c.Page}, args...)
 	if f.Control == nil {
@@ -221,7 +229,12 @@ func (f *Fleet) StartControlPlane(args ...string) *ControlPlane {
 // Start starts it, again, and waits until it is ready.
 func (c *ControlPlane) Start() {
 	c.fleet.TB.Helper()
-	c.Process = c.fleet.run(nil, "reseal-controlplane", c.fleet.bin.ControlPlane, c.args...)
+	path, args := c.fleet.bin.ControlPlane, c.args
+	if c.descriptors > 0 {
+		limited := fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, c.descriptors)
+		path, args = "/bin/sh", append([]string{"-c", limited, path}, args...)
+	}
+	c.Process = c.fleet.run(nil, "reseal-controlplane", path, args...)
 	c.fleet.ready(c.Process, "http://"+c.Page+"/readyz")
 }
 
