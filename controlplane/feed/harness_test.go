@@ -252,6 +252,7 @@ func (p *plane) dial(id string) *grpc.ClientConn {
 	conn, err := grpc.NewClient("passthrough:///plane",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return p.pipe.DialContext(ctx) }),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxUpdate)),
 		grpc.WithStreamInterceptor(authenticate))
 	if err != nil {
 		p.t.Fatal(err)
