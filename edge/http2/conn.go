@@ -105,6 +105,7 @@ type Conn struct {
 	sendWindow int
 	peer       settings
 	pinged     int // pings that are not answered yet
+	returnable int // window updates for so many bytes are due
 
 	// Ends.
 	leaving   bool   // GOAWAY was sent, its last stream is final

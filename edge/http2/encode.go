@@ -18,9 +18,8 @@ type encoder struct {
 	table  dynamicTable
 	slots  *[2 * sets]slot // nil until the first field
 	// A change of the table's size that has to be said at the beginning of the next
-	// block, with the smallest size since the last block (RFC 7541 section 4.2).
-	resized  bool
-	smallest int
+	// block, and whether it was smaller in between (RFC 7541 section 4.2).
+	resized, emptied bool
 }
 
 // knownName is a name that takes no memory to write in lower case.
@@ -68,16 +67,18 @@ func newEncoder() encoder {
 	return encoder{static: static(), names: knownNames(), table: dynamicTable{max: tableSize}}
 }
 
-// resize takes the peer's SETTINGS_HEADER_TABLE_SIZE.
+// resize takes the peer's SETTINGS_HEADER_TABLE_SIZE. A table that has to shrink
+// is emptied: decoders of golang.org/x/net take two changes in one block only if
+// the first does that.
 func (e *encoder) resize(n uint32) {
 	size := int(min(n, tableSize))
 	if size == e.table.max {
 		return
 	}
-	if !e.resized {
-		e.resized, e.smallest = true, e.table.max
+	if e.resized = true; size < e.table.max {
+		e.emptied = true
+		e.table.resize(0)
 	}
-	e.smallest = min(e.smallest, size)
 	e.table.resize(size)
 }
 
@@ -86,11 +87,14 @@ func (e *encoder) begin(dst []byte) []byte {
 	if !e.resized {
 		return dst
 	}
-	e.resized = false
-	if e.smallest < e.table.max {
-		dst = appendInteger(dst, 0x20, 5, e.smallest)
+	if e.emptied {
+		dst = appendInteger(dst, 0x20, 5, 0)
 	}
-	return appendInteger(dst, 0x20, 5, e.table.max)
+	if !e.emptied || e.table.max > 0 {
+		dst = appendInteger(dst, 0x20, 5, e.table.max)
+	}
+	e.resized, e.emptied = false, false
+	return dst
 }
 
 // lower returns a name, which is a token, in lower case.

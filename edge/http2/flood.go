@@ -8,10 +8,15 @@ package http2
 //
 // Exchanges that end in order earn credit, and so does each DATA frame that we
 // send: peers answer it with window updates for stream and connection, and some
-// (gRPC) with a PING. Ordinary peers earn more than they use.
+// (gRPC) with a PING. Window updates that give back what we have sent, a KB or
+// more at once, cost nothing. Ordinary peers earn more than they use.
 
-// dataCredit is earned by each DATA frame that is sent.
-const dataCredit = 3
+const (
+	// dataCredit is earned by each DATA frame that is sent.
+	dataCredit = 3
+	// fairReturn is the smallest window update that costs nothing.
+	fairReturn = 1024
+)
 
 // errFlood is the reason of a connection that ends for want of credit.
 const errFlood = "too many frames that are of no use to anybody (RFC 9113 section 10.5)"
@@ -28,6 +33,16 @@ func (c *Conn) earn(n int) { c.credit = min(c.credit+n, c.cfg.FloodCredit) }
 
 // Flooded reports whether the connection has ended because the peer flooded it.
 func (c *Conn) Flooded() bool { return c.failed != nil && c.failed.Reason == errFlood }
+
+// payReturn pays for a window update, unless it gives back what was sent: once
+// for the stream, and once for the connection.
+func (c *Conn) payReturn(n int) error {
+	if n >= fairReturn && n <= c.returnable {
+		c.returnable -= n
+		return nil
+	}
+	return c.pay()
+}
 
 func (c *Conn) pay() error {
 	if c.credit--; c.credit >= 0 {

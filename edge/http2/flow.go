@@ -25,17 +25,18 @@ func (c *Conn) Consumed(id uint32, n int) {
 
 // grant gives bytes back to the window of a stream, like giveBack.
 func (c *Conn) grant(s *stream, n int) {
-	if s.owed += n; s.owed > 0 && 2*s.owed >= c.cfg.StreamWindow {
+	if s.owed += n; s.owed > 0 && (2*s.owed >= c.cfg.StreamWindow || s.owed >= s.window) {
 		c.sendWindowUpdate(s.id, s.owed)
 		s.window += s.owed
 		s.owed = 0
 	}
 }
 
-// giveBack gives bytes back to the window of the connection. It does so in
-// halves of the window, since each update costs both sides a frame.
+// giveBack gives bytes back to the window of the connection. It does so by
+// halves of the window, since each update costs both sides a frame, or when the
+// peer would have to wait before: most of the window may be held by others.
 func (c *Conn) giveBack(n int) {
-	if c.owed += n; 2*c.owed >= c.cfg.ConnWindow {
+	if c.owed += n; c.owed > 0 && (2*c.owed >= c.cfg.ConnWindow || c.owed >= c.window) {
 		c.sendWindowUpdate(0, c.owed)
 		c.window += c.owed
 		c.owed = 0

@@ -78,7 +78,7 @@ func (c *Conn) head(b block, p []byte, ev *Event) error {
 	switch {
 	case fresh && b.stream > c.leaveAt:
 		c.graves.bury(b.stream, byUs) // the peer hasn't seen our GOAWAY yet
-		return nil
+		return c.pay()
 	case b.loop:
 		return c.reject(b.stream, s, ProtocolError, "a stream that depends on itself (RFC 7540 section 5.3.1)", ev)
 	case fresh:

@@ -134,6 +134,9 @@ func (c *Conn) strayFrame(f frame, ev *Event) error {
 	}
 	switch c.graves.find(f.stream) {
 	case byUs:
+		if f.kind == frameHeaders {
+			return c.pay()
+		}
 		return nil // the peer didn't know
 	case byEnd:
 		return c.fail(StreamClosed, "a frame on a stream that has ended (RFC 9113 section 5.1)")
@@ -225,10 +228,10 @@ func (c *Conn) windowUpdate(f frame, p []byte, ev *Event) error {
 	if c.idle(f.stream) && f.stream != 0 {
 		return c.fail(ProtocolError, "WINDOW_UPDATE on a stream that is not open (RFC 9113 section 5.1)")
 	}
-	if err := c.pay(); err != nil {
+	n := int(streamIn(p)) // of the same form
+	if err := c.payReturn(n); err != nil {
 		return err
 	}
-	n := int(streamIn(p)) // of the same form
 	s, window := c.live(f.stream), &c.sendWindow
 	if f.stream != 0 {
 		if s == nil {

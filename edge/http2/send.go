@@ -258,6 +258,7 @@ func (c *Conn) AppendData(dst []byte, id uint32, p []byte, end bool) ([]byte, in
 	}
 	s.sendWindow -= n
 	c.sendWindow -= n
+	c.returnable += 2 * n
 	if s.sendLeft > 0 {
 		s.sendLeft -= int64(n)
 	}
