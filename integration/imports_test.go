@@ -93,10 +93,10 @@ func mayImport(from, to string) bool {
 		}
 		// The root package wires its children; children import neither it nor
 		// each other. edge/exchange holds the words that both legs have in common,
-		// edge/link the way to the control plane; what is below a child is that
-		// child's own. A probe tries the protocol of
-		// edge/session/abbreviated itself.
-		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || to == "edge/link" || strings.HasPrefix(to, from+"/") ||
+		// edge/link the way to the control plane, controlplane/mirror the way to
+		// what etcd holds; what is below a child is that child's own. A probe
+		// tries the protocol of edge/session/abbreviated itself.
+		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || to == "edge/link" || to == "controlplane/mirror" || strings.HasPrefix(to, from+"/") ||
 			from == "edge/probe" && to == "edge/session/abbreviated")
 	case "cmd":
 		return toTop == "proto" || toTop == "controlplane" || toTop == "edge" || toTop == "cmd"
@@ -125,6 +125,8 @@ func TestMayImport(t *testing.T) {
 		{"integration/fleetsim", "edge/feed", false},
 		{"integration/harness", "edge/link", false},
 		{"controlplane/feed", "edge/exchange", false},
+		{"controlplane/trust", "controlplane/mirror", true},
+		{"controlplane/mirror", "controlplane/trust", false},
 		{"edge/session", "edge/session/abbreviated", true},
 		{"edge/session/abbreviated", "edge/session", false},
 		{"edge/probe", "edge/session/abbreviated", true},

@@ -2,111 +2,50 @@ package keyring
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/reseal/reseal/controlplane/mirror"
 )
 
-const (
-	// pageSize bounds the keys of one answer while loading.
-	pageSize = 500
-	// reloadInterval is how often everything is read anew: a watch that
-	// reconnects to a restored etcd waits for a revision that is far off and
-	// says nothing.
-	reloadInterval = 30 * time.Second
-)
-
-// follow keeps the state up to date until ctx ends. When etcd fails, that is
-// logged and tried again; the state stands meanwhile.
-func (s *Server) follow(ctx context.Context) error {
-	wait := newBackoff()
-	gap := true
-	for {
-		err := s.pass(ctx, gap)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if gap = err != nil; gap {
-			s.log.Warn("lost track of the keyrings in etcd, loading again", "error", err)
-			wait.sleep(ctx)
-			continue
-		}
-		wait.reset()
-	}
+// follow keeps the state up to date until ctx ends. It stands while etcd does not
+// answer.
+func (s *Server) follow(ctx context.Context) {
+	mirror.Follow(ctx, mirror.Config{
+		Client:         s.config.Client,
+		Prefix:         s.keys.all(),
+		Load:           s.load,
+		Take:           s.take,
+		RequestTimeout: s.config.RequestTimeout,
+		Reload:         s.reload,
+		Logger:         s.log,
+		Subject:        "the keyrings",
+	})
 }
 
-// pass loads everything and follows the watch for some time. A gap says that
-// events may have been missed for longer than a load takes.
-func (s *Server) pass(ctx context.Context, gap bool) error {
-	revision, err := s.load(ctx, gap)
-	if err != nil {
-		return err
+// load replaces the state by all that etcd holds.
+func (s *Server) load(found mirror.Contents) {
+	events := make([]*clientv3.Event, len(found.Keys))
+	for i, kv := range found.Keys {
+		events[i] = &clientv3.Event{Type: mvccpb.Event_PUT, Kv: kv}
 	}
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	// One range, so that events of all keys come in the order of revisions.
-	answers := s.config.Client.Watch(ctx, s.keys.all(), clientv3.WithPrefix(), clientv3.WithRev(revision+1))
-	reload := time.NewTimer(s.reload)
-	defer reload.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-reload.C:
-			return nil
-		case answer, ok := <-answers:
-			if !ok {
-				return errors.New("the watch ended")
-			}
-			if err := answer.Err(); err != nil {
-				return fmt.Errorf("watch: %w", err)
-			}
-			s.take(answer.Events)
-		}
-	}
-}
-
-// load reads everything at one etcd revision, which it returns.
-func (s *Server) load(ctx context.Context, gap bool) (int64, error) {
-	var events []*clientv3.Event
-	var header struct {
-		revision int64
-		cluster  uint64
-	}
-	from, end := s.keys.all(), clientv3.GetPrefixRangeEnd(s.keys.all())
-	for more := true; more; {
-		page, cancel := context.WithTimeout(ctx, s.config.RequestTimeout)
-		answer, err := s.config.Client.Get(page, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(header.revision))
-		cancel()
-		if err != nil {
-			return 0, fmt.Errorf("read the keyrings: %w", err)
-		}
-		if header.revision == 0 {
-			header.revision, header.cluster = answer.Header.Revision, answer.Header.ClusterId
-		}
-		for _, kv := range answer.Kvs {
-			events = append(events, &clientv3.Event{Type: mvccpb.Event_PUT, Kv: kv})
-			from = string(kv.Key) + "\x00"
-		}
-		more = answer.More && len(answer.Kvs) > 0
-	}
+	gap := found.Gap
 	parsed := s.parse(events)
 	st := s.state
 	st.mu.Lock()
-	if st.loaded && (header.revision < st.revision || header.cluster != s.cluster) {
-		s.log.Warn("etcd was restored or replaced, edges are asked again what they hold", "revision", header.revision, "before", st.revision)
+	if st.loaded && (found.Revision < st.revision || found.Cluster != s.cluster) {
+		s.log.Warn("etcd was restored or replaced, edges are asked again what they hold", "revision", found.Revision, "before", st.revision)
 		st.era++
 		gap = true
 	}
-	s.cluster = header.cluster
+	s.cluster = found.Cluster
 	if gap {
 		st.since = time.Now()
 	}
-	st.loaded, st.revision = true, header.revision
+	st.loaded, st.revision = true, found.Revision
 	clear(st.records)
 	clear(st.covers)
 	clear(st.offices)
@@ -116,14 +55,10 @@ func (s *Server) load(ctx context.Context, gap bool) (int64, error) {
 	st.notify(true)
 	st.mu.Unlock()
 	s.forget()
-	return header.revision, nil
 }
 
 // take brings events of the watch into the state.
 func (s *Server) take(events []*clientv3.Event) {
-	if len(events) == 0 {
-		return
-	}
 	parsed := s.parse(events)
 	s.state.mu.Lock()
 	sets := false

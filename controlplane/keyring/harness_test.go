@@ -285,6 +285,28 @@ func epochs(status *resealv1.KeyringStatus) string {
 	return strings.Join(words, ", ")
 }
 
+// settled is a fleet with one replica and one edge, which holds the first epoch and
+// acks nothing.
+func settled(t *testing.T, edge string) (*fleet, *replica, *node) {
+	t.Helper()
+	f := newFleet(t, steady())
+	r := f.start("r1")
+	r.waitFor("default", "1 active")
+	n := r.connect(edge, mute)
+	n.waitFor("default", "1 active")
+	return f, r, n
+}
+
+// covers waits until the only edge is seen to hold the epochs of the default
+// keyring, and to encrypt under one, as want says: "[1 2] 1".
+func (r *replica) covers(want string) {
+	r.t.Helper()
+	eventually(r.t, "coverage "+want, func() bool {
+		edges := r.status("default").GetEdges()
+		return len(edges) == 1 && fmt.Sprint(edges[0].GetEpochs(), edges[0].GetActive()) == want
+	})
+}
+
 func (r *replica) waitFor(name, want string) {
 	r.t.Helper()
 	var last *resealv1.KeyringStatus

@@ -87,7 +87,7 @@ type Server struct {
 	vault   *vault
 	roster  *roster
 	metrics *metrics
-	reload  time.Duration // reloadInterval, but for tests
+	reload  time.Duration // 0: the mirror's default; tests can't wait for it
 	cluster uint64        // the etcd cluster that was loaded; belongs to follow
 	stopped chan struct{} // closed when Run has ended
 }
@@ -119,7 +119,6 @@ func New(config Config) *Server {
 		log:     config.Logger,
 		state:   newState(),
 		vault:   newVault(config.Unseal),
-		reload:  reloadInterval,
 		stopped: make(chan struct{}),
 	}
 	s.roster = newRoster(s)
@@ -136,7 +135,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer close(s.stopped)
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.configure(inner) })
-	group.Go(func() error { return s.follow(inner) })
+	group.Go(func() error { s.follow(inner); return nil })
 	group.Go(func() error { return s.roster.run(inner) })
 	group.Go(func() error { return s.rotate(inner) })
 	err := group.Wait()

@@ -225,11 +225,7 @@ func TestDeletedKeyringIsErased(t *testing.T) {
 
 func TestSlowEdgeSkips(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, steady())
-	r := f.start("r1")
-	r.waitFor("default", "1 active")
-	n := r.connect("slow", mute)
-	n.waitFor("default", "1 active")
+	_, r, n := settled(t, "slow")
 	for range 5 {
 		if _, err := r.client.Revoke(context.Background(), &resealv1.RevokeRequest{All: true}); err != nil {
 			t.Fatal(err)

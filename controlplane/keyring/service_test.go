@@ -77,11 +77,7 @@ func TestRevokeOnTheFleet(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, steady())
-	r := f.start("r1")
-	r.waitFor("default", "1 active")
-	n := r.connect("a", mute)
-	n.waitFor("default", "1 active")
+	_, r, _ := settled(t, "a")
 	r.rotate("")
 	for name, test := range map[string]struct {
 		call func() error
@@ -370,11 +366,7 @@ func TestLabelsOfTheToken(t *testing.T) {
 // TestAcks: an ack counts for what was sent, and can be said again.
 func TestAcks(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, steady())
-	r := f.start("r1")
-	r.waitFor("default", "1 active")
-	n := r.connect("a", mute)
-	n.waitFor("default", "1 active")
+	_, r, n := settled(t, "a")
 	claim := func(serial, encrypts uint64, numbers ...uint64) {
 		t.Helper()
 		request := &resealv1.HoldRequest{Serial: serial, Keyrings: []*resealv1.HeldKeyring{
@@ -384,25 +376,18 @@ func TestAcks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	covers := func(want string) {
-		t.Helper()
-		eventually(t, "coverage "+want, func() bool {
-			edges := r.status("default").GetEdges()
-			return len(edges) == 1 && fmt.Sprint(edges[0].GetEpochs(), edges[0].GetActive()) == want
-		})
-	}
-	covers("[] 0")
+	r.covers("[] 0")
 	claim(1, 7, 1, 2, 3, 7)
-	covers("[1] 0")
+	r.covers("[1] 0")
 	claim(1, 1, 1)
-	covers("[1] 1")
+	r.covers("[1] 1")
 	claim(1, 0, 1)
-	covers("[1] 0")
+	r.covers("[1] 0")
 	r.rotate("default")
 	n.waitFor("default", "1 active, 2 prepared")
 	claim(1, 1, 1) // crossed the response
 	claim(2, 1, 1) // it can't hold the new one
-	covers("[1] 1")
+	r.covers("[1] 1")
 	if got := epochs(r.status("default")); got != "1 active, 2 prepared" {
 		t.Errorf("now %s", got)
 	}

@@ -17,11 +17,7 @@ import (
 // claims is in them.
 func TestEdgesCauseFewWrites(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, steady())
-	r := f.start("r1")
-	r.waitFor("default", "1 active")
-	n := r.connect("good", mute)
-	n.waitFor("default", "1 active")
+	f, r, _ := settled(t, "good")
 	start := time.Now()
 	writes := f.client.Watch(t.Context(), f.prefix+"keyring-cover/evil")
 
@@ -78,30 +74,19 @@ func TestEdgesCauseFewWrites(t *testing.T) {
 // TestSameAckIsWrittenOnce: what has not changed is not written again.
 func TestSameAckIsWrittenOnce(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, steady())
-	r := f.start("r1")
-	r.waitFor("default", "1 active")
-	n := r.connect("a", mute)
-	n.waitFor("default", "1 active")
+	f, r, n := settled(t, "a")
 	ack := ackOf(n.response())
 	for range 50 {
 		if err := n.stream.Send(ack); err != nil {
 			t.Fatal(err)
 		}
 	}
-	covered := func(want string) {
-		t.Helper()
-		eventually(t, "coverage "+want, func() bool {
-			edges := r.status("default").GetEdges()
-			return len(edges) == 1 && fmt.Sprint(edges[0].GetEpochs(), edges[0].GetActive()) == want
-		})
-	}
-	covered("[1] 1")
+	r.covers("[1] 1")
 	ack.Keyrings[0].Active = 0
 	if err := n.stream.Send(ack); err != nil {
 		t.Fatal(err)
 	}
-	covered("[1] 0")
+	r.covers("[1] 0")
 	found, err := f.client.Get(t.Context(), f.prefix+"keyring-cover/a")
 	if err != nil || len(found.Kvs) != 1 || found.Kvs[0].Version != 3 {
 		t.Errorf("%v %v, want 3 writes: the stream, two acks", found.Kvs, err)
