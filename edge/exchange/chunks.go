@@ -12,12 +12,13 @@ type FramingError struct{ error }
 func (e FramingError) Unwrap() error { return e.error }
 
 // Body follows the body of an HTTP/1 message through a stream of bytes, as
-// strictly as CheckHead follows heads.
+// strictly as CheckHead follows heads. It keeps no bytes: what it has not dealt
+// with is passed again with more behind it.
 type Body struct {
-	step    step
-	left    uint64 // of a body of known length, or of a chunk's data
-	line    []byte // the part of a line that has come: size or trailer
-	trailer int    // bytes of trailer lines
+	step step
+	seen int    // bytes of an unfinished line or trailer section, searched for its end
+	left uint64 // of a body of known length, or of a chunk's data
+	idle int64  // bytes of chunks beyond what their data may cost
 }
 
 type step int8
@@ -25,6 +26,7 @@ type step int8
 const (
 	bodyOver step = iota
 	bodyBytes
+	bodyToClose
 	chunkSize
 	chunkData
 	chunkEnd
@@ -34,111 +36,161 @@ const (
 const (
 	// maxChunkLine bounds a chunk's size with its extensions.
 	maxChunkLine = 4 << 10
+	// maxIdle bounds the bytes of chunks that are neither data nor what goes with
+	// any chunk, in all: extensions may not become a body of their own.
+	maxIdle = 16 << 10
 	// maxTrailer bounds a trailer section.
 	maxTrailer = 64 << 10
 )
 
-// NewBody follows the body that head announces; a request without a length has
-// none.
-func NewBody(head Head) Body {
+// NewBody follows the body that a head announces; one without a length has none.
+func NewBody(framing Framing) Body {
 	switch {
-	case head.Chunked:
+	case framing.Chunked:
 		return Body{step: chunkSize}
-	case head.Length > 0:
-		return Body{step: bodyBytes, left: uint64(head.Length)}
+	case framing.Length > 0:
+		return Body{step: bodyBytes, left: uint64(framing.Length)}
 	}
 	return Body{}
 }
 
+// BodyToClose follows a body that ends with its connection.
+func BodyToClose() Body { return Body{step: bodyToClose} }
+
 // Over reports whether the body has ended.
 func (b *Body) Over() bool { return b.step == bodyOver }
 
-// Advance takes what came and returns how much of it belongs to the body. Errors
-// are FramingErrors; the bytes before are good.
+// ToClose reports whether the body ends with its connection.
+func (b *Body) ToClose() bool { return b.step == bodyToClose }
+
+// AtTrailer reports whether a trailer section, which may be empty, comes next.
+func (b *Body) AtTrailer() bool { return b.step == chunkTrailer }
+
+// Next deals with n bytes of in, of which part, as far as it reaches, is content.
+// Without part it needs more bytes, or the content has ended. Errors are
+// FramingErrors; the bytes before are good.
+func (b *Body) Next(in []byte) (n int, part []byte, err error) {
+	for {
+		switch b.step {
+		case bodyBytes, bodyToClose, chunkData:
+			size := len(in) - n
+			if b.step != bodyToClose {
+				size = int(min(uint64(size), b.left))
+				if b.left -= uint64(size); b.left == 0 {
+					b.step = after[b.step]
+				}
+			}
+			return n + size, in[n : n+size : n+size], nil
+		case chunkEnd:
+			used, err := b.endChunk(in[n:])
+			if err != nil || used == 0 {
+				return n, nil, err
+			}
+			n += used
+		case chunkSize:
+			used, err := b.beginChunk(in[n:])
+			if err != nil || used == 0 {
+				return n, nil, err
+			}
+			n += used
+		default:
+			return n, nil, nil
+		}
+	}
+}
+
+// after is the step behind the last byte.
+var after = [...]step{bodyBytes: bodyOver, chunkData: chunkEnd}
+
+// endChunk takes the CRLF behind a chunk's data.
+func (b *Body) endChunk(in []byte) (int, error) {
+	switch {
+	case len(in) > 0 && in[0] != '\r' || len(in) > 1 && in[1] != '\n':
+		return 0, FramingError{errors.New("a chunk does not end, by CRLF, where its size says")}
+	case len(in) < 2:
+		return 0, nil
+	}
+	b.step = chunkSize
+	return 2, nil
+}
+
+// beginChunk takes the line in front of a chunk's data. It returns 0 while the
+// line has not ended.
+func (b *Body) beginChunk(in []byte) (int, error) {
+	lf := bytes.IndexByte(in[b.seen:], '\n')
+	end := b.seen + lf + 1
+	switch {
+	case lf < 0 && len(in) < maxChunkLine:
+		b.seen = len(in)
+		return 0, nil
+	case lf < 0 || end > maxChunkLine:
+		return 0, FramingError{errors.New("the line of a chunk's size is longer than 4 KiB")}
+	case end < 2 || in[end-2] != '\r':
+		return 0, FramingError{ErrBareLF}
+	}
+	size, err := parseChunkSize(in[:end-2])
+	if err != nil {
+		return 0, FramingError{err}
+	}
+	// A chunk may cost 16 bytes, and twice its data, as it may for net/http.
+	b.idle = max(0, b.idle+int64(end)-16-2*int64(size))
+	if b.idle > maxIdle {
+		return 0, FramingError{errors.New("the chunks are mostly extensions")}
+	}
+	b.seen, b.left, b.step = 0, size, chunkData
+	if size == 0 {
+		b.step = chunkTrailer
+	}
+	return end, nil
+}
+
+// Trailer takes the trailer section, of at most most bytes and lines lines, and
+// returns of its fields those that may stand in one. It returns 0 while the
+// section has not ended. Errors are FramingErrors.
+func (b *Body) Trailer(in []byte, most, lines int) (n int, fields Fields, err error) {
+	end, err := EndOfHead(in[:min(len(in), most)], b.seen)
+	switch {
+	case err != nil:
+		return 0, nil, FramingError{err}
+	case end == 0 && len(in) >= most, bytes.Count(in[:end], newline) > lines+1:
+		return 0, nil, FramingError{errors.New("the trailer section is too large")}
+	case end == 0:
+		b.seen = len(in)
+		return 0, nil, nil
+	}
+	for rest := string(in[:end-len("\r\n")]); rest != ""; {
+		var field Field
+		if field, rest, err = CutField(rest); err != nil {
+			return 0, nil, FramingError{err}
+		}
+		if TrailerAllowed(field.Name) {
+			fields = append(fields, field)
+		}
+	}
+	b.step, b.seen = bodyOver, 0
+	return end, fields, nil
+}
+
+var newline = []byte{'\n'}
+
+// Advance takes what came and returns how much of it is dealt with; the rest is a
+// line that has not ended, or does not belong to the body. Errors are
+// FramingErrors; the bytes before are good.
 func (b *Body) Advance(data []byte) (int, error) {
 	at := 0
-	for at < len(data) && b.step != bodyOver {
-		switch b.step {
-		case bodyBytes, chunkData:
-			n := min(uint64(len(data)-at), b.left)
-			at += int(n)
-			switch b.left -= n; {
-			case b.left > 0:
-			case b.step == bodyBytes:
-				b.step = bodyOver
-			default:
-				b.step = chunkEnd
-			}
-		default:
-			n, line, err := b.readLine(data[at:])
-			if err != nil {
-				return at, FramingError{err}
-			}
-			at += n
-			if line == nil {
-				continue
-			}
-			if err := b.endLine(line); err != nil {
-				return at, FramingError{err}
-			}
-			b.line = b.line[:0]
+	for {
+		n, part, err := b.Next(data[at:])
+		if at += n; err != nil {
+			return at, err
+		}
+		if b.AtTrailer() {
+			n, _, err = b.Trailer(data[at:], maxTrailer, maxTrailer)
+			return at + n, err
+		}
+		if len(part) == 0 {
+			return at, nil
 		}
 	}
-	return at, nil
-}
-
-// readLine collects a line. It returns nil while the line has not ended.
-func (b *Body) readLine(data []byte) (n int, line []byte, err error) {
-	lf := bytes.IndexByte(data, '\n')
-	if lf < 0 {
-		b.line = append(b.line, data...)
-		n = len(data)
-	} else {
-		b.line = append(b.line, data[:lf+1]...)
-		n = lf + 1
-	}
-	most := maxChunkLine
-	if b.step == chunkTrailer {
-		most = maxTrailer - b.trailer
-	}
-	switch {
-	case len(b.line) > most:
-		return 0, nil, errors.New("the line of a chunk or a trailer section is too long")
-	case lf < 0:
-		return n, nil, nil
-	}
-	line, ok := bytes.CutSuffix(b.line, []byte("\r\n"))
-	if !ok {
-		return 0, nil, ErrBareLF
-	}
-	return n, line, nil
-}
-
-func (b *Body) endLine(line []byte) error {
-	switch b.step {
-	case chunkEnd:
-		if len(line) > 0 {
-			return errors.New("a chunk is longer than its size")
-		}
-		b.step = chunkSize
-	case chunkSize:
-		size, err := parseChunkSize(line)
-		if err != nil {
-			return err
-		}
-		b.left, b.step = size, chunkData
-		if size == 0 {
-			b.step = chunkTrailer
-		}
-	case chunkTrailer:
-		if len(line) == 0 {
-			b.step, b.line = bodyOver, nil
-			return nil
-		}
-		b.trailer += len(line)
-		return CheckField(line)
-	}
-	return nil
 }
 
 // parseChunkSize parses a chunk's size and checks its extensions' characters
@@ -153,9 +205,8 @@ func parseChunkSize(line []byte) (uint64, error) {
 			return 0, errors.New("the size of a chunk is too large")
 		}
 	}
-	rest := line[digits:]
-	if digits == 0 || len(rest) > 0 && rest[0] != ';' && rest[0] != ' ' && rest[0] != '\t' ||
-		len(bytes.TrimLeft(rest, " \t")) > 0 && bytes.TrimLeft(rest, " \t")[0] != ';' || control(rest) {
+	rest := string(line[digits:])
+	if digits == 0 || TrimSpace(rest) != "" && rest[0] != ';' || !ValidValue(rest) {
 		return 0, errors.New("the size of a chunk is not a hexadecimal number")
 	}
 	return size, nil

@@ -13,12 +13,9 @@ import (
 
 // Head is what the head of an HTTP/1 message says about the message.
 type Head struct {
+	Framing
 	// Start is the request line or the status line.
 	Start string
-	// Chunked is set when the body comes in chunks.
-	Chunked bool
-	// Length is the Content-Length, -1 without one.
-	Length int64
 	// Upgrade is set when Connection names upgrade.
 	Upgrade bool
 	// Names are the names of fields as they were written, by their canonical
@@ -26,7 +23,18 @@ type Head struct {
 	Names map[string]string
 }
 
-// Errors of CheckHead and CheckLine, besides those that name a field.
+// Framing is what the fields of a head say of the body. It begins as NoFraming.
+type Framing struct {
+	// Chunked is set when the body comes in chunks.
+	Chunked bool
+	// Length is the Content-Length, UnknownLength without one.
+	Length int64
+}
+
+// NoFraming is the framing of a head that says nothing of the body.
+var NoFraming = Framing{Length: UnknownLength}
+
+// Errors of heads, besides those that name a field.
 var (
 	ErrBareLF   = errors.New("a line ends in LF without CR (RFC 9112 section 2.2)")
 	ErrControl  = errors.New("a control character (RFC 9110 section 5.5)")
@@ -60,94 +68,129 @@ func EndOfHead(data []byte, from int) (int, error) {
 	}
 }
 
+// CutLine cuts the first line off text. All lines end in CRLF.
+func CutLine(text string) (line, rest string, err error) {
+	lf := strings.IndexByte(text, '\n')
+	if lf < 1 || text[lf-1] != '\r' {
+		return "", "", ErrBareLF
+	}
+	return text[:lf-1], text[lf+1:], nil
+}
+
+// CutField cuts the first field line off a header or trailer section.
+func CutField(section string) (field Field, rest string, err error) {
+	line, rest, err := CutLine(section)
+	if err != nil {
+		return Field{}, "", err
+	}
+	end := 0
+	for end < len(line) && tokenByte(line[end]) {
+		end++
+	}
+	switch {
+	case line != "" && (line[0] == ' ' || line[0] == '\t'):
+		return Field{}, "", ErrFold
+	case end == 0 || end == len(line) || line[end] != ':':
+		return Field{}, "", ErrName
+	case !ValidValue(line[end+1:]):
+		return Field{}, "", fmt.Errorf("%s holds %w", line[:end], ErrControl)
+	}
+	return Field{Name: line[:end], Value: TrimSpace(line[end+1:])}, rest, nil
+}
+
+// Unfold joins the folded lines of a response's header section, as RFC 9112
+// section 5.2 wants it. Requests must not have any.
+func Unfold(section string) string {
+	if !strings.Contains(section, "\n ") && !strings.Contains(section, "\n\t") {
+		return section
+	}
+	joined := []byte(section)
+	for i := 2; i < len(joined); i++ {
+		if (joined[i] == ' ' || joined[i] == '\t') && joined[i-1] == '\n' && joined[i-2] == '\r' {
+			joined[i-1], joined[i-2] = ' ', ' '
+		}
+	}
+	return string(joined)
+}
+
+// ContentLength takes in a field of that name. Responses may repeat it.
+func (f *Framing) ContentLength(value string, request bool) error {
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || value[0] < '0' || value[0] > '9' || f.Length >= 0 && (request || n != f.Length) {
+		return ErrLength
+	}
+	f.Length = n
+	return nil
+}
+
+// TransferEncoding takes in a field of that name.
+func (f *Framing) TransferEncoding(value string) error {
+	if f.Chunked || !strings.EqualFold(value, "chunked") {
+		return ErrCoding
+	}
+	f.Chunked = true
+	return nil
+}
+
+// Check fails when the fields of a message contradict each other, or the version.
+func (f Framing) Check(http10 bool) error {
+	switch {
+	case f.Chunked && f.Length >= 0:
+		return ErrFraming
+	case f.Chunked && http10:
+		return ErrCoding10
+	}
+	return nil
+}
+
 // CheckHead checks the head of a request or a response, its empty line included,
 // for everything that two parsers could read as two different messages.
 // Start and values are checked for characters alone. Folded lines are refused in
 // requests; a parser of responses joins them.
 func CheckHead(head []byte, request bool) (Head, error) {
-	h := Head{Length: -1}
-	rest, ok := bytes.CutSuffix(head, []byte("\r\n\r\n"))
-	if !ok {
+	h := Head{Framing: NoFraming}
+	text := string(head)
+	if !strings.HasSuffix(text, "\r\n\r\n") {
 		return h, ErrBareLF
 	}
-	start, rest, _ := bytes.Cut(rest, []byte("\r\n"))
-	if control(start) {
+	start, rest, err := CutLine(text[:len(text)-len("\r\n")])
+	switch {
+	case err != nil:
+		return h, err
+	case !ValidValue(start):
 		return h, ErrControl
 	}
-	h.Start = string(start)
-	var coding, length bool
-	for more := len(rest) > 0; more; {
-		var line []byte
-		line, rest, more = bytes.Cut(rest, []byte("\r\n"))
-		if len(line) > 0 && (line[0] == ' ' || line[0] == '\t') {
-			if request || control(line) || len(h.Start) == 0 {
-				return h, ErrFold
-			}
-			continue
-		}
-		name, value, err := field(line)
-		if err != nil {
+	h.Start = start
+	if !request {
+		rest = Unfold(rest)
+	}
+	for rest != "" {
+		var field Field
+		if field, rest, err = CutField(rest); err != nil {
 			return h, err
 		}
-		canonical := http.CanonicalHeaderKey(name)
-		if canonical != name && h.Names[canonical] == "" {
-			if h.Names == nil {
-				h.Names = map[string]string{}
-			}
-			h.Names[canonical] = name
-		}
-		switch canonical {
-		case "Content-Length":
-			n, err := strconv.ParseInt(value, 10, 64)
-			if err != nil || value[0] < '0' || value[0] > '9' || length && (request || n != h.Length) {
-				return h, ErrLength
-			}
-			length, h.Length = true, n
-		case "Transfer-Encoding":
-			if coding || !strings.EqualFold(value, "chunked") {
-				return h, ErrCoding
-			}
-			coding, h.Chunked = true, true
-		case "Connection":
-			h.Upgrade = h.Upgrade || httpguts.HeaderValuesContainsToken([]string{value}, "upgrade")
+		if err := h.take(field, request); err != nil {
+			return h, err
 		}
 	}
-	switch {
-	case coding && length:
-		return h, ErrFraming
-	case coding && strings.Contains(h.Start, "HTTP/1.0"):
-		return h, ErrCoding10
-	}
-	return h, nil
+	return h, h.Check(strings.Contains(h.Start, "HTTP/1.0"))
 }
 
-// CheckField checks a field line without its CRLF.
-func CheckField(line []byte) error {
-	if len(line) > 0 && (line[0] == ' ' || line[0] == '\t') {
-		return ErrFold
-	}
-	_, _, err := field(line)
-	return err
-}
-
-func field(line []byte) (name, value string, err error) {
-	raw, rest, ok := bytes.Cut(line, []byte(":"))
-	if !ok || !httpguts.ValidHeaderFieldName(string(raw)) {
-		return "", "", ErrName
-	}
-	if control(rest) {
-		return "", "", fmt.Errorf("%s holds %w", raw, ErrControl)
-	}
-	return string(raw), string(bytes.Trim(rest, " \t")), nil
-}
-
-// control reports whether text holds a control character other than HTAB. CR is
-// one: lines have been cut at CRLF.
-func control(text []byte) bool {
-	for _, c := range text {
-		if c < ' ' && c != '\t' || c == 0x7f {
-			return true
+func (h *Head) take(field Field, request bool) error {
+	canonical := http.CanonicalHeaderKey(field.Name)
+	if canonical != field.Name && h.Names[canonical] == "" {
+		if h.Names == nil {
+			h.Names = map[string]string{}
 		}
+		h.Names[canonical] = field.Name
 	}
-	return false
+	switch NameOf(field.Name) {
+	case ContentLength:
+		return h.ContentLength(field.Value, request)
+	case TransferEncoding:
+		return h.TransferEncoding(field.Value)
+	case Connection:
+		h.Upgrade = h.Upgrade || httpguts.HeaderValuesContainsToken([]string{field.Value}, "upgrade")
+	}
+	return nil
 }

@@ -37,7 +37,7 @@ type clientConn struct {
 	source netip.AddrPort // the client, as a PROXY header says
 	port   uint16         // that the client connected to
 	tls    tls.ConnectionState
-	sni    string // as hostName returns it, or ""
+	sni    string // as exchange.HostName returns it, or ""
 
 	certificate *clientCertificate // nil: none
 

@@ -30,8 +30,8 @@ type guard struct {
 	// Used by Read alone, which net/http never calls twice at a time.
 	state  guardState
 	body   exchange.Body
-	held   []byte // came, not let through yet: an unfinished head, or what follows
-	seen   int    // of held: searched for the end of a head
+	held   []byte // came, not let through yet: an unfinished head or line, or what follows
+	seen   int    // of held: searched for its end
 	ready  []byte // may be let through
 	failed error  // once the stream is broken
 
@@ -165,11 +165,14 @@ func (g *guard) admit(data []byte, own bool) []byte {
 			return data
 		case inBody:
 			n, err := g.body.Advance(data[pass:])
-			pass += n
-			if err != nil {
+			pass, from = pass+n, 0
+			switch {
+			case err != nil:
 				g.breaks(err)
-			} else if g.body.Over() {
+			case g.body.Over():
 				g.state = atHead
+			case pass < len(data): // the beginning of a line
+				return g.hold(data, pass, own)
 			}
 		case atHead:
 			end, err := exchange.EndOfHead(data[pass:], from)
@@ -207,7 +210,7 @@ func (g *guard) admit(data []byte, own bool) []byte {
 // begin lets a head through.
 func (g *guard) begin(head exchange.Head) {
 	g.expectHead(false)
-	g.body = exchange.NewBody(head)
+	g.body = exchange.NewBody(head.Framing)
 	switch {
 	case !g.body.Over():
 		g.state = inBody
@@ -246,9 +249,9 @@ func (g *guard) keep(rest []byte, own bool) {
 // hold keeps what may not be let through yet.
 func (g *guard) hold(data []byte, pass int, own bool) []byte {
 	g.keep(data[pass:], own)
-	if g.state == atHead {
+	if g.state == atHead || g.state == inBody {
 		g.seen = len(g.held)
-		g.expectHead(true)
+		g.expectHead(g.state == atHead)
 	}
 	return data[:pass]
 }

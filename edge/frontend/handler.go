@@ -41,7 +41,7 @@ type request struct {
 	ctx     context.Context
 
 	started time.Time
-	host    string // as hostName returns it
+	host    string // as exchange.HostName returns it
 	target  string // in origin form, as it came
 	upgrade string
 	match   exchange.Match
@@ -172,11 +172,11 @@ func (q *request) admit() bool {
 		return false
 	}
 	var ok bool
-	q.host, ok = hostName(q.r.Host)
+	q.host, ok = exchange.HostName(q.r.Host)
 	if q.r.Host == "" && !q.r.ProtoAtLeast(1, 1) {
 		q.host = q.client.sni // HTTP/1.0 needs no Host
 	}
-	q.target = originForm(q.r.RequestURI)
+	_, _, q.target = exchange.SplitTarget(q.r.RequestURI)
 	switch {
 	case q.r.Method == http.MethodConnect:
 		q.refuse(http.StatusMethodNotAllowed, "method_not_allowed")
@@ -253,7 +253,7 @@ func (q *request) oneLength() bool {
 // (RFC 9112 section 3.2.2).
 func (q *request) oneHost() bool {
 	for _, host := range q.r.Header["Host"] {
-		if !sameAuthority(host, q.r.Host) {
+		if !exchange.SameAuthority(host, q.r.Host) {
 			return false
 		}
 	}

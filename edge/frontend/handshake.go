@@ -8,6 +8,7 @@ import (
 
 	"github.com/pires/go-proxyproto"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -31,7 +32,7 @@ func (s *slot) serve(c *clientConn) {
 	_ = c.SetDeadline(time.Time{}) // likewise
 	allowed := c.completed(conn)
 	c.tickets.count(s.counters, c.tls, time.Since(start))
-	c.sni, _ = hostName(c.tls.ServerName)
+	c.sni, _ = exchange.HostName(c.tls.ServerName)
 	c.certificate = newClientCertificate(c.tls)
 	if !allowed {
 		_ = conn.Close()

@@ -8,15 +8,9 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
-
-// hopByHop belong to one connection (RFC 9110 section 7.6.1), with some that
-// are in use beside it.
-var hopByHop = []string{
-	"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
-	"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
-}
 
 // removeHopByHop removes the header fields of one connection, those that
 // Connection names included.
@@ -24,42 +18,29 @@ func removeHopByHop(header http.Header) {
 	for _, line := range header["Connection"] {
 		for name := range strings.SplitSeq(line, ",") {
 			name = textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name))
-			if name != "" && !endToEnd[name] {
+			if exchange.Removable(name) {
 				header.Del(name)
 			}
 		}
 	}
-	for _, name := range hopByHop {
-		delete(header, name)
+	for name := range header {
+		if exchange.NameOf(name).HopByHop() {
+			delete(header, name)
+		}
 	}
 }
 
-// endToEnd can't be taken away by naming them in Connection: that would let a
-// client strip what backends rely on.
-var endToEnd = map[string]bool{
-	"Host": true, "Content-Length": true, "Authorization": true, "Cookie": true, "Forwarded": true,
-	"X-Forwarded-For": true, "X-Forwarded-Proto": true, "X-Forwarded-Host": true, "X-Forwarded-Port": true,
-}
-
 // upgradeOf is the protocol to which a request asks to switch, or "". A request
-// with a body can't ask. HTTP/2 is not one: it would carry requests past the
-// routes.
+// with a body can't ask.
 func upgradeOf(req *http.Request) string {
 	if req.ProtoMajor != 1 || req.ProtoMinor < 1 || req.ContentLength != 0 || !httpguts.HeaderValuesContainsToken(req.Header["Connection"], "Upgrade") {
 		return ""
 	}
 	values := req.Header["Upgrade"]
-	if len(values) != 1 || strings.ContainsAny(values[0], ",") || !printable(values[0]) {
-		return ""
-	}
-	if protocol := strings.ToLower(values[0]); protocol == "h2c" || protocol == "h2" || strings.HasPrefix(protocol, "http/") {
+	if len(values) != 1 || !exchange.ValidUpgrade(values[0]) {
 		return ""
 	}
 	return values[0]
-}
-
-func printable(s string) bool {
-	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 // requestHeader is the header that goes to the backend, before edits.
