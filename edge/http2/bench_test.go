@@ -2,6 +2,7 @@ package http2
 
 import (
 	"bytes"
+	"runtime"
 	"testing"
 
 	"github.com/reseal/reseal/edge/exchange"
@@ -34,13 +35,12 @@ func (p *pair) atClient(on func(ev *Event)) {
 
 // drain has a machine read all that came, and send what it owes.
 func (p *pair) drain(c *Conn, in []byte, ev *Event, on func(ev *Event)) []byte {
-	for at := 0; ; {
-		n, err := c.Next(in[at:], ev)
-		if at += n; err != nil {
+	for rest := in; ; {
+		n, err := c.Next(rest, ev)
+		if rest = rest[n:]; err != nil {
 			panic(err)
 		}
 		if ev.Kind == None {
-			in = in[:copy(in, in[at:])]
 			break
 		}
 		on(ev)
@@ -50,7 +50,7 @@ func (p *pair) drain(c *Conn, in []byte, ev *Event, on func(ev *Event)) []byte {
 	} else {
 		p.toClient = c.AppendPending(p.toClient)
 	}
-	return in
+	return in[:0]
 }
 
 var (
@@ -153,5 +153,29 @@ func BenchmarkDownload(b *testing.B) {
 			})
 			p.atServer(func(*Event) {})
 		}
+	}
+}
+
+// BenchmarkIdle tells what a connection holds between exchanges.
+func BenchmarkIdle(b *testing.B) {
+	const conns = 1000
+	body := bytes.Repeat([]byte("x"), 1024)
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	for b.Loop() {
+		before, kept := heap(), make([]*Conn, 0, 2*conns)
+		for range conns {
+			p := newPair(Config{})
+			for range 20 {
+				p.exchangeOnce(body)
+			}
+			kept = append(kept, p.client, p.server)
+		}
+		b.ReportMetric(float64(heap()-before)/float64(len(kept)), "B/conn")
+		runtime.KeepAlive(kept)
 	}
 }

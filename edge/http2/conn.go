@@ -5,8 +5,8 @@
 //
 // The machine rejects and never repairs: what breaks a rule ends the stream, or
 // the connection, and it sends nothing that it would not take. It keeps no bytes
-// that come, but for header blocks in several frames, and none of what it sends,
-// but for frames that it owes the peer (AppendPending).
+// that come, but for header blocks and small frames that are not whole yet, and
+// none of what it sends, but for frames that it owes the peer (AppendPending).
 package http2
 
 import "slices"
@@ -80,7 +80,8 @@ type Conn struct {
 	greeted  int // bytes of the preface that came (server)
 	settled  bool
 	data     dataFrame
-	skip     int // bytes of a frame that nobody wants
+	skip     int    // bytes of a frame that nobody wants
+	partial  []byte // a frame that is not whole yet
 	block    block
 	decoder  decoder
 	window   int // bytes that the peer may send on the connection
@@ -140,14 +141,14 @@ func newConn(cfg Config, client bool) *Conn {
 }
 
 // Next reads on in what came from the peer. It returns how many bytes of in it
-// has used, and in ev what they mean. With ev.Kind None it needs more: the caller
-// keeps the rest of in, at most a frame, and calls again when more has come
-// behind it. Otherwise the caller goes on with the rest of in at once, also when
-// there is none.
+// has used, and in ev what they mean. With ev.Kind None it has used all and needs
+// more; otherwise the caller goes on with the rest of in at once, also when there
+// is none. A frame that is not whole yet is kept, but for the content of DATA,
+// which is passed on as it comes.
 //
-// ev.Data lies in in; strings in ev are the caller's. An error ends the
-// connection: the caller sends what is pending, and closes. It is an *Error and
-// comes again with each call.
+// ev.Data is good until the next call or change of in; strings in ev are the
+// caller's. An error ends the connection: the caller sends what is pending, and
+// closes. It is an *Error and comes again with each call.
 func (c *Conn) Next(in []byte, ev *Event) (int, error) {
 	ev.clear()
 	n := 0
@@ -155,7 +156,7 @@ func (c *Conn) Next(in []byte, ev *Event) (int, error) {
 		if c.abandoned && c.abandon(ev) {
 			return n, nil
 		}
-		used, err := c.step(in[n:], ev)
+		used, err := c.advance(in[n:], ev)
 		n += used
 		if err != nil {
 			break
@@ -166,6 +167,37 @@ func (c *Conn) Next(in []byte, ev *Event) (int, error) {
 	}
 	ev.clear()
 	return n, c.failed
+}
+
+// advance makes a step, with the frame that was kept if there is one.
+func (c *Conn) advance(in []byte, ev *Event) (int, error) {
+	if len(c.partial) == 0 {
+		used, err := c.step(in, ev)
+		if used == 0 && err == nil {
+			used = len(in)
+			c.partial = append(c.partial, in...)
+		}
+		return used, err
+	}
+	n := min(len(in), c.missing())
+	c.partial = append(c.partial, in[:n]...)
+	used, err := c.step(c.partial, ev)
+	if used > 0 {
+		c.partial = nil
+	}
+	return n, err
+}
+
+// missing returns how many bytes the next step needs behind those that are kept.
+func (c *Conn) missing() int {
+	if len(c.partial) < frameHeadLen {
+		return frameHeadLen - len(c.partial)
+	}
+	f := parseFrame(c.partial)
+	if f.kind == frameData {
+		return 1 // the length of the padding
+	}
+	return frameHeadLen + f.length - len(c.partial)
 }
 
 // step uses a frame, or the part of it that is there; 0 bytes: it needs more.
@@ -239,6 +271,8 @@ func (c *Conn) admit(f frame) error {
 		return c.fail(EnhanceYourCalm, "the peer has us answer and doesn't read the answers")
 	case f.length > c.cfg.MaxFrame:
 		return c.fail(FrameSizeError, "a frame is larger than SETTINGS_MAX_FRAME_SIZE (RFC 9113 section 4.2)")
+	case f.kind == frameHeaders && f.length > 2*c.cfg.MaxHeaderBytes:
+		return c.fail(EnhanceYourCalm, errLongBlock)
 	case !c.settled && (f.kind != frameSettings || f.has(flagAck)):
 		return c.fail(ProtocolError, "the first frame is not SETTINGS (RFC 9113 section 3.4)")
 	case c.block.open && (f.kind != frameContinuation || f.stream != c.block.stream):
@@ -341,8 +375,13 @@ func (c *Conn) live(id uint32) *stream {
 func (c *Conn) Open() int { return c.open }
 
 // MidHead reports whether the peer has yet to send its preface or its first
-// SETTINGS, or the rest of a header block: states that a caller bounds in time.
-func (c *Conn) MidHead() bool { return !c.settled || c.block.open }
+// SETTINGS, or the rest of a header block or of a frame other than DATA: states
+// that a caller bounds in time.
+func (c *Conn) MidHead() bool { return !c.settled || c.block.open || len(c.partial) > 0 }
+
+// Held returns how many bytes of what came, and of what is to go, are kept. They
+// are at most 2 × MaxHeaderBytes, MaxFrame and little more than MaxPending.
+func (c *Conn) Held() int { return len(c.partial) + len(c.block.bytes) + len(c.pending) }
 
 // Err returns the error that has ended the connection, or nil.
 func (c *Conn) Err() error {
@@ -366,8 +405,8 @@ func (c *Conn) AppendPending(dst []byte) []byte {
 	return dst
 }
 
-// Pending returns how many bytes AppendPending would append.
-func (c *Conn) Pending() int { return len(c.pending) }
+// Pending reports whether there is something for AppendPending.
+func (c *Conn) Pending() bool { return len(c.pending) > 0 }
 
 // abandon ends one of the streams that a GOAWAY of the server left out.
 func (c *Conn) abandon(ev *Event) bool {

@@ -47,17 +47,15 @@ func drive(t *testing.T, conn net.Conn, c *Conn, on func(d *driver, ev *Event)) 
 func (d *driver) run() {
 	defer close(d.done)
 	var ev Event
-	var held []byte
 	buffer := make([]byte, 32<<10)
 	d.do(func() {})
 	for {
 		n, err := d.conn.Read(buffer)
-		held = append(held, buffer[:n]...)
-		failed := false
+		in, failed := buffer[:n], false
 		d.do(func() {
 			for d.err == nil {
-				used, err := d.c.Next(held, &ev)
-				held = held[used:]
+				used, err := d.c.Next(in, &ev)
+				in = in[used:]
 				if err != nil {
 					d.err, failed = err, true
 					return

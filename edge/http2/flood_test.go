@@ -90,8 +90,8 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 		f.c.Refill(100)
 		w.Reset()
 	}
-	if f.err == nil || f.c.Pending() > 1200 {
-		t.Errorf("%v with %d bytes pending", f.err, f.c.Pending())
+	if f.err == nil || f.c.Held() > 1200 {
+		t.Errorf("%v with %d bytes pending", f.err, f.c.Held())
 	}
 }
 

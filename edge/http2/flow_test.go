@@ -46,7 +46,10 @@ func (s *side) pull(t *rapid.T, n, size int, onRequest func(id uint32)) {
 		}
 		switch s.ev.Kind {
 		case None:
-			s.in = s.in[at:]
+			if at < n {
+				t.Fatalf("%d bytes are not used", n-at)
+			}
+			s.in = s.in[n:]
 			return
 		case Request:
 			onRequest(s.ev.Stream)

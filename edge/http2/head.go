@@ -45,6 +45,10 @@ func (c *Conn) headers(f frame, p []byte, ev *Event) error {
 	return nil
 }
 
+// errLongBlock is the reason of a connection that ends for a header block that
+// is too long to be decoded.
+const errLongBlock = "a header block is too long (RFC 9113 section 10.5.1)"
+
 // continuation takes CONTINUATION (RFC 9113 section 6.10). A block that takes so
 // many frames that it costs all credit, or that is longer than any header that
 // would be taken, ends the connection.
@@ -54,7 +58,7 @@ func (c *Conn) continuation(f frame, p []byte, ev *Event) error {
 	}
 	c.block.bytes = append(c.block.bytes, p...)
 	if len(c.block.bytes) > 2*c.cfg.MaxHeaderBytes {
-		return c.fail(EnhanceYourCalm, "a header block is too long (RFC 9113 section 10.5.1)")
+		return c.fail(EnhanceYourCalm, errLongBlock)
 	}
 	if !f.has(flagEndHeaders) {
 		return nil

@@ -83,8 +83,19 @@ func (c *Conn) appendRequestHead(dst []byte, r *exchange.Request, tunnel bool) [
 	if tunnel {
 		method = "CONNECT"
 	}
-	dst = e.append(dst, ":method", method, false)
-	dst = e.append(dst, ":scheme", r.Scheme, false)
+	switch method { // indexes of the static table
+	case "GET":
+		dst = append(dst, 0x80|2)
+	case "POST":
+		dst = append(dst, 0x80|3)
+	default:
+		dst = e.append(dst, ":method", method, false)
+	}
+	if r.Scheme == "https" {
+		dst = append(dst, 0x80|7)
+	} else {
+		dst = append(dst, 0x80|6)
+	}
 	dst = e.append(dst, ":authority", r.Authority, false)
 	dst = e.append(dst, ":path", r.Target, false)
 	if tunnel {

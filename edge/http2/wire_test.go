@@ -121,10 +121,9 @@ func describe(ev *Event) string {
 	return text
 }
 
-// feeder gives bytes to a machine as they come, and keeps what it doesn't use.
+// feeder gives bytes to a machine as they come.
 type feeder struct {
 	c      *Conn
-	held   []byte
 	ev     Event
 	events []string
 	err    error
@@ -132,10 +131,9 @@ type feeder struct {
 }
 
 func (f *feeder) feed(p []byte) {
-	f.held = append(f.held, p...)
 	for f.err == nil {
-		n, err := f.c.Next(f.held, &f.ev)
-		f.held = f.held[n:]
+		n, err := f.c.Next(p, &f.ev)
+		p = p[n:]
 		if err != nil {
 			var wrong *Error
 			_ = errors.As(err, &wrong)
@@ -144,6 +142,9 @@ func (f *feeder) feed(p []byte) {
 			return
 		}
 		if f.ev.Kind == None {
+			if len(p) > 0 {
+				f.err = fmt.Errorf("%d bytes are not used", len(p))
+			}
 			return
 		}
 		f.note()
