@@ -1,5 +1,7 @@
 package tally
 
+import "slices"
+
 // maxCarried bounds the names that are carried for edges that are forgotten.
 const maxCarried = 2 * maxPerReport
 
@@ -27,6 +29,9 @@ func (e *edge) carry(before, now *report) {
 // carry adds the counters of before that those of now don't continue. again says that
 // both are of one process.
 func (t totals) carry(before, now []*counters, missing totals, again bool) {
+	if again && slices.Equal(before, now) {
+		return
+	}
 	for _, c := range before {
 		switch next := byName(now, c.name); {
 		case !again || next != nil && next.below(c):
@@ -62,21 +67,23 @@ func (t totals) addLasting(from totals) {
 	}
 }
 
-// all is what an edge has counted since this control plane knows it. Its gauges
-// count while it is present.
-func (e *edge) all(present bool) carried {
-	sum := newCarried()
+// addPast adds what an edge counted that its newest report does not hold.
+func (e *edge) addPast(sum carried) {
 	for _, from := range []carried{e.before, e.absent} {
 		sum.pools.addLasting(from.pools)
 		sum.listeners.addLasting(from.listeners)
 	}
-	for to, from := range map[*totals][]*counters{&sum.pools: e.newest.pools, &sum.listeners: e.newest.listeners} {
-		for _, c := range from {
+}
+
+// addReport adds the newest report of an edge. Its gauges count while the edge is
+// present.
+func (c carried) addReport(newest *report, present bool) {
+	for to, from := range map[*totals][]*counters{&c.pools: newest.pools, &c.listeners: newest.listeners} {
+		for _, counted := range from {
 			if !present {
-				c = c.lasting()
+				counted = counted.lasting()
 			}
-			to.add(c)
+			to.add(counted)
 		}
 	}
-	return sum
 }

@@ -133,7 +133,7 @@ func TestEpochsThatDidNotChangeAreShared(t *testing.T) {
 			listener.Epochs = append(listener.Epochs, epochStats("default", number+1, 100, map[string]uint64{"expired": 1}))
 		}
 		listener.Epochs[13].Resumed += i
-		made := newReport(&resealv1.ReportRequest{Listeners: []*resealv1.Stats{listener}}, time.Now(), words, before)
+		made := newReport(&resealv1.ReportRequest{Listeners: []*resealv1.Stats{listener}}, time.Now(), words, nil, before)
 		if before != nil && (made.cells != 2 || made.listeners[0].epochs[3] != before.listeners[0].epochs[3]) {
 			t.Errorf("report %d costs %d cells", i, made.cells)
 		}

@@ -36,31 +36,50 @@ type report struct {
 	cells     int // what it costs to keep: itself, and counters that the one kept before does not hold
 }
 
-// newReport copies a message, within bounds. What has not changed since the
-// report that was kept before is shared with it.
-func newReport(message *resealv1.ReportRequest, at time.Time, words *vocabularies, before *report) *report {
+// newReport copies a message, within bounds. A partial one builds on last, the
+// previous report on the stream. What has not changed since the report that was kept
+// before is shared with it.
+func newReport(message *resealv1.ReportRequest, at time.Time, words *vocabularies, last, before *report) *report {
 	made := &report{at: at, bootID: message.GetBootId(), cells: 1}
 	if before == nil {
 		before = &report{}
 	}
-	made.pools = made.take(message.GetPools(), words, before.pools)
-	made.listeners = made.take(message.GetListeners(), words, before.listeners)
+	if !message.GetPartial() || last == nil {
+		last = &report{}
+	}
+	made.pools = made.take(named(message.GetPools(), words), last.pools, before.pools)
+	made.listeners = made.take(named(message.GetListeners(), words), last.listeners, before.listeners)
 	return made
 }
 
-func (r *report) take(all []*resealv1.Stats, words *vocabularies, before []*counters) []*counters {
+// named copies what has a name, within bounds, sorted.
+func named(all []*resealv1.Stats, words *vocabularies) []*counters {
 	taken := make([]*counters, 0, min(len(all), maxPerReport))
 	for _, stats := range all {
 		if name := stats.GetName(); name != "" && len(name) <= maxName && len(taken) < maxPerReport {
 			taken = append(taken, fromStats(stats, words))
 		}
 	}
-	slices.SortStableFunc(taken, compareNames)
-	taken = slices.CompactFunc(taken, func(a, b *counters) bool { return a.name == b.name })
+	return unique(taken)
+}
+
+// unique sorts by name and keeps the first of each.
+func unique(all []*counters) []*counters {
+	slices.SortStableFunc(all, compareNames)
+	return slices.CompactFunc(all, func(a, b *counters) bool { return a.name == b.name })
+}
+
+// take returns what was reported and what stands beside it, sorted.
+func (r *report) take(reported, stand, before []*counters) []*counters {
+	if len(reported) == 0 && slices.Equal(stand, before) {
+		return before
+	}
+	taken := unique(slices.Concat(reported, stand))
+	taken = taken[:min(len(taken), maxPerReport)]
 	for i, c := range taken {
 		changed := len(c.epochs)
 		if same := byName(before, c.name); same != nil {
-			if same.equal(c) {
+			if same == c || same.equal(c) {
 				taken[i] = same
 				continue
 			}
@@ -88,12 +107,24 @@ func byName(all []*counters, name string) *counters {
 // history are the reports of an edge that windows start from, oldest first.
 type history []*report
 
-// keep adds a report if its time slot has none yet.
-func (h history) keep(r *report) (history, bool) {
-	if last := h.last(); last != nil && slot(last.at) == slot(r.at) && last.bootID == r.bootID {
-		return h, false
+// keep adds a report if its time slot has none yet, and returns how many cells that
+// costs. While nothing changes, only the first and the newest report are kept.
+func (h history) keep(r *report) (history, int) {
+	last := h.last()
+	switch {
+	case last != nil && slot(last.at) == slot(r.at) && last.bootID == r.bootID:
+		return h, 0
+	case len(h) > 1 && r.same(last) && last.same(h[len(h)-2]):
+		h[len(h)-1] = r
+		return h, r.cells - last.cells
 	}
-	return append(h, r), true
+	return append(h, r), r.cells
+}
+
+// same says whether nothing was counted between two reports, which share what has not
+// changed.
+func (r *report) same(other *report) bool {
+	return r.bootID == other.bootID && slices.Equal(r.pools, other.pools) && slices.Equal(r.listeners, other.listeners)
 }
 
 // last is nil when there is none yet.
@@ -129,6 +160,9 @@ func (h history) window(newest *report, start time.Time) (pools, listeners total
 	}
 	base := reports[first]
 	from = base.at
+	if first+1 < len(reports) && base.same(reports[first+1]) && start.After(from) {
+		from = start // nothing was counted in between
+	}
 	for i := first; i < len(reports); i++ {
 		r := reports[i]
 		if i+1 < len(reports) && reports[i+1].bootID == r.bootID {

@@ -25,7 +25,7 @@ func TestHostileReports(t *testing.T) {
 		{Name: "app", Misses: misses, Connections: &resealv1.ConnectionStats{Active: -5}},
 		{Name: "app", Requests: 9}, {Name: ""}, {Name: strings.Repeat("n", maxName+1)},
 	}, hostile.Pools...)
-	got := newReport(hostile, time.Now(), words, nil)
+	got := newReport(hostile, time.Now(), words, nil, nil)
 	if len(got.pools) > maxPerReport {
 		t.Errorf("%d pools are kept", len(got.pools))
 	}

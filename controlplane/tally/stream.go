@@ -21,7 +21,11 @@ type stream struct {
 	wake       chan struct{} // something is to be asked
 	superseded chan struct{} // closed when a newer stream took over
 	done       chan struct{} // closed when the stream has ended
-	stripped   bool          // that was said; of the goroutine that receives
+
+	// Of the goroutine that receives.
+
+	stripped bool    // that was said
+	last     *report // the newest on this stream, nil before the first
 
 	// Guarded by Server.mu.
 
@@ -54,6 +58,9 @@ func (s *Server) Report(reports grpc.BidiStreamingServer[resealv1.ReportRequest,
 	// It ends with the stream, which gRPC ends when this function returns.
 	failed := make(chan error, 1)
 	go func() { failed <- s.receive(c, reports) }()
+	if err := reports.Send(&resealv1.ReportResponse{TakesPartial: true}); err != nil {
+		return err
+	}
 	for {
 		if request := s.due(c); request > 0 {
 			if err := reports.Send(&resealv1.ReportResponse{Request: request}); err != nil {
@@ -87,6 +94,9 @@ func (s *Server) receive(c *stream, reports grpc.BidiStreamingServer[resealv1.Re
 		if len(message.GetBootId()) > maxName || message.GetBootId() != "" && !isName(message.GetBootId()) {
 			return status.Errorf(codes.InvalidArgument, "boot_id has more than %d bytes, or holds a control character", maxName)
 		}
+		if message.GetPartial() && (c.last == nil || c.last.bootID != message.GetBootId()) {
+			return status.Error(codes.InvalidArgument, "partial: the first report of a stream and of a process must be whole")
+		}
 		s.strip(reports.Context(), c, message)
 		if err := s.take(c, message); err != nil {
 			return err
@@ -98,6 +108,9 @@ func (s *Server) receive(c *stream, reports grpc.BidiStreamingServer[resealv1.Re
 // What its process reported before stays: the edge may serve an older
 // configuration.
 func (s *Server) strip(ctx context.Context, c *stream, message *resealv1.ReportRequest) {
+	if len(message.GetPools())+len(message.GetListeners()) == 0 {
+		return
+	}
 	var pools, listeners map[string]bool
 	if s.config.Assigned != nil {
 		pools, listeners = s.config.Assigned(ctx)

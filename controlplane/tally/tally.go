@@ -124,7 +124,9 @@ func (s *Server) expire() {
 
 func (s *Server) forgetLocked(e *edge) {
 	s.dropHistoryLocked(e)
-	sum := e.all(false)
+	sum := newCarried()
+	e.addPast(sum)
+	sum.addReport(e.newest, false)
 	s.gone.pools.addLasting(sum.pools)
 	s.gone.listeners.addLasting(sum.listeners)
 	delete(s.edges, e.id)
@@ -156,6 +158,8 @@ func (s *Server) evictLocked() bool {
 // take makes a report the newest of its edge. The first on a stream makes the
 // stream the one of its edge.
 func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
+	made := newReport(message, time.Now(), s.words, from.last, s.lastKept(from.id))
+	from.last = made
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.edges[from.id]
@@ -177,7 +181,7 @@ func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
 		e.stream, from.counted = from, true
 	}
 	before, kept := e.newest, e.history.last()
-	e.newest = newReport(message, time.Now(), s.words, kept)
+	e.newest = made
 	e.carry(before, e.newest)
 	if before != nil && before != kept && before.bootID != e.newest.bootID {
 		// The last that the earlier process said.
@@ -190,10 +194,9 @@ func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
 }
 
 func (s *Server) keepLocked(e *edge) {
-	var kept bool
-	if e.history, kept = e.history.keep(e.newest); kept {
-		s.cells += e.newest.cells
-	}
+	var cells int
+	e.history, cells = e.history.keep(e.newest)
+	s.cells += cells
 	var dropped history
 	e.history, dropped = e.history.trim(time.Now())
 	for _, r := range dropped {
@@ -203,6 +206,16 @@ func (s *Server) keepLocked(e *edge) {
 		s.cells -= e.history[0].cells
 		e.history = e.history[1:]
 	}
+}
+
+// lastKept is the newest report in an edge's history, nil for none.
+func (s *Server) lastKept(id string) *report {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.edges[id]; e != nil {
+		return e.history.last()
+	}
+	return nil
 }
 
 // leave notes the end of a stream.
@@ -237,20 +250,29 @@ func (s *Server) live() []string {
 // fleet are the totals of the fleet: all that this control plane has heard of,
 // from edges that left and from processes that ended too.
 func (s *Server) fleet() (pools, listeners totals) {
+	sum := newCarried()
+	for newest, present := range s.past(sum) {
+		sum.addReport(newest, present)
+	}
+	return sum.pools, sum.listeners
+}
+
+// past adds what no newest report holds, and returns the newest ones, which don't
+// change: adding them up takes no lock. True are those of edges that are present.
+func (s *Server) past(sum carried) map[*report]bool {
 	live := s.live()
-	pools, listeners = totals{}, totals{}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	present := map[string]bool{}
 	for _, id := range s.presentLocked(live) {
 		present[id] = true
 	}
-	pools.addTotals(s.gone.pools)
-	listeners.addTotals(s.gone.listeners)
+	sum.pools.addTotals(s.gone.pools)
+	sum.listeners.addTotals(s.gone.listeners)
+	newest := make(map[*report]bool, len(s.edges))
 	for id, e := range s.edges {
-		sum := e.all(present[id])
-		pools.addTotals(sum.pools)
-		listeners.addTotals(sum.listeners)
+		e.addPast(sum)
+		newest[e.newest] = present[id]
 	}
-	return pools, listeners
+	return newest
 }

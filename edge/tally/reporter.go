@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/reseal/reseal/edge/link"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
@@ -57,10 +58,10 @@ func (r *Reporter) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	requests := make(chan uint64)
-	group.Go(func() error { return listen(ctx, stream, requests) })
+	responses := make(chan *resealv1.ReportResponse)
+	group.Go(func() error { return listen(ctx, stream, responses) })
 	group.Go(func() error {
-		err := r.report(ctx, stream, requests)
+		err := r.report(ctx, stream, responses)
 		if errors.Is(err, io.EOF) {
 			// The stream broke under a send. Why is what listen returns.
 			return nil
@@ -73,7 +74,7 @@ func (r *Reporter) serve(ctx context.Context) error {
 type reportStream = grpc.BidiStreamingClient[resealv1.ReportRequest, resealv1.ReportResponse]
 
 // listen always returns an error.
-func listen(ctx context.Context, stream reportStream, requests chan<- uint64) error {
+func listen(ctx context.Context, stream reportStream, responses chan<- *resealv1.ReportResponse) error {
 	for {
 		response, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -83,27 +84,73 @@ func listen(ctx context.Context, stream reportStream, requests chan<- uint64) er
 			return err
 		}
 		select {
-		case requests <- response.GetRequest():
+		case responses <- response:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-func (r *Reporter) report(ctx context.Context, stream reportStream, requests <-chan uint64) error {
+// report sends all counters, and then, to a control plane that can add them up, those
+// that have changed.
+func (r *Reporter) report(ctx context.Context, stream reportStream, responses <-chan *resealv1.ReportResponse) error {
 	ticker := time.NewTicker(reportInterval)
 	defer ticker.Stop()
 	var answers uint64
+	var before *resealv1.ReportRequest // nil: the next one is whole
+	partial := false
 	for {
-		if err := stream.Send(r.config.Tally.Report(r.config.Edge, r.config.BootID, answers)); err != nil {
+		report := r.config.Tally.Report(r.config.Edge, r.config.BootID, answers)
+		if err := stream.Send(since(before, report)); err != nil {
 			return err
 		}
-		select {
-		case request := <-requests:
-			answers = max(answers, request)
-		case <-ticker.C:
-		case <-ctx.Done():
-			return ctx.Err()
+		if partial {
+			before = report
+		}
+		for due := false; !due; {
+			select {
+			case response := <-responses:
+				partial = partial || response.GetTakesPartial()
+				answers = max(answers, response.GetRequest())
+				due = response.GetRequest() > 0
+			case <-ticker.C:
+				due = true
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
 	}
+}
+
+// since is what of a report differs from the one before, nil for none; all of it when
+// something is gone.
+func since(before, report *resealv1.ReportRequest) *resealv1.ReportRequest {
+	if before == nil {
+		return report
+	}
+	pools, poolsStand := changed(before.GetPools(), report.GetPools())
+	listeners, listenersStand := changed(before.GetListeners(), report.GetListeners())
+	if !poolsStand || !listenersStand {
+		return report
+	}
+	return &resealv1.ReportRequest{
+		Edge: report.GetEdge(), BootId: report.GetBootId(), Answers: report.GetAnswers(), Time: report.GetTime(),
+		Partial: true, Pools: pools, Listeners: listeners,
+	}
+}
+
+// changed are those of now that are not as before; stand is false when one of before
+// is gone. Both lists are sorted by name.
+func changed(before, now []*resealv1.Stats) (differ []*resealv1.Stats, stand bool) {
+	for _, stats := range now {
+		if len(before) > 0 && before[0].GetName() == stats.GetName() {
+			same := proto.Equal(before[0], stats)
+			before = before[1:]
+			if same {
+				continue
+			}
+		}
+		differ = append(differ, stats)
+	}
+	return differ, len(before) == 0
 }

@@ -157,3 +157,50 @@ func TestReporterComesBack(t *testing.T) {
 		}
 	})
 }
+
+// TestReportsWhatHasChanged, once the control plane has said that it adds that up.
+func TestReportsWhatHasChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, counters := startReporter(t)
+		counters.Pool("a").Opened()
+		counters.Pool("b").Opened()
+		next := func() *resealv1.ReportRequest {
+			t.Helper()
+			settle(reportInterval)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.reports[len(p.reports)-1]
+		}
+		count := func() int {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return len(p.reports)
+		}
+		if report := next(); report.GetPartial() || len(report.GetPools()) != 2 {
+			t.Errorf("an older control plane gets %v", report)
+		}
+		if err := p.streams[0].Send(&resealv1.ReportResponse{TakesPartial: true}); err != nil {
+			t.Fatal(err)
+		}
+		settle(0)
+		before := count()
+		if next(); count() != before+1 {
+			t.Error("a response that asks for nothing is answered")
+		}
+		if report := next(); !report.GetPartial() || len(report.GetPools()) != 0 || report.GetEdge() != "e1" || report.GetBootId() != "b1" {
+			t.Errorf("when nothing has changed: %v", report)
+		}
+		counters.Pool("b").Opened()
+		counters.Pool("c").Opened()
+		if report := next(); !report.GetPartial() || len(report.GetPools()) != 2 || report.GetPools()[0].GetName() != "b" || report.GetPools()[1].GetName() != "c" {
+			t.Errorf("when one has changed and one is new: %v", report)
+		}
+		counters.Forget([]string{"a", "c"}, nil)
+		if report := next(); report.GetPartial() || len(report.GetPools()) != 2 {
+			t.Errorf("when one is gone: %v", report)
+		}
+		if report := next(); !report.GetPartial() || len(report.GetPools()) != 0 {
+			t.Errorf("after that: %v", report)
+		}
+	})
+}

@@ -212,7 +212,10 @@ func (e *edge) report(ctx context.Context) error {
 		if err != nil {
 			return ended(err)
 		}
-		r.send(response.GetRequest())
+		r.partial(response.GetTakesPartial())
+		if response.GetRequest() > 0 {
+			r.send(response.GetRequest())
+		}
 	}
 }
 
@@ -223,6 +226,8 @@ type reporter struct {
 
 	mu      sync.Mutex
 	answers uint64
+	takes   bool        // the control plane takes partial reports
+	whole   bool        // one that it can add to was sent since
 	timer   *time.Timer // of the next; nil once stopped
 	stopped bool
 }
@@ -236,8 +241,11 @@ func (r *reporter) send(request uint64) {
 	r.answers = max(r.answers, request)
 	report := &resealv1.ReportRequest{
 		Edge: r.edge.id, BootId: r.edge.bootID, Answers: r.answers, Time: timestamppb.Now(),
-		Pools: r.edge.fleet.pools, Listeners: r.edge.fleet.listeners,
 	}
+	if report.Partial = r.whole; !r.whole {
+		report.Pools, report.Listeners = r.edge.fleet.pools, r.edge.fleet.listeners
+	}
+	r.whole = r.takes
 	r.edge.fleet.counts.reports.Add(1)
 	r.edge.fleet.counts.reportBytes.Add(int64(proto.Size(report)))
 	_ = r.stream.Send(report)
@@ -246,6 +254,12 @@ func (r *reporter) send(request uint64) {
 	} else {
 		r.timer.Reset(reportInterval)
 	}
+}
+
+func (r *reporter) partial(takes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.takes = r.takes || takes
 }
 
 func (r *reporter) stop() {

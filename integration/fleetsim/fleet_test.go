@@ -28,6 +28,9 @@ func TestFleet(t *testing.T) {
 	if r.ChangeBytes > 2000 {
 		t.Errorf("a change of one pool sends %.0f bytes to each edge", r.ChangeBytes)
 	}
+	if r.IdleBytes > 50 {
+		t.Errorf("an edge where nothing happens reports %.0f bytes/s", r.IdleBytes)
+	}
 	back := r.Return
 	if back.Full > 0 || back.Empty < int64(r.Edges) {
 		t.Errorf("edges that came back with what they should hold got %d full and %d empty updates", back.Full, back.Empty)

@@ -269,7 +269,7 @@ func (CloseKind) EnumDescriptor() ([]byte, []int) {
 	return file_reseal_v1_tally_proto_rawDescGZIP(), []int{2}
 }
 
-// ReportRequest holds all counters of an edge.
+// ReportRequest holds the counters of an edge.
 type ReportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The edge's id.
@@ -283,7 +283,13 @@ type ReportRequest struct {
 	// One per pool.
 	Pools []*Stats `protobuf:"bytes,5,rep,name=pools,proto3" json:"pools,omitempty"`
 	// One per listener.
-	Listeners     []*Stats `protobuf:"bytes,6,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	Listeners []*Stats `protobuf:"bytes,6,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	// True: pools and listeners hold only those whose counters have changed since the
+	// previous report on this stream; the others stand as they were. The first report
+	// of a stream, and one from which a pool or listener is gone, is never partial, nor
+	// is any to a control plane that has not set ReportResponse.takes_partial. Default
+	// false: the report replaces the previous one.
+	Partial       bool `protobuf:"varint,7,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -360,11 +366,20 @@ func (x *ReportRequest) GetListeners() []*Stats {
 	return nil
 }
 
-// ReportResponse asks for a report now.
+func (x *ReportRequest) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
+}
+
+// ReportResponse asks for a report now, unless request is 0.
 type ReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Grows with each request of the stream.
-	Request       uint64 `protobuf:"varint,1,opt,name=request,proto3" json:"request,omitempty"`
+	Request uint64 `protobuf:"varint,1,opt,name=request,proto3" json:"request,omitempty"`
+	// The control plane takes partial reports. The first response of a stream says so.
+	TakesPartial  bool `protobuf:"varint,2,opt,name=takes_partial,json=takesPartial,proto3" json:"takes_partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -404,6 +419,13 @@ func (x *ReportResponse) GetRequest() uint64 {
 		return x.Request
 	}
 	return 0
+}
+
+func (x *ReportResponse) GetTakesPartial() bool {
+	if x != nil {
+		return x.TakesPartial
+	}
+	return false
 }
 
 // Stats are the counters of one pool or listener, since the edge's start or in
@@ -1124,16 +1146,18 @@ var File_reseal_v1_tally_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\n" +
-	"\x15reseal/v1/tally.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\"\xde\x01\n" +
+	"\x15reseal/v1/tally.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\"\xf8\x01\n" +
 	"\rReportRequest\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x18\n" +
 	"\aanswers\x18\x03 \x01(\x04R\aanswers\x12.\n" +
 	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12&\n" +
 	"\x05pools\x18\x05 \x03(\v2\x10.reseal.v1.StatsR\x05pools\x12.\n" +
-	"\tlisteners\x18\x06 \x03(\v2\x10.reseal.v1.StatsR\tlisteners\"*\n" +
+	"\tlisteners\x18\x06 \x03(\v2\x10.reseal.v1.StatsR\tlisteners\x12\x18\n" +
+	"\apartial\x18\a \x01(\bR\apartial\"O\n" +
 	"\x0eReportResponse\x12\x18\n" +
-	"\arequest\x18\x01 \x01(\x04R\arequest\"\xa8\x05\n" +
+	"\arequest\x18\x01 \x01(\x04R\arequest\x12#\n" +
+	"\rtakes_partial\x18\x02 \x01(\bR\ftakesPartial\"\xa8\x05\n" +
 	"\x05Stats\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x04R\brequests\x124\n" +

@@ -38,7 +38,8 @@ type TallyServiceClient interface {
 	WatchStats(ctx context.Context, in *WatchStatsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatsResponse], error)
 	// Report is an edge's stream of reports, at least one every 5 s and one on
 	// request. Counters are cumulative since the process started, so each report
-	// replaces the one before and a lost one costs nothing; another boot_id shows
+	// replaces the one before, as far as it is not partial, and the reports that a
+	// broken stream loses cost nothing; another boot_id shows
 	// that they started again at 0. ReportRequest.edge must be the id in the edge's
 	// certificate, or the call fails with PERMISSION_DENIED.
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReportRequest, ReportResponse], error)
@@ -108,7 +109,8 @@ type TallyServiceServer interface {
 	WatchStats(*WatchStatsRequest, grpc.ServerStreamingServer[WatchStatsResponse]) error
 	// Report is an edge's stream of reports, at least one every 5 s and one on
 	// request. Counters are cumulative since the process started, so each report
-	// replaces the one before and a lost one costs nothing; another boot_id shows
+	// replaces the one before, as far as it is not partial, and the reports that a
+	// broken stream loses cost nothing; another boot_id shows
 	// that they started again at 0. ReportRequest.edge must be the id in the edge's
 	// certificate, or the call fails with PERMISSION_DENIED.
 	Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error
