@@ -9,7 +9,8 @@ package http2
 // Exchanges that end in order earn credit, and so does each DATA frame that we
 // send: peers answer it with window updates for stream and connection, and some
 // (gRPC) with a PING. Window updates that give back what we have sent, a KB or
-// more at once, cost nothing. Ordinary peers earn more than they use.
+// more at once, cost nothing. Ordinary peers earn more than they use. Nothing is
+// earned by DATA that is small for want of a window (CVE-2019-9511).
 
 const (
 	// dataCredit is earned by each DATA frame that is sent.

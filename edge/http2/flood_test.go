@@ -81,6 +81,28 @@ func TestFloods(t *testing.T) {
 	}
 }
 
+// TestDribble: a client that takes content byte by byte (CVE-2019-9511) is told
+// to calm down, too.
+func TestDribble(t *testing.T) {
+	f, w := feeder{c: NewServer(Config{FloodCredit: 50})}, fromClient()
+	f.feed(w.setting(settingInitialWindow, 0).request(1, end, "GET").Bytes())
+	out, err := f.c.AppendResponse(nil, 1, &exchange.Response{Status: 200, Length: 1000}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := make([]byte, 1000)
+	f.on = func(*Event) {
+		var n int
+		out, n, _ = f.c.AppendData(out[:0], 1, content, true)
+		content = content[n:]
+	}
+	w.Reset()
+	f.feed(repeat(w, 60, func(w *wire) { w.frame(frameWindowUpdate, 0, 1, uint32s(1)...) }).Bytes())
+	if !f.c.Flooded() || len(content) < 900 {
+		t.Error(f.err, len(content))
+	}
+}
+
 // TestPeerThatDoesNotRead: what is owed to it is bounded.
 func TestPeerThatDoesNotRead(t *testing.T) {
 	f := feeder{c: NewServer(Config{MaxPending: 1000})}

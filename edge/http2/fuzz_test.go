@@ -200,3 +200,53 @@ func FuzzRequestHead(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRequestAgainstFramer: a header block that the server takes as a request is
+// one for golang.org/x/net, too, and the same one.
+func FuzzRequestAgainstFramer(f *testing.F) {
+	w := new(wire)
+	get := []string{":method", "GET", ":scheme", "https", ":authority", "a.test", ":path", "/"}
+	f.Add(w.encode(append(get, "x-name", "value", "te", "trailers", "accept", "")...))
+	f.Add(w.encode(append(get, "x-name", "value ", "content-length", "0")...))
+	f.Add(w.encode(":method", "CONNECT", ":authority", "a.test"))
+	f.Add(w.encode(append(get, "host", "A.test", "expect", "100-continue", "connection", "x")...))
+	f.Fuzz(func(t *testing.T, block []byte) {
+		if len(block) > minFrame {
+			return
+		}
+		input := append(appendFrame(nil, frameHeaders, flagEndHeaders|flagEndStream, 1, len(block)), block...)
+		server := feeder{c: NewServer(Config{})}
+		server.feed(fromClient().Bytes())
+		var got exchange.Request
+		server.on = func(ev *Event) {
+			if ev.Kind == Request {
+				got = ev.Request
+				got.Fields = slices.Clone(got.Fields)
+			}
+		}
+		if server.feed(input); got.Method == "" {
+			return
+		}
+		framer := xhttp2.NewFramer(io.Discard, bytes.NewReader(input))
+		framer.ReadMetaHeaders = hpack.NewDecoder(tableSize, nil)
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			t.Fatalf("they say %v of %+v", err, got)
+		}
+		theirs := frame.(*xhttp2.MetaHeadersFrame)
+		if got.Method != theirs.PseudoValue("method") || got.Target != theirs.PseudoValue("path") || got.Scheme != theirs.PseudoValue("scheme") {
+			t.Fatalf("%+v, they have %v", got, theirs.Fields)
+		}
+		passed := slices.DeleteFunc(theirs.RegularFields(), func(f hpack.HeaderField) bool {
+			return f.Name == "host" || f.Name == "te" || f.Name == "expect" || f.Name == "content-length"
+		})
+		if slices.ContainsFunc(passed, func(f hpack.HeaderField) bool { return f.Name == "cookie" }) {
+			return // joined
+		}
+		for i, f := range passed {
+			if len(passed) != len(got.Fields) || f.Name != got.Fields[i].Name || f.Value != got.Fields[i].Value {
+				t.Fatalf("%v, they have %v", got.Fields, passed)
+			}
+		}
+	})
+}

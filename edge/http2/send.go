@@ -265,7 +265,9 @@ func (c *Conn) AppendData(dst []byte, id uint32, p []byte, end bool) ([]byte, in
 		}
 		dst = append(appendFrame(dst, frameData, flags, id, size), rest[:size]...)
 		rest = rest[size:]
-		c.earn(dataCredit)
+		if n == len(p) || size >= fairReturn {
+			c.earn(dataCredit)
+		}
 	}
 	s.sendWindow -= n
 	c.sendWindow -= n
