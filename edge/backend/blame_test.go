@@ -146,7 +146,7 @@ func TestBlame(t *testing.T) {
 				x := newBench(t, []string{a.addr, b.addr}, ejecting, retries(0))
 				// Only what has to run out is short.
 				switch c.reason {
-				case "":
+				case "", ReasonReset:
 				case ReasonTimeoutHeader:
 					x.set(timeouts(func(p *resealv1.BackendTimeouts) { p.ResponseHeader = dur(200 * time.Millisecond) }))
 				default:

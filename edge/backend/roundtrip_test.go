@@ -415,7 +415,7 @@ func TestIdleTimeoutInBody(t *testing.T) {
 	})
 	for proto, s := range map[string]*server{"h1": serve(t, stall), "h2": serveH2(t, stall)} {
 		t.Run(proto, func(t *testing.T) {
-			x := newBench(t, []string{s.addr}, timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(40 * time.Millisecond) }))
+			x := newBench(t, []string{s.addr}, timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(500 * time.Millisecond) }))
 			_, body, err := x.try(newRequest(t, "GET", "/", nil), nil)
 			wantReason(t, err, ReasonTimeoutIdle, 504)
 			if string(body) != "x" {

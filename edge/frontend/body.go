@@ -103,6 +103,17 @@ func (b *requestBody) failed() bool {
 	return b.err != nil && !errors.Is(b.err, io.EOF)
 }
 
+// isShort reports whether the client ended the body of an HTTP/2 request before its
+// content-length, for which x/net/http2 has no error of its own. HTTP/1.1 can't.
+func (b *requestBody) isShort() bool {
+	if b == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err != nil && strings.Contains(b.err.Error(), "declared a Content-Length")
+}
+
 // finish ends all reading before the handler returns. For HTTP/1.1 it makes sure
 // that the rest of the body is not taken for the next request: it reads a small
 // rest, or has the connection closed after the answer.

@@ -42,6 +42,7 @@ type clientConn struct {
 	certificate *clientCertificate // nil: none
 
 	guard   *guard           // nil for HTTP/2 and protocol tls
+	h2      *h2Conn          // nil for all but HTTP/2
 	tickets *ticketHandshake // nil before the client said hello
 
 	mu     sync.Mutex

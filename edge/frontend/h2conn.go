@@ -27,6 +27,9 @@ const (
 	// youngStream is how long a stream must live so that its reset is free. Ends
 	// by a time limit, of either side, are not a flood.
 	youngStream = time.Second
+	// faultCost is what it costs to break the protocol on a stream: a backend
+	// connection may be lost with it, and no client has reason to.
+	faultCost = 10
 )
 
 // errFlood has the server send GOAWAY and end the connection (RFC 9113 section
@@ -43,6 +46,7 @@ type h2Conn struct {
 	out    frameScanner // used by Write alone
 
 	// Used by Read alone.
+	stream   settingsReader
 	in       frameScanner
 	inHeader bool // more frames of a header block, or the first frame of all, must come
 	inBlock  bool // the last frame was one of a header block
@@ -59,7 +63,9 @@ func newH2Conn(conn *tls.Conn, client *clientConn) *h2Conn {
 	c := &h2Conn{Conn: conn, client: client, credit: floodCredit, refilled: time.Now(), young: map[uint32]time.Time{}}
 	c.in = frameScanner{skip: len(http2.ClientPreface), frame: c.received}
 	c.inHeader = true
+	c.stream = settingsReader{src: conn, skip: len(http2.ClientPreface)}
 	c.out = frameScanner{frame: c.sent}
+	client.h2 = c
 	return c
 }
 
@@ -69,7 +75,7 @@ func (c *h2Conn) Read(p []byte) (int, error) {
 	if c.client.leaves(nil) {
 		return 0, errLeave
 	}
-	n, err := c.Conn.Read(p)
+	n, err := c.stream.Read(p)
 	if err != nil && c.client.leaves(err) {
 		return 0, errLeave
 	}
@@ -122,14 +128,14 @@ func (c *h2Conn) received(f frame) {
 		c.reset(f.stream)
 	case http2.FrameData:
 		if f.length == 0 && !f.has(http2.FlagDataEndStream) {
-			c.pay()
+			c.pay(1)
 		}
 	case http2.FrameSettings, http2.FramePing:
 		if !f.has(http2.FlagSettingsAck) { // the same bit for both
-			c.pay()
+			c.pay(1)
 		}
 	default: // PRIORITY, WINDOW_UPDATE, CONTINUATION, GOAWAY and what we don't know
-		c.pay()
+		c.pay(1)
 	}
 }
 
@@ -141,6 +147,9 @@ func (c *h2Conn) sent(f frame) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
+	case f.kind == http2.FrameRSTStream && (f.code == http2.ErrCodeProtocol || f.code == http2.ErrCodeFlowControl):
+		delete(c.young, f.stream)
+		c.pay(faultCost)
 	case f.kind == http2.FrameRSTStream && f.code != http2.ErrCodeNo:
 		c.reset(f.stream)
 	case f.kind == http2.FrameRSTStream:
@@ -154,19 +163,26 @@ func (c *h2Conn) sent(f frame) {
 	}
 }
 
+// fault accounts for a body that breaks off, of which no frame of ours tells.
+func (c *h2Conn) fault() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pay(faultCost)
+}
+
 // reset accounts for the reset of a stream. c.mu is held, as for all below.
 func (c *h2Conn) reset(stream uint32) {
 	began, open := c.young[stream]
 	delete(c.young, stream)
 	if !open || time.Since(began) < youngStream {
-		c.pay()
+		c.pay(1)
 	}
 }
 
 func (c *h2Conn) earn(credit float64) { c.credit = min(c.credit+credit, floodCredit) }
 
-func (c *h2Conn) pay() {
-	c.credit--
+func (c *h2Conn) pay(credit float64) {
+	c.credit -= credit
 	if c.credit >= 0 || c.flooded {
 		return
 	}

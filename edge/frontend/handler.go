@@ -353,6 +353,9 @@ func (q *request) finish() {
 	}
 	q.cancel(nil)
 	q.endBody()
+	if q.body.isShort() && q.client.h2 != nil {
+		q.client.h2.fault()
+	}
 	q.handler.generation.slot.frontend.memory.give(q.held)
 	duration := time.Since(q.started)
 	q.handler.generation.slot.counters.Request(q.status, !q.x.First, duration)

@@ -1023,7 +1023,8 @@ type Connections struct {
 	// those of HAProxy's http-reuse, with two differences: of several idle
 	// connections a request takes the one used last, not first, so that those
 	// that are not needed end; and the first request of an HTTP/2 client counts as
-	// first.
+	// first. In every mode a connection on which a client logs in by NTLM or
+	// Negotiate serves that client connection alone and ends with it.
 	Reuse Connections_Reuse `protobuf:"varint,1,opt,name=reuse,proto3,enum=reseal.v1.Connections_Reuse" json:"reuse,omitempty"`
 	// Idle HTTP/1.1 connections kept per endpoint and identity. Default 256.
 	MaxIdlePerEndpoint uint32 `protobuf:"varint,2,opt,name=max_idle_per_endpoint,json=maxIdlePerEndpoint,proto3" json:"max_idle_per_endpoint,omitempty"`
