@@ -121,7 +121,7 @@ func New(cfg Config) *Edge {
 		sessions:  session.New(session.Config{Logger: cfg.Logger.With("part", "session")}),
 	}
 	e.backend = backend.New(backend.Config{
-		Handshaker: sessions{e.sessions},
+		Handshaker: e.sessions,
 		Counters:   func(pool string) backend.Counters { return counters.Pool(pool) },
 		Logger:     cfg.Logger.With("part", "backend"),
 	})

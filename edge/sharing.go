@@ -49,7 +49,7 @@ func sharedPools(pools []exchange.Pool) []share.Pool {
 			shared = append(shared, share.Pool{
 				Name:  pool.Name,
 				Group: pool.Identity,
-				TLS:   func(identity string) *tls.Config { return backend.SessionConfig(pool, identity) },
+				TLS:   func(identity exchange.Identity) *tls.Config { return backend.SessionConfig(pool, identity) },
 			})
 		}
 	}

@@ -10,7 +10,6 @@ package backend
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -28,74 +27,21 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// TLSConn is a TLS connection as a Handshaker makes it: a *tls.Conn, or what
-// behaves like one.
-type TLSConn = interface {
-	net.Conn
-	// CloseWrite sends close_notify.
-	CloseWrite() error
-	ConnectionState() tls.ConnectionState
-	// NetConn returns the connection beneath.
-	NetConn() net.Conn
-}
-
 // Handshaker makes client handshakes and keeps the sessions they give.
 type Handshaker interface {
 	// Reserve waits, before the dial, until a handshake of identity should be
-	// made. identity is everything a session may be shared within: pool identity,
-	// endpoint or pool, SNI, ALPN.
-	Reserve(ctx context.Context, identity string, terms Terms) (Attempt, error)
+	// made.
+	Reserve(ctx context.Context, identity exchange.Identity, terms exchange.Terms) (exchange.Attempt, error)
 	// Doubt notes that the server may have forgotten the sessions of identity.
-	Doubt(identity string)
-	// Forget drops the sessions of all identities that begin with prefix.
-	Forget(prefix string)
-	// Replace notes that for a pool the identity next has taken the place of old,
-	// which other pools may keep: places are the pool's own endpoints, or what
-	// stands for them in its identities. It is called before a handshake with the
-	// new one and before Forget of the old.
+	Doubt(identity exchange.Identity)
+	// Forget drops the sessions of a group of identities.
+	Forget(group string)
+	// Replace notes that for a pool the group next has taken the place of old,
+	// which other pools may keep: places are those of the pool's own identities. It
+	// is called before a handshake with the new one and before Forget of the old.
 	Replace(old, next string, places []string)
 	// Unclean notes that a connection of identity ended without close_notify.
-	Unclean(identity string)
-}
-
-// Terms say how a handshake may be made.
-type Terms struct {
-	// Wait is how long another connection's session is waited for before one of
-	// those that wait goes ahead without it. 0: nobody waits.
-	Wait time.Duration
-	// TicketWait is how long the queue for tickets that are taken once may get
-	// before another full handshake adds one to those in use.
-	TicketWait time.Duration
-	// SessionIDsOff forbids resuming TLS 1.2 sessions by ID.
-	SessionIDsOff bool
-	// CryptoTLS keeps to crypto/tls: no session is offered by the client of the
-	// abbreviated handshake alone, which can't renegotiate, and after which there
-	// is no full handshake on the same connection.
-	CryptoTLS bool
-}
-
-// Attempt is the right to make one handshake. One of its methods is called, once.
-type Attempt interface {
-	// Handshake makes a handshake on conn. A completed one is either resumed
-	// (mechanism) or has a miss reason. An error that implements FullHandshaker
-	// asks for one more try on a new connection.
-	Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
-		tc TLSConn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
-	// Release gives the right back.
-	Release()
-}
-
-// FullHandshaker is the error of a handshake that failed while a session was
-// offered. FullHandshake repeats it on a new connection without one. One of
-// FullHandshake and Release is called, once.
-type FullHandshaker interface {
-	error
-	FullHandshake(ctx context.Context, conn net.Conn) (
-		tc TLSConn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error)
-	// Release says that there will be none.
-	Release()
-	// Declined reports whether the server just did not want the session.
-	Declined() bool
+	Unclean(identity exchange.Identity)
 }
 
 // Counters counts what happens in one pool. Implementations are safe for
@@ -272,7 +218,7 @@ func (b *Backend) Update(pools []exchange.Pool) {
 	after := identities(next)
 	for identity := range before {
 		if !after[identity] {
-			b.cfg.Handshaker.Forget(identity + "|")
+			b.cfg.Handshaker.Forget(identity)
 		}
 	}
 }

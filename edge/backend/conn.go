@@ -23,8 +23,8 @@ type connKey struct {
 type conn struct {
 	e        *endpoint
 	key      connKey
-	identity string // of its TLS session
-	tc       TLSConn
+	identity exchange.Identity // of its TLS session
+	tc       exchange.TLSConn
 	wire     *wire
 	created  time.Time
 	connect  time.Duration // what dial and handshake took

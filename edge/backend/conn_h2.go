@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // h2Conn is an HTTP/2 connection. x/net/http2 speaks the protocol; reading,
@@ -66,8 +68,8 @@ func newTransport() *http2.Transport {
 
 // h2Net is the net.Conn that x/net/http2 sees.
 type h2Net struct {
-	TLSConn // addresses, read deadlines, ConnectionState
-	h       *h2Conn
+	exchange.TLSConn // addresses, read deadlines, ConnectionState
+	h                *h2Conn
 }
 
 // Read is called when x/net/http2 has processed what it read before.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -205,10 +206,10 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 		return nil, err
 	}
 	c, err = e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
-		TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
+		exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 		return attempt.Handshake(ctx, w, config)
 	})
-	if redo := (FullHandshaker)(nil); err != nil && errors.As(err, &redo) {
+	if redo := (exchange.FullHandshaker)(nil); err != nil && errors.As(err, &redo) {
 		if !worthRedoing(err) {
 			redo.Release()
 			return nil, err
@@ -218,7 +219,7 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 			return nil, err
 		}
 		c, err = e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
-			TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
+			exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 			return redo.FullHandshake(ctx, w)
 		})
 		if errors.As(err, &redo) {
@@ -236,7 +237,7 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 
 // reserve waits for the turn of a handshake: while another one may bring a
 // session it is cheaper to wait than to make a full one.
-func (e *endpoint) reserve(ctx context.Context, state *poolState, identity string) (attempt Attempt, err error) {
+func (e *endpoint) reserve(ctx context.Context, state *poolState, identity exchange.Identity) (attempt exchange.Attempt, err error) {
 	defer e.pool.b.caught("a dial", &err)
 	terms := state.settings.terms
 	if state.tls.SessionTicketsDisabled {
@@ -274,7 +275,7 @@ func worthRedoing(err error) bool {
 		!errors.Is(err, context.Canceled)
 }
 
-type handshake func(context.Context, *wire) (TLSConn, resealv1.Mechanism, resealv1.MissReason, error)
+type handshake func(context.Context, *wire) (exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error)
 
 // shake makes one handshake, which is counted.
 func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn, do handshake) (*conn, error) {
@@ -286,7 +287,7 @@ func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn,
 	tc, mechanism, miss, err := e.caughtShake(shaking, w, do)
 	took := time.Since(begin)
 	if err != nil {
-		if redo := (FullHandshaker)(nil); !errors.As(err, &redo) || !redo.Declined() {
+		if redo := (exchange.FullHandshaker)(nil); !errors.As(err, &redo) || !redo.Declined() {
 			e.pool.counters.HandshakeFailed(took)
 		}
 		w.lingerClose(e.pool.b, settings.closeTimeout)
@@ -326,7 +327,7 @@ func untilEnded(ctx context.Context, limit, grace time.Duration) (context.Contex
 }
 
 func (e *endpoint) caughtShake(ctx context.Context, w *wire, do handshake) (
-	tc TLSConn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error) {
+	tc exchange.TLSConn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error) {
 	defer e.pool.b.caught("a handshake", &err)
 	return do(ctx, w)
 }

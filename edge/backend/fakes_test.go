@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -84,24 +85,24 @@ func (c *tally) get(f func(*tally) int) int {
 // fakeSessions is a small Handshaker with a session per identity.
 type fakeSessions struct {
 	mu      sync.Mutex
-	caches  map[string]tls.ClientSessionCache
-	unclean map[string]int
+	caches  map[exchange.Identity]tls.ClientSessionCache
+	unclean map[exchange.Identity]int
 	forgot  []string
 	// replaced holds "old next place ..." of each call of Replace.
 	replaced []string
-	seen     []string
+	seen     []exchange.Identity
 	breakIt  func() bool // fail this handshake as if a session had broken it
 }
 
 func newFakeSessions() *fakeSessions {
-	return &fakeSessions{caches: map[string]tls.ClientSessionCache{}, unclean: map[string]int{}}
+	return &fakeSessions{caches: map[exchange.Identity]tls.ClientSessionCache{}, unclean: map[exchange.Identity]int{}}
 }
 
-func (f *fakeSessions) Reserve(_ context.Context, identity string, _ Terms) (Attempt, error) {
+func (f *fakeSessions) Reserve(_ context.Context, identity exchange.Identity, _ exchange.Terms) (exchange.Attempt, error) {
 	return fakeAttempt{f, identity}, nil
 }
 
-func (f *fakeSessions) Doubt(string) {}
+func (f *fakeSessions) Doubt(exchange.Identity) {}
 
 func (f *fakeSessions) Replace(old, next string, places []string) {
 	f.mu.Lock()
@@ -111,18 +112,18 @@ func (f *fakeSessions) Replace(old, next string, places []string) {
 
 type fakeAttempt struct {
 	f        *fakeSessions
-	identity string
+	identity exchange.Identity
 }
 
 func (a fakeAttempt) Release() {}
 
 func (a fakeAttempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
-	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	return a.f.Handshake(ctx, conn, a.identity, cfg)
 }
 
-func (f *fakeSessions) Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
-	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
+func (f *fakeSessions) Handshake(ctx context.Context, conn net.Conn, identity exchange.Identity, cfg *tls.Config) (
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	f.mu.Lock()
 	if f.caches[identity] == nil {
 		f.caches[identity] = tls.NewLRUClientSessionCache(32)
@@ -138,7 +139,7 @@ func (f *fakeSessions) Handshake(ctx context.Context, conn net.Conn, identity st
 }
 
 func (f *fakeSessions) shake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
-	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	tc := tls.Client(conn, cfg)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, 0, 0, err
@@ -153,24 +154,24 @@ func (f *fakeSessions) shake(ctx context.Context, conn net.Conn, cfg *tls.Config
 	}
 }
 
-func (f *fakeSessions) Forget(prefix string) {
+func (f *fakeSessions) Forget(group string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.forgot = append(f.forgot, prefix)
+	f.forgot = append(f.forgot, group)
 	for identity := range f.caches {
-		if strings.HasPrefix(identity, prefix) {
+		if identity.Group() == group {
 			delete(f.caches, identity)
 		}
 	}
 }
 
-func (f *fakeSessions) Unclean(identity string) {
+func (f *fakeSessions) Unclean(identity exchange.Identity) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.unclean[identity]++
 }
 
-func (f *fakeSessions) identities() []string {
+func (f *fakeSessions) identities() []exchange.Identity {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	all := slices.Clone(f.seen)
@@ -190,7 +191,7 @@ func (f *fakeSessions) uncleanCount() int {
 
 type brokenSession struct {
 	f        *fakeSessions
-	identity string
+	identity exchange.Identity
 	cfg      *tls.Config
 }
 
@@ -200,7 +201,7 @@ func (brokenSession) Release()       {}
 func (brokenSession) Declined() bool { return false }
 
 func (b brokenSession) FullHandshake(ctx context.Context, conn net.Conn) (
-	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	b.cfg.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	return b.f.shake(ctx, conn, b.cfg)
 }

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -26,31 +27,31 @@ func (f *faulty) panics(where string) {
 	}
 }
 
-func (f *faulty) Reserve(ctx context.Context, identity string, terms Terms) (Attempt, error) {
+func (f *faulty) Reserve(ctx context.Context, identity exchange.Identity, terms exchange.Terms) (exchange.Attempt, error) {
 	f.panics("reserve")
 	a, err := f.fakeSessions.Reserve(ctx, identity, terms)
 	return faultyAttempt{a, f}, err
 }
 
-func (f *faulty) Unclean(identity string) {
+func (f *faulty) Unclean(identity exchange.Identity) {
 	f.panics("unclean")
 	f.fakeSessions.Unclean(identity)
 }
 
 type faultyAttempt struct {
-	Attempt
+	exchange.Attempt
 	f *faulty
 }
 
 func (a faultyAttempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
-	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	a.f.panics("handshake")
 	tc, mechanism, miss, err := a.Attempt.Handshake(ctx, conn, cfg)
 	return faultyConn{tc, a.f}, mechanism, miss, err
 }
 
 type faultyConn struct {
-	TLSConn
+	exchange.TLSConn
 	f *faulty
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -241,48 +240,45 @@ func (s *poolState) serverName(call *exchange.Exchange) (string, error) {
 }
 
 // sessionIdentity is what a TLS session may be reused within.
-func (s *poolState) sessionIdentity(address string, key connKey) string {
+func (s *poolState) sessionIdentity(address string, key connKey) exchange.Identity {
 	if s.settings.poolScope {
 		address = poolPlace(s.spec.UID)
 	}
-	identity := s.spec.Identity + "|" + address + "|" + key.serverName
-	if key.http1 {
-		identity += "|http/1.1"
-	}
-	return identity
+	return exchange.IdentityParts{
+		Group: s.spec.Identity, Place: address, ServerName: key.serverName, HTTP1: key.http1,
+	}.Identity()
 }
 
 // SessionConfig is the TLS configuration of the handshakes that give sessions of
 // identity, to check one that another edge gave. It is nil when no connection of
 // pool has that identity.
-func SessionConfig(pool exchange.Pool, identity string) *tls.Config {
-	parts := strings.Split(identity, "|")
-	http1 := len(parts) == 4 && parts[3] == protocolHTTP1
-	if len(parts) != 3 && !http1 || parts[0] != pool.Identity {
+func SessionConfig(pool exchange.Pool, identity exchange.Identity) *tls.Config {
+	parts, ok := identity.Parts()
+	if !ok || parts.Group != pool.Identity {
 		return nil
 	}
-	where, name := parts[1], parts[2]
 	s := newSettings(pool.Spec)
 	known := s.dns != nil
 	if s.poolScope {
-		known = where == poolPlace(pool.UID)
+		known = parts.Place == poolPlace(pool.UID)
 	}
 	for _, endpoint := range pool.Spec.GetEndpoints() {
-		known = known || !s.poolScope && endpoint.GetAddress() == where
+		known = known || !s.poolScope && endpoint.GetAddress() == parts.Place
 	}
+	name := parts.ServerName
 	named := name != "" && (s.serverName == "" || name == s.serverName || name == s.check.GetServerName())
 	if !known || !named || s.sessionsOff {
 		return nil
 	}
 	config := pool.TLS.Clone()
 	config.ServerName = name
-	if http1 {
+	if parts.HTTP1 {
 		config.NextProtos = []string{protocolHTTP1}
 	}
 	return config
 }
 
-// places are the middle parts of the pool's session identities. Before the first
+// places are those of the pool's session identities. Before the first
 // look-up of a DNS pool they are those of the pool that it took over from.
 // Backend.updating is held.
 func (p *pool) places() []string {

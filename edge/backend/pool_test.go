@@ -126,7 +126,7 @@ func TestIdentitiesNeverShare(t *testing.T) {
 	if len(seen) != 2 {
 		t.Errorf("%d connections, want 2", len(seen))
 	}
-	want := []string{"identity|" + s.addr + "|a.test", "identity|" + s.addr + "|b.test"}
+	want := []exchange.Identity{exchange.Identity("identity|" + s.addr + "|a.test"), exchange.Identity("identity|" + s.addr + "|b.test")}
 	if got := x.h.identities(); !slices.Equal(got, want) {
 		t.Errorf("session identities %q, want %q", got, want)
 	}
@@ -140,7 +140,7 @@ func TestSessionScopeAndMode(t *testing.T) {
 	})
 	x.get("/bytes/1")
 	x.get("/bytes/1")
-	if got := x.h.identities(); !slices.Equal(got, []string{"identity|pool uid|" + testName}) {
+	if got := x.h.identities(); !slices.Equal(got, []exchange.Identity{"identity|pool uid|" + testName}) {
 		t.Errorf("session identities %q", got)
 	}
 	x.set(func(p *resealv1.BackendPool) { p.Sessions = &resealv1.Sessions{Mode: resealv1.Sessions_MODE_OFF} })
@@ -334,7 +334,7 @@ func TestUpdateNeverCutsRequests(t *testing.T) {
 	wg.Wait()
 	x.h.mu.Lock()
 	defer x.h.mu.Unlock()
-	if !slices.Contains(x.h.forgot, "identity0|") {
+	if !slices.Contains(x.h.forgot, "identity0") {
 		t.Errorf("forgot %q", x.h.forgot)
 	}
 }

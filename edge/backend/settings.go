@@ -26,7 +26,7 @@ type settings struct {
 	closeTimeout     time.Duration
 	connectTimeout   time.Duration
 	handshakeTimeout time.Duration
-	terms            Terms
+	terms            exchange.Terms
 	renegotiates     bool // once, if the server asks
 	headerTimeout    time.Duration
 	bodyTimeout      time.Duration
@@ -84,7 +84,7 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 		checkTimeout:     check.GetTimeout().AsDuration(),
 	}
 	s.renegotiates = spec.GetTls().GetRenegotiation() == resealv1.BackendTLS_RENEGOTIATION_ONCE
-	s.terms = Terms{
+	s.terms = exchange.Terms{
 		Wait:          spec.GetSessions().GetCoalesceTimeout().AsDuration(),
 		TicketWait:    spec.GetSessions().GetTicketWait().AsDuration(),
 		SessionIDsOff: spec.GetSessions().GetSessionIds() == resealv1.Sessions_SESSION_IDS_OFF,

@@ -5,16 +5,17 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // termed notes under which terms handshakes are made.
 type termed struct {
 	*fakeSessions
-	terms atomic.Pointer[Terms]
+	terms atomic.Pointer[exchange.Terms]
 }
 
-func (h *termed) Reserve(ctx context.Context, identity string, terms Terms) (Attempt, error) {
+func (h *termed) Reserve(ctx context.Context, identity exchange.Identity, terms exchange.Terms) (exchange.Attempt, error) {
 	h.terms.Store(&terms)
 	return h.fakeSessions.Reserve(ctx, identity, terms)
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/session/abbreviated"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -82,8 +83,8 @@ type bareHandshaker struct {
 }
 
 // Handshake implements Handshaker. There is but one identity.
-func (b *bareHandshaker) Handshake(ctx context.Context, conn net.Conn, _ string, cfg *tls.Config) (
-	TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
+func (b *bareHandshaker) Handshake(ctx context.Context, conn net.Conn, _ exchange.Identity, cfg *tls.Config) (
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	if b.session == nil {
 		tc, err := b.full(ctx, conn, cfg)
 		return tc, 0, resealv1.MissReason_MISS_REASON_NO_SESSION, err
@@ -100,7 +101,7 @@ func (b *bareHandshaker) Handshake(ctx context.Context, conn net.Conn, _ string,
 }
 
 // full makes the full handshake and keeps its session.
-func (b *bareHandshaker) full(ctx context.Context, conn net.Conn, cfg *tls.Config) (TLSConn, error) {
+func (b *bareHandshaker) full(ctx context.Context, conn net.Conn, cfg *tls.Config) (exchange.TLSConn, error) {
 	own := cfg.Clone()
 	var log bytes.Buffer
 	own.SessionTicketsDisabled, own.KeyLogWriter = true, &log

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -19,7 +20,7 @@ type chain struct {
 	// handshaker makes TLS 1.2 handshakes and holds their sessions under
 	// identity. Nil: tickets does.
 	handshaker Handshaker
-	identity   string
+	identity   exchange.Identity
 	tickets    []*tls.ClientSessionState // not offered yet, oldest first
 	spent      *tls.ClientSessionState   // the one that was offered last
 	// origin is where the newest session came from.
@@ -54,7 +55,7 @@ func (c *chain) renew(r *run) {
 			c.handshaker = r.cfg.Sessions()
 		}
 		r.lines++
-		c.identity = fmt.Sprintf("probe|%d", r.lines)
+		c.identity = exchange.Identity(fmt.Sprintf("probe|%d", r.lines))
 	}
 }
 
@@ -82,7 +83,7 @@ func (c *chain) take() *tls.ClientSessionState {
 }
 
 // handshake makes the handshake on conn.
-func (c *chain) handshake(ctx context.Context, conn *wire, cfg *tls.Config) (TLSConn, *ticketBox, error) {
+func (c *chain) handshake(ctx context.Context, conn *wire, cfg *tls.Config) (exchange.TLSConn, *ticketBox, error) {
 	box := &ticketBox{}
 	if c.handshaker != nil {
 		tc, _, _, err := c.handshaker.Handshake(ctx, conn, c.identity, cfg)

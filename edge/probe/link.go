@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -39,7 +40,7 @@ type link struct {
 	target *target
 	record *resealv1.ProbeConnection
 	wire   *wire
-	tc     TLSConn
+	tc     exchange.TLSConn
 	in     *bufio.Reader
 	box    *ticketBox
 	flight serverFlight

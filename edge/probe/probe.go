@@ -19,22 +19,12 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // Report is what a probe found out.
 type Report = resealv1.ProbeReport
-
-// TLSConn is a TLS connection as a Handshaker makes it: a *tls.Conn, or what
-// behaves like one.
-type TLSConn = interface {
-	net.Conn
-	// CloseWrite sends close_notify.
-	CloseWrite() error
-	ConnectionState() tls.ConnectionState
-	// NetConn returns the connection beneath.
-	NetConn() net.Conn
-}
 
 // Handshaker makes client handshakes and resumes sessions of an identity as
 // edges do.
@@ -42,8 +32,8 @@ type Handshaker interface {
 	// Handshake offers a session of identity when there is one and keeps those
 	// that the server gives. A completed handshake has either a mechanism or a
 	// miss reason.
-	Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
-		TLSConn, resealv1.Mechanism, resealv1.MissReason, error)
+	Handshake(ctx context.Context, conn net.Conn, identity exchange.Identity, cfg *tls.Config) (
+		exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error)
 }
 
 const (

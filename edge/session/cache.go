@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -12,7 +13,7 @@ import (
 // one session that was taken for it, Put files what the server gives.
 type connCache struct {
 	store    *Store
-	identity string
+	identity exchange.Identity
 	offer    offer
 	spy      *helloSpy
 

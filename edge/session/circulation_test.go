@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -39,7 +40,7 @@ func (s *onceServer) visit(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
 	asked := time.Now()
-	o, err := s.store.acquire(ctx, "a", Terms{Wait: 2 * time.Second, TicketWait: 50 * time.Millisecond})
+	o, err := s.store.acquire(ctx, "a", exchange.Terms{Wait: 2 * time.Second, TicketWait: 50 * time.Millisecond})
 	if err != nil {
 		t.Error(err)
 		return

@@ -11,13 +11,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 const coalesceTimeout = resealv1.MissReason_MISS_REASON_COALESCE_TIMEOUT
 
 // together makes n connections at the same time and counts how they went.
-func (p *peer) together(n int, identity string) (full, resumed int, misses map[resealv1.MissReason]int) {
+func (p *peer) together(n int, identity exchange.Identity) (full, resumed int, misses map[resealv1.MissReason]int) {
 	p.t.Helper()
 	misses = map[resealv1.MissReason]int{}
 	var mu sync.Mutex
@@ -282,7 +283,7 @@ func TestLeaderFailsAndTheNextOneLeads(t *testing.T) {
 		next := make(chan offer)
 		for range 3 {
 			go func() {
-				o, err := s.acquire(t.Context(), "a", Terms{Wait: time.Hour})
+				o, err := s.acquire(t.Context(), "a", exchange.Terms{Wait: time.Hour})
 				if err != nil {
 					t.Error(err)
 				}
@@ -317,7 +318,7 @@ func TestCoalesceTimeout(t *testing.T) {
 		defer cancel()
 		for range 8 {
 			go func() {
-				o, err := s.acquire(ctx, "a", Terms{Wait: 2 * time.Second})
+				o, err := s.acquire(ctx, "a", exchange.Terms{Wait: 2 * time.Second})
 				if err != nil {
 					gaveUp <- err
 					return
@@ -372,7 +373,7 @@ func TestDeadLeaderReleasesWaiters(t *testing.T) {
 func TestImpatientNeverWaits(t *testing.T) {
 	s := New(Config{})
 	for range 3 {
-		attempt, err := s.Reserve(t.Context(), "a", Terms{})
+		attempt, err := s.Reserve(t.Context(), "a", exchange.Terms{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -390,7 +391,7 @@ func TestNobodyIsLateWhileLeadersChange(t *testing.T) {
 		next := make(chan offer)
 		for range 8 {
 			go func() {
-				o, err := s.acquire(t.Context(), "a", Terms{Wait: 2 * time.Second})
+				o, err := s.acquire(t.Context(), "a", exchange.Terms{Wait: 2 * time.Second})
 				if err != nil {
 					t.Error(err)
 				}
@@ -417,7 +418,7 @@ func TestNobodyIsLateWhileLeadersChange(t *testing.T) {
 // offered. Whoever comes then must not take the server for one that gives none, and
 // let all go that wait.
 func TestNobodyGoesBeforeTheSessionIsFiled(t *testing.T) {
-	s, terms := New(Config{}), Terms{Wait: time.Minute}
+	s, terms := New(Config{}), exchange.Terms{Wait: time.Minute}
 	first := <-s.join("a", terms).turn
 	waiting := s.join("a", terms)
 	spy := &helloSpy{supply: &supply{}}

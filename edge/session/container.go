@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // A container carries sessions out of the process: into the state directory, or
@@ -53,7 +55,7 @@ var (
 
 // entry is one session as it travels.
 type entry struct {
-	identity string
+	identity exchange.Identity
 	// used says that the ticket was offered, or that others hold it too.
 	used bool
 	// renewed says that the server declined a session before it gave this one.
@@ -193,7 +195,7 @@ func parseEntry(s cryptobyte.String) (entry, error) {
 	}
 	e.knowledge.reuse, e.knowledge.way = reuseKind(reuse), idWay(way)
 	e.knowledge.turn = min(time.Duration(turn)*time.Microsecond, maxTurn)
-	e.identity, e.used, e.renewed = string(identity), flags&flagUsed != 0, flags&flagRenewed != 0
+	e.identity, e.used, e.renewed = exchange.Identity(identity), flags&flagUsed != 0, flags&flagRenewed != 0
 	for !path.Empty() {
 		var edge cryptobyte.String
 		if !path.ReadUint8LengthPrefixed(&edge) || len(edge) == 0 || len(edge) > maxEdge || len(e.path) == maxPath {
@@ -220,7 +222,7 @@ func readTime(s *cryptobyte.String, t *time.Time) bool {
 
 // entryOf is a held session of identity as it travels. Its session must be wiped
 // after use.
-func (h *held) entry(identity string, known knowledge) (entry, error) {
+func (h *held) entry(identity exchange.Identity, known knowledge) (entry, error) {
 	e := entry{
 		identity: identity, renewed: h.renewed, born: h.born, useBy: h.useBy, knowledge: known,
 		used: h.worn(), path: h.path,

@@ -10,6 +10,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // The sessions are kept in two files: all of them as they once were, and those of
@@ -61,10 +63,10 @@ type Keeper struct {
 	cfg KeeperConfig
 
 	// Of the goroutine that runs.
-	base    [sha256.Size]byte   // hash of the first file, zero while there is none
-	size    int                 // its size
-	changed map[string]struct{} // the identities of the second file
-	next    time.Time           // when the next save may be made
+	base    [sha256.Size]byte              // hash of the first file, zero while there is none
+	size    int                            // its size
+	changed map[exchange.Identity]struct{} // the identities of the second file
+	next    time.Time                      // when the next save may be made
 }
 
 // NewKeeper makes a Keeper that does nothing yet.
@@ -126,7 +128,7 @@ func (k *Keeper) loadChanges(entries []entry, base [sha256.Size]byte) ([]entry, 
 	if err != nil {
 		return entries, err
 	}
-	replaced := map[string]bool{}
+	replaced := map[exchange.Identity]bool{}
 	for _, e := range newer {
 		replaced[e.identity] = true
 	}
@@ -194,7 +196,7 @@ func (k *Keeper) saveAll(clean bool) error {
 	if err := k.write(sessionsFile, data); err != nil {
 		return err
 	}
-	k.base, k.size, k.changed = sha256.Sum256(data), len(data), map[string]struct{}{}
+	k.base, k.size, k.changed = sha256.Sum256(data), len(data), map[exchange.Identity]struct{}{}
 	// It is of the old one, so it says nothing any more.
 	return k.cfg.State.Remove(changesFile)
 }

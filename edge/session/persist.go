@@ -6,6 +6,8 @@ import (
 	"crypto/tls"
 	"slices"
 	"time"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // Export returns all sessions, those of the identities used last first, in a
@@ -45,7 +47,7 @@ func (s *Store) export(c *container, records []exported) bool {
 
 // exportOf is Export of some identities. One that no longer has anything stands
 // there with nothing. ok is false when there is too much.
-func (s *Store) exportOf(identities []string, now time.Time) (data []byte, ok bool) {
+func (s *Store) exportOf(identities []exchange.Identity, now time.Time) (data []byte, ok bool) {
 	c := newContainer(maxContainer, false)
 	ok = s.export(c, s.copySome(identities, now))
 	return c.data, ok
@@ -55,7 +57,7 @@ func (s *Store) exportOf(identities []string, now time.Time) (data []byte, ok bo
 type exported struct {
 	knowledge
 
-	identity string
+	identity exchange.Identity
 	rank     int // in its group, most recently used first
 	sessions []held
 }
@@ -91,7 +93,7 @@ func (s *Store) copyAll(now time.Time) []exported {
 	return all
 }
 
-func (s *Store) copySome(identities []string, now time.Time) []exported {
+func (s *Store) copySome(identities []exchange.Identity, now time.Time) []exported {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	some := make([]exported, 0, len(identities))
@@ -210,11 +212,9 @@ func (s *Store) add(g *group, r *record, h *held) {
 func (s *Store) Retain(groups ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name, g := range s.groups {
+	for name := range s.groups {
 		if !slices.Contains(groups, name) {
-			g.forget("")
-			delete(s.groups, name)
-			s.changedAll()
+			s.forget(name)
 		}
 	}
 }
@@ -252,7 +252,7 @@ func (s *Store) Watch() (changes <-chan struct{}, stop func()) {
 
 // changed tells those who watch that sessions of an identity, or what is known of
 // its server, changed. Store.mu is held.
-func (s *Store) changed(identity string) {
+func (s *Store) changed(identity exchange.Identity) {
 	s.touch(identity)
 	if s.kept != nil && !s.kept.all {
 		s.kept.identities[identity] = struct{}{}
@@ -262,8 +262,8 @@ func (s *Store) changed(identity string) {
 }
 
 // touch notes that what Holds says of an identity's group may have changed.
-func (s *Store) touch(identity string) {
-	if g := s.groups[groupName(identity)]; g != nil {
+func (s *Store) touch(identity exchange.Identity) {
+	if g := s.groups[identity.Group()]; g != nil {
 		g.touched = true
 	}
 }
@@ -293,7 +293,7 @@ const maxChanges = 16384
 
 // changes are the identities that changed since the keeper looked last.
 type changes struct {
-	identities map[string]struct{}
+	identities map[exchange.Identity]struct{}
 	all        bool // that would be too many to name
 }
 
@@ -305,6 +305,6 @@ func (s *Store) takeChanges() changes {
 	if s.kept != nil {
 		last = *s.kept
 	}
-	s.kept = &changes{identities: map[string]struct{}{}}
+	s.kept = &changes{identities: map[exchange.Identity]struct{}{}}
 	return last
 }

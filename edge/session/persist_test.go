@@ -17,6 +17,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -213,7 +214,7 @@ func TestImportRefuses(t *testing.T) {
 
 func TestRetain(t *testing.T) {
 	p := newPeer(t, Config{})
-	for _, identity := range []string{"a|1", "a|2", "b|1"} {
+	for _, identity := range []exchange.Identity{"a|1", "a|2", "b|1"} {
 		p.want(identity, 0, noSession)
 	}
 	p.store.Retain("b", "c")
@@ -232,7 +233,7 @@ func TestExportIsBounded(t *testing.T) {
 	p.store.mu.Lock()
 	first := p.store.find("a|0").sessions[0]
 	for i := range 14_999 {
-		_, r := p.store.use(fmt.Sprintf("a|%d", i+1))
+		_, r := p.store.use(exchange.Identity(fmt.Sprintf("a|%d", i+1)))
 		h := first.copy()
 		h.size = 0
 		r.sessions = append(r.sessions, h)
@@ -349,7 +350,7 @@ func TestContainerRoundTrip(t *testing.T) {
 		var in []entry
 		for range rapid.IntRange(0, 5).Draw(t, "entries") {
 			e := entry{
-				identity: rapid.StringN(1, 40, maxIdentity).Draw(t, "identity"),
+				identity: exchange.Identity(rapid.StringN(1, 40, maxIdentity).Draw(t, "identity")),
 				used:     rapid.Bool().Draw(t, "used"), renewed: rapid.Bool().Draw(t, "renewed"),
 				born: times.Draw(t, "born"), useBy: times.Draw(t, "useBy"),
 				knowledge: knowledge{
@@ -459,7 +460,7 @@ func TestKeeperWritesWhatChanged(t *testing.T) {
 		for _, h := range []*held{first, other} { // the bubble's clock starts in 2000
 			h.born, h.useBy = time.Now(), time.Now().Add(10*time.Hour)
 		}
-		put := func(identity string, h *held) {
+		put := func(identity exchange.Identity, h *held) {
 			p.store.mu.Lock()
 			defer p.store.mu.Unlock()
 			_, r := p.store.use(identity)
@@ -467,7 +468,7 @@ func TestKeeperWritesWhatChanged(t *testing.T) {
 			p.store.changed(identity)
 		}
 		for i := range 500 {
-			put(fmt.Sprintf("a|%d", i), first)
+			put(exchange.Identity(fmt.Sprintf("a|%d", i)), first)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
@@ -477,7 +478,7 @@ func TestKeeperWritesWhatChanged(t *testing.T) {
 		base, _ := state.Read(sessionsFile)
 		for i := range 3 {
 			put("a|7", other)
-			put(fmt.Sprintf("a|new %d", i), other)
+			put(exchange.Identity(fmt.Sprintf("a|new %d", i)), other)
 			rest()
 		}
 		p.store.mu.Lock()
@@ -491,7 +492,7 @@ func TestKeeperWritesWhatChanged(t *testing.T) {
 			t.Errorf("%d bytes of changes, of %d", len(part), len(base))
 		}
 		crashed := load(t)
-		for identity, want := range map[string]*held{"a|1": first, "a|7": other, "a|new 0": other, "a|new 2": other, "a|8": nil} {
+		for identity, want := range map[exchange.Identity]*held{"a|1": first, "a|7": other, "a|new 0": other, "a|new 2": other, "a|8": nil} {
 			r := crashed.find(identity)
 			if (r != nil && len(r.sessions) == 1) != (want != nil) || want != nil && !r.sessions[0].same(want) {
 				t.Errorf("%s: %+v after a crash", identity, r)
@@ -508,7 +509,7 @@ func TestKeeperWritesWhatChanged(t *testing.T) {
 		}
 		// Many changes are a new file.
 		for i := range 300 {
-			put(fmt.Sprintf("a|%d", i), other)
+			put(exchange.Identity(fmt.Sprintf("a|%d", i)), other)
 		}
 		rest()
 		if _, err := state.Read(changesFile); !errors.Is(err, fs.ErrNotExist) {
@@ -521,7 +522,7 @@ func TestKeeperWritesWhatChanged(t *testing.T) {
 		before, began := state.written(), time.Now()
 		for range 100 {
 			for i := range 300 {
-				put(fmt.Sprintf("a|%d", i), first)
+				put(exchange.Identity(fmt.Sprintf("a|%d", i)), first)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -20,25 +21,9 @@ import (
 // is settled: by a session, by what the server sent without one, by failure or
 // by its end. With every piece of news, serve lets those go whose turn it is.
 
-// Terms say how a handshake may be made.
-type Terms struct {
-	// Wait is how long another connection's session is waited for before one of
-	// those that wait goes ahead without it. 0: nobody waits.
-	Wait time.Duration
-	// TicketWait is how long the queue for tickets that are taken once may get
-	// before another full handshake adds one to those in use.
-	TicketWait time.Duration
-	// SessionIDsOff forbids resuming TLS 1.2 sessions by ID.
-	SessionIDsOff bool
-	// CryptoTLS keeps to crypto/tls: no session is offered by the client of the
-	// abbreviated handshake alone, which can't renegotiate, and after which there
-	// is no full handshake on the same connection.
-	CryptoTLS bool
-}
-
 // waiter is a handshake that waits for its turn.
 type waiter struct {
-	terms Terms
+	terms exchange.Terms
 	turn  chan offer // gets one offer; closed when the identity was dropped
 }
 
@@ -65,7 +50,7 @@ func (p *pending) settle() {
 // acquire takes an offer for one handshake. It waits while other connections of
 // the identity may bring a session: for one of them at most terms.Wait, after
 // which one waiter goes ahead without, and the others until ctx ends.
-func (s *Store) acquire(ctx context.Context, identity string, terms Terms) (offer, error) {
+func (s *Store) acquire(ctx context.Context, identity exchange.Identity, terms exchange.Terms) (offer, error) {
 	for {
 		w := s.join(identity, terms)
 		o, ok, err := s.await(ctx, identity, w)
@@ -76,7 +61,7 @@ func (s *Store) acquire(ctx context.Context, identity string, terms Terms) (offe
 }
 
 // join queues a handshake. Its turn may have come already.
-func (s *Store) join(identity string, terms Terms) *waiter {
+func (s *Store) join(identity exchange.Identity, terms exchange.Terms) *waiter {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g, r := s.use(identity)
@@ -98,7 +83,7 @@ func (s *Store) join(identity string, terms Terms) *waiter {
 }
 
 // await waits for a waiter's turn. ok is false when the waiter must join anew.
-func (s *Store) await(ctx context.Context, identity string, w *waiter) (o offer, ok bool, err error) {
+func (s *Store) await(ctx context.Context, identity exchange.Identity, w *waiter) (o offer, ok bool, err error) {
 	select {
 	case o, ok = <-w.turn:
 		return o, ok, nil
@@ -121,7 +106,7 @@ func (s *Store) await(ctx context.Context, identity string, w *waiter) (o offer,
 
 // look sees whether somebody has waited for too long, and returns after which
 // time to look again.
-func (s *Store) look(identity string, w *waiter) time.Duration {
+func (s *Store) look(identity exchange.Identity, w *waiter) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r, now := s.find(identity), time.Now()
@@ -138,7 +123,7 @@ func (s *Store) look(identity string, w *waiter) time.Duration {
 }
 
 // leave takes a waiter out of the queue, and gives back what it got meanwhile.
-func (s *Store) leave(identity string, w *waiter) {
+func (s *Store) leave(identity exchange.Identity, w *waiter) {
 	s.mu.Lock()
 	if r := s.find(identity); r != nil {
 		if i := slices.Index(r.queue, w); i >= 0 {
@@ -174,7 +159,7 @@ func (r *record) serve(now time.Time) {
 }
 
 // decide says whether the first of the queue goes now, and with what.
-func (r *record) decide(terms Terms, now time.Time) (o offer, ok bool) {
+func (r *record) decide(terms exchange.Terms, now time.Time) (o offer, ok bool) {
 	o, sure := r.choose(now)
 	if r.pending == 0 || sure && !r.doubt {
 		return o, true
@@ -193,7 +178,7 @@ func (r *record) decide(terms Terms, now time.Time) (o offer, ok bool) {
 }
 
 // lead makes an offer the one of a handshake that begins. Store.mu is held.
-func (r *record) lead(o offer, terms Terms, now time.Time) offer {
+func (r *record) lead(o offer, terms exchange.Terms, now time.Time) offer {
 	if r.pending == 0 {
 		r.progress = now
 	}
@@ -268,7 +253,7 @@ func (o *offer) concluded() {
 // dial was refused, or pooled connections were lost. The next handshake tries
 // them alone, the others wait for how it goes, so that a server that was
 // restarted costs one full handshake and not one per connection.
-func (s *Store) Doubt(identity string) {
+func (s *Store) Doubt(identity exchange.Identity) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r := s.find(identity); r != nil && len(r.sessions) > 0 {

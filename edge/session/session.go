@@ -12,10 +12,10 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/session/abbreviated"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -27,8 +27,7 @@ type Config struct {
 	Logger *slog.Logger
 	// MaxSessions bounds the sessions of one identity. Default 16, at least 1.
 	MaxSessions int
-	// MaxIdentities bounds the identities of one group, which is what stands
-	// before the first "|" of an identity; the least recently used one goes
+	// MaxIdentities bounds the identities of one group; the least recently used one goes
 	// first. Default 10,000.
 	MaxIdentities int
 	// MaxBytes bounds the encoded size of a group's sessions. Default 64 MiB.
@@ -83,18 +82,6 @@ func New(cfg Config) *Store {
 	return s
 }
 
-// Conn is a TLS connection whose handshake is complete. It behaves as *tls.Conn,
-// which is one kind of it. An alias, so that packages which know only the shape
-// can name the same type.
-type Conn = interface {
-	net.Conn
-	// CloseWrite sends close_notify.
-	CloseWrite() error
-	ConnectionState() tls.ConnectionState
-	// NetConn returns the connection beneath.
-	NetConn() net.Conn
-}
-
 // Handshake makes a client handshake on conn, offering a session of identity
 // when there is one, and keeps the sessions that the server gives during the
 // handshake and later while the connection is read. cfg is cloned; its
@@ -107,20 +94,19 @@ type Conn = interface {
 // full handshake on another connection.
 //
 // Handshake waits for nobody. Reserve, before the dial, saves full handshakes.
-func (s *Store) Handshake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config) (
-	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
-	attempt, err := s.Reserve(ctx, identity, Terms{CryptoTLS: true})
+func (s *Store) Handshake(ctx context.Context, conn net.Conn, identity exchange.Identity, cfg *tls.Config) (
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
+	attempt, err := s.Reserve(ctx, identity, exchange.Terms{CryptoTLS: true})
 	if err != nil {
 		return nil, 0, 0, err
 	}
 	return attempt.Handshake(ctx, conn, cfg)
 }
 
-// Attempt is the right to make one handshake, with what it will offer. Either
-// Handshake or Release is called, once.
-type Attempt struct {
+// attempt is an exchange.Attempt, with what it will offer.
+type attempt struct {
 	store    *Store
-	identity string
+	identity exchange.Identity
 	offer    offer
 }
 
@@ -129,23 +115,23 @@ type Attempt struct {
 // one caller goes ahead and the others wait until ctx ends. It is called before
 // the dial: a server that serves one connection at a time would otherwise serve
 // those that wait, while the one that they wait for stands in line.
-func (s *Store) Reserve(ctx context.Context, identity string, terms Terms) (*Attempt, error) {
+func (s *Store) Reserve(ctx context.Context, identity exchange.Identity, terms exchange.Terms) (exchange.Attempt, error) {
 	offer, err := s.acquire(ctx, identity, terms)
 	if err != nil {
 		return nil, err
 	}
-	return &Attempt{store: s, identity: identity, offer: offer}, nil
+	return &attempt{store: s, identity: identity, offer: offer}, nil
 }
 
-// Release gives the right back, because the dial failed.
-func (a *Attempt) Release() {
+// Release implements exchange.Attempt.
+func (a *attempt) Release() {
 	a.store.unused(a.offer)
 	a.offer.pending.settle()
 }
 
 // Handshake makes the handshake as Store.Handshake does.
-func (a *Attempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
-	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+func (a *attempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config) (
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	if cfg.SessionTicketsDisabled {
 		a.Release()
 		tc := tls.Client(conn, cfg)
@@ -158,8 +144,8 @@ func (a *Attempt) Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config)
 }
 
 // shake makes one handshake with what was taken from the store.
-func (s *Store) shake(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config, offer offer) (
-	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+func (s *Store) shake(ctx context.Context, conn net.Conn, identity exchange.Identity, cfg *tls.Config, offer offer) (
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	if s.goesBare(offer) {
 		return s.shakeBare(ctx, conn, identity, cfg, offer)
 	}
@@ -257,7 +243,7 @@ type ResumptionError struct {
 	Err error
 
 	store    *Store
-	identity string
+	identity exchange.Identity
 	cfg      *tls.Config
 	miss     resealv1.MissReason
 	offer    offer
@@ -282,7 +268,7 @@ func (e *ResumptionError) Declined() bool {
 // offered session was declined. Another session is offered when one has come
 // meanwhile.
 func (e *ResumptionError) FullHandshake(ctx context.Context, conn net.Conn) (
-	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	return e.store.shake(ctx, conn, e.identity, e.cfg, e.store.acquireAgain(e))
 }
 
@@ -291,7 +277,7 @@ func (e *ResumptionError) Release() { e.offer.pending.settle() }
 
 // Unclean notes that a connection of identity ended without close_notify, after
 // which some servers forget the session (RFC 2246 section 7.2.1).
-func (s *Store) Unclean(identity string) {
+func (s *Store) Unclean(identity exchange.Identity) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r := s.find(identity); r != nil {
@@ -299,24 +285,25 @@ func (s *Store) Unclean(identity string) {
 	}
 }
 
-// Forget drops all identities that begin with prefix, with what is known about
-// them.
-func (s *Store) Forget(prefix string) {
+// Forget drops all identities of a group, with what is known about them.
+func (s *Store) Forget(group string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer s.changedAll()
-	for _, g := range s.groups {
-		g.forget(prefix)
-		if len(g.records) == 0 && hasGroupPrefix(g.name, prefix) {
-			delete(s.groups, g.name)
-		}
+	s.forget(group)
+}
+
+// forget is Forget with s.mu held.
+func (s *Store) forget(group string) {
+	if g := s.groups[group]; g != nil {
+		g.forget()
+		delete(s.groups, group)
+		s.changedAll()
 	}
 }
 
 // Replace notes that a pool went from the identities of the group old to those of
 // the group next: its trust, client certificate or policy changed. places are
-// its own, which stand between the first and the second "|"; others in the group
-// are of pools that stay. Handshakes of the new identities whose old ones had a
+// those of its own identities; others in the group are of pools that stay. Handshakes of the new identities whose old ones had a
 // session are then full because of that. The old ones stay until they are
 // forgotten.
 func (s *Store) Replace(old, next string, places []string) {
@@ -331,11 +318,11 @@ func (s *Store) Replace(old, next string, places []string) {
 		moves[place] = true
 	}
 	to, now := s.group(next), time.Now()
-	lose := func(identity string, why resealv1.MissReason) {
-		if !moves[placeName(identity)] {
+	lose := func(identity exchange.Identity, why resealv1.MissReason) {
+		if !moves[identity.Place()] {
 			return
 		}
-		identity = next + strings.TrimPrefix(identity, old)
+		identity = identity.Moved(next)
 		if to.records[identity] == nil {
 			to.lose(identity, why, s.maxIdentities)
 		}

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/integration/process"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -86,9 +87,9 @@ func startOpenSSL(t *testing.T, certificate tls.Certificate, environment []strin
 }
 
 // visit makes one connection with a request, as a backend leg does.
-func visit(t *testing.T, store *Store, address, identity string, cfg *tls.Config) (resealv1.Mechanism, resealv1.MissReason, error) {
+func visit(t *testing.T, store *Store, address string, identity exchange.Identity, cfg *tls.Config) (resealv1.Mechanism, resealv1.MissReason, error) {
 	t.Helper()
-	attempt, err := store.Reserve(t.Context(), identity, Terms{Wait: patience, TicketWait: patience})
+	attempt, err := store.Reserve(t.Context(), identity, exchange.Terms{Wait: patience, TicketWait: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +335,7 @@ func TestSessionIDsOff(t *testing.T) {
 		t.Fatal(miss, err)
 	}
 	for range 3 {
-		attempt, err := store.Reserve(t.Context(), "a", Terms{Wait: patience, SessionIDsOff: true})
+		attempt, err := store.Reserve(t.Context(), "a", exchange.Terms{Wait: patience, SessionIDsOff: true})
 		if err != nil {
 			t.Fatal(err)
 		}

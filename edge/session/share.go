@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -63,8 +64,8 @@ var errTooOld = errors.New("the session is too old")
 // With seed above 0 it goes through all identities, for edges that have nothing,
 // and gives each at most that many tickets that the server takes once; with 0
 // through those that got a new session worth sharing since the last round.
-func (s *Store) Deal(group string, recipients, seed int) iter.Seq2[string, [][]byte] {
-	return func(yield func(string, [][]byte) bool) {
+func (s *Store) Deal(group string, recipients, seed int) iter.Seq2[exchange.Identity, [][]byte] {
+	return func(yield func(exchange.Identity, [][]byte) bool) {
 		if recipients <= 0 {
 			return
 		}
@@ -79,14 +80,14 @@ func (s *Store) Deal(group string, recipients, seed int) iter.Seq2[string, [][]b
 }
 
 // candidates are identities of a group, most recently used first.
-func (s *Store) candidates(name string, seed bool) []string {
+func (s *Store) candidates(name string, seed bool) []exchange.Identity {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.groups[name]
 	if g == nil {
 		return nil
 	}
-	var identities []string
+	var identities []exchange.Identity
 	for place := g.order.Front(); place != nil && len(identities) < maxDealt; place = place.Next() {
 		r := place.Value.(*record)
 		if seed && len(r.sessions) > 0 || !seed && r.fresh {
@@ -100,7 +101,7 @@ func (s *Store) candidates(name string, seed bool) []string {
 }
 
 // pack encodes the sessions of each recipient. Equal ones are encoded once.
-func pack(identity string, dealt [][]*held, known knowledge) [][]byte {
+func pack(identity exchange.Identity, dealt [][]*held, known knowledge) [][]byte {
 	var containers [][]byte
 	encoded := map[*held][]byte{}
 	for i, sessions := range dealt {
@@ -132,10 +133,10 @@ func pack(identity string, dealt [][]*held, known knowledge) [][]byte {
 }
 
 // dealOne picks the sessions of each recipient, as copies.
-func (s *Store) dealOne(identity string, recipients, seed int, now time.Time) ([][]*held, knowledge) {
+func (s *Store) dealOne(identity exchange.Identity, recipients, seed int, now time.Time) ([][]*held, knowledge) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	g := s.groups[groupName(identity)]
+	g := s.groups[identity.Group()]
 	if g == nil || g.records[identity] == nil {
 		return nil, knowledge{}
 	}
@@ -295,7 +296,7 @@ func (h *held) worn() bool {
 // A sender can only make up a session whose secret it knows. The server would
 // decline it; but whoever holds the secret and sits on the path could pose as the
 // server until the session's end.
-func (s *Store) Adopt(identity, sender string, data []byte, cfg *tls.Config) error {
+func (s *Store) Adopt(identity exchange.Identity, sender string, data []byte, cfg *tls.Config) error {
 	entries, _, err := parseContainer(data, maxOffer)
 	if err != nil {
 		return err
@@ -357,7 +358,7 @@ func (s *Store) adopt(e entry, h *held, now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	known := s.find(e.identity) != nil
-	if g := s.groups[groupName(e.identity)]; g != nil && !known &&
+	if g := s.groups[e.identity.Group()]; g != nil && !known &&
 		(len(g.records) >= s.maxIdentities/2 || g.bytes+h.size > s.maxBytes/2) {
 		return ErrFull
 	}

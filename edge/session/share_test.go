@@ -15,12 +15,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // deal is what recipients get in one round, by identity.
-func deal(store *Store, group string, recipients int, seed bool) map[string][][]byte {
-	got := map[string][][]byte{}
+func deal(store *Store, group string, recipients int, seed bool) map[exchange.Identity][][]byte {
+	got := map[exchange.Identity][][]byte{}
 	most := 0
 	if seed {
 		most = maxOfferItems
@@ -64,7 +65,7 @@ func TestColdEdgeResumes(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				for _, identity := range []string{"g|1", "g|2"} {
+				for _, identity := range []exchange.Identity{"g|1", "g|2"} {
 					if r := next.dial(identity); r.mechanism == 0 || !r.resumed {
 						t.Fatalf("%s: %+v", identity, r)
 					}
@@ -184,7 +185,7 @@ func TestStockOfBusyEdge(t *testing.T) {
 }
 
 // supplyTicket makes a full handshake whose ticket is kept beside the others.
-func (p *peer) supplyTicket(identity string) {
+func (p *peer) supplyTicket(identity exchange.Identity) {
 	p.t.Helper()
 	donor := p.at(New(Config{}))
 	donor.want(identity, 0, noSession)
@@ -428,7 +429,7 @@ func TestAdoptIsBounded(t *testing.T) {
 	own := p.at(store)
 	own.want("a|own", 0, noSession)
 	refused := 0
-	for _, identity := range []string{"a|1", "a|2", "a|3"} {
+	for _, identity := range []exchange.Identity{"a|1", "a|2", "a|3"} {
 		p.want(identity, 0, noSession)
 	}
 	for identity, containers := range p.store.Deal("a", 1, maxOfferItems) {

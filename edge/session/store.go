@@ -7,9 +7,9 @@ import (
 	"errors"
 	"net"
 	"slices"
-	"strings"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -44,7 +44,7 @@ type held struct {
 // record is what is known about an identity. Guarded by Store.mu.
 type record struct {
 	store    *Store
-	identity string
+	identity exchange.Identity
 	sessions []*held // oldest first
 	unclean  uint64
 	// absent is why there is no session, when there is none.
@@ -68,15 +68,15 @@ type record struct {
 	vain     int       // IDs in a row that were declined at once
 }
 
-// group is the identities with a common first part. Guarded by Store.mu.
+// group is the identities of a common Group. Guarded by Store.mu.
 type group struct {
 	name    string
-	records map[string]*record
+	records map[exchange.Identity]*record
 	order   *list.List // of *record, most recently used first
 	bytes   int64
 	// lost remembers why identities without a record have no session any more,
 	// so that the next handshake of one can say so. lostOrder bounds it.
-	lost      map[string]*list.Element
+	lost      map[exchange.Identity]*list.Element
 	lostOrder *list.List // of loss, newest first
 	fresh     int        // records that are
 
@@ -89,7 +89,7 @@ type group struct {
 // loss is an identity whose sessions were dropped: to bound memory, or because
 // the pool's policy changed.
 type loss struct {
-	identity string
+	identity exchange.Identity
 	why      resealv1.MissReason
 }
 
@@ -101,30 +101,13 @@ type offer struct {
 	again   bool      // the session may have been used before, and be spent
 	proof   bool      // this is how it is learned whether that matters
 	at      time.Time // when it was taken
-	terms   Terms
+	terms   exchange.Terms
 	way     idWay // how a session is offered by ID
 }
 
-func groupName(identity string) string {
-	name, _, _ := strings.Cut(identity, "|")
-	return name
-}
-
-// placeName is the second part of an identity.
-func placeName(identity string) string {
-	_, rest, _ := strings.Cut(identity, "|")
-	place, _, _ := strings.Cut(rest, "|")
-	return place
-}
-
-// hasGroupPrefix reports whether all identities of the group begin with prefix.
-func hasGroupPrefix(name, prefix string) bool {
-	return strings.HasPrefix(name+"|", prefix)
-}
-
 // find returns the record of identity, or nil.
-func (s *Store) find(identity string) *record {
-	g := s.groups[groupName(identity)]
+func (s *Store) find(identity exchange.Identity) *record {
+	g := s.groups[identity.Group()]
 	if g == nil {
 		return nil
 	}
@@ -136,8 +119,8 @@ func (s *Store) group(name string) *group {
 	g := s.groups[name]
 	if g == nil {
 		g = &group{
-			name: name, records: map[string]*record{}, order: list.New(),
-			lost: map[string]*list.Element{}, lostOrder: list.New(),
+			name: name, records: map[exchange.Identity]*record{}, order: list.New(),
+			lost: map[exchange.Identity]*list.Element{}, lostOrder: list.New(),
 		}
 		s.groups[name] = g
 	}
@@ -146,8 +129,8 @@ func (s *Store) group(name string) *group {
 
 // use returns the record of identity, made if need be, as the most recently
 // used one.
-func (s *Store) use(identity string) (*group, *record) {
-	g := s.group(groupName(identity))
+func (s *Store) use(identity exchange.Identity) (*group, *record) {
+	g := s.group(identity.Group())
 	if r := g.records[identity]; r != nil {
 		g.order.MoveToFront(r.place)
 		return g, r
@@ -188,7 +171,7 @@ func (r *record) loss(why resealv1.MissReason) resealv1.MissReason {
 
 // lose remembers why an identity has no session any more, for a bounded number of
 // the newest identities. It does nothing when why is 0.
-func (g *group) lose(identity string, why resealv1.MissReason, remember int) {
+func (g *group) lose(identity exchange.Identity, why resealv1.MissReason, remember int) {
 	if why == 0 {
 		return
 	}
@@ -218,17 +201,13 @@ func (g *group) drop(r *record) {
 	r.sessions = nil
 }
 
-func (g *group) forget(prefix string) {
-	for identity, r := range g.records {
-		if strings.HasPrefix(identity, prefix) {
-			g.drop(r)
-		}
+// forget drops all identities.
+func (g *group) forget() {
+	for _, r := range g.records {
+		g.drop(r)
 	}
-	for identity, place := range g.lost {
-		if strings.HasPrefix(identity, prefix) {
-			g.found(place)
-		}
-	}
+	clear(g.lost)
+	g.lostOrder.Init()
 }
 
 // missing says why the identity has no session.
@@ -263,8 +242,8 @@ func (g *group) remove(r *record, h *held, why resealv1.MissReason) {
 
 // discard deletes a session by identity. It does nothing when the identity was
 // forgotten or evicted meanwhile.
-func (s *Store) discard(identity string, h *held, why resealv1.MissReason) *record {
-	g := s.groups[groupName(identity)]
+func (s *Store) discard(identity exchange.Identity, h *held, why resealv1.MissReason) *record {
+	g := s.groups[identity.Group()]
 	if g == nil {
 		return nil
 	}
@@ -278,7 +257,7 @@ func (s *Store) discard(identity string, h *held, why resealv1.MissReason) *reco
 
 // accepted notes that a session was resumed. Unclean closes before that did it
 // no harm.
-func (s *Store) accepted(identity string, o offer) {
+func (s *Store) accepted(identity exchange.Identity, o offer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h, now := o.session, time.Now()
@@ -301,7 +280,7 @@ func (s *Store) accepted(identity string, o offer) {
 
 // failed deletes a session whose handshake failed and returns the reason for
 // the full handshake that follows.
-func (s *Store) failed(identity string, o offer, err error) resealv1.MissReason {
+func (s *Store) failed(identity exchange.Identity, o offer, err error) resealv1.MissReason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o.concluded()
@@ -314,7 +293,7 @@ func (s *Store) failed(identity string, o offer, err error) resealv1.MissReason 
 
 // declined deletes a session that the server answered with a full handshake and
 // returns the reason.
-func (s *Store) declined(identity string, o offer, version uint16) resealv1.MissReason {
+func (s *Store) declined(identity exchange.Identity, o offer, version uint16) resealv1.MissReason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := o.session
@@ -322,7 +301,7 @@ func (s *Store) declined(identity string, o offer, version uint16) resealv1.Miss
 	r := s.discard(identity, h, resealv1.MissReason_MISS_REASON_NO_SESSION)
 	if version != h.version {
 		if r != nil {
-			s.groups[groupName(identity)].removeVersion(r, h.version)
+			s.groups[identity.Group()].removeVersion(r, h.version)
 			r.goes(wayAsked, time.Now()) // it is another kind of server now
 		}
 		return resealv1.MissReason_MISS_REASON_VERSION_CHANGED
@@ -344,7 +323,7 @@ func (s *Store) declined(identity string, o offer, version uint16) resealv1.Miss
 	case !o.again:
 		// The server has lost what its sessions stand on; the others would cost
 		// a declined handshake each.
-		s.groups[groupName(identity)].removeOlder(r, h)
+		s.groups[identity.Group()].removeOlder(r, h)
 	}
 	r.serve(time.Now())
 	return declineReason(r, h)
@@ -379,7 +358,7 @@ func (s *Store) refused(cache *connCache) resealv1.MissReason {
 }
 
 // drop deletes an offered session that was not sent.
-func (s *Store) drop(identity string, o offer, why resealv1.MissReason) {
+func (s *Store) drop(identity exchange.Identity, o offer, why resealv1.MissReason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o.concluded()

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -174,7 +175,7 @@ const delayFactor = 16
 // add a ticket to those in circulation: when those that wait now, one by one,
 // would wait longer than they may. After one has been added the tickets go round
 // twice before it is looked at again. Store.mu is held.
-func (r *record) grows(terms Terms, now time.Time) bool {
+func (r *record) grows(terms exchange.Terms, now time.Time) bool {
 	if r.reuse != reuseOnce || r.turns.known < enoughTurns || r.proving > 0 {
 		return false
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -142,7 +143,7 @@ func TestLargeTickets(t *testing.T) {
 // start looks like one that is far away.
 func TestTurnsOfEarlier(t *testing.T) {
 	now := time.Now()
-	terms := Terms{Wait: 2 * time.Second, TicketWait: 50 * time.Millisecond}
+	terms := exchange.Terms{Wait: 2 * time.Second, TicketWait: 50 * time.Millisecond}
 	for hint, grows := range map[time.Duration]bool{0: true, 10 * time.Millisecond: false} {
 		r := &record{knowledge: knowledge{reuse: reuseOnce}, pending: 4, queue: make([]*waiter, 28)}
 		r.merge(knowledge{turn: hint}, now)

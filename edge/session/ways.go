@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/session/abbreviated"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -85,8 +86,8 @@ func (s *Store) goesBare(o offer) bool {
 // error of an attempt that the server declines is a *ResumptionError, as that of
 // one that fails: there is no going on to a full handshake on the same
 // connection.
-func (s *Store) shakeBare(ctx context.Context, conn net.Conn, identity string, cfg *tls.Config, o offer) (
-	Conn, resealv1.Mechanism, resealv1.MissReason, error) {
+func (s *Store) shakeBare(ctx context.Context, conn net.Conn, identity exchange.Identity, cfg *tls.Config, o offer) (
+	exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 	byID := o.session.byID
 	why := byID.refusal(cfg, time.Now())
 	if o.terms.CryptoTLS {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/integration/peers"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -233,7 +234,7 @@ func TestCryptoTLSAlone(t *testing.T) {
 				}
 			}
 			for i, want := range test.want {
-				attempt, err := store.Reserve(t.Context(), "a", Terms{Wait: patience, CryptoTLS: true})
+				attempt, err := store.Reserve(t.Context(), "a", exchange.Terms{Wait: patience, CryptoTLS: true})
 				if err != nil {
 					t.Fatal(err)
 				}

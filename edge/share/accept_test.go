@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -102,16 +103,16 @@ func (b *box) Watch() (<-chan struct{}, func())       { return nil, func() {} }
 func (b *box) Fresh(group string) bool                { return group == b.fresh }
 func (b *box) Holds(string) (some, spare, stock bool) { return false, false, false }
 func (b *box) Expel(string)                           {}
-func (b *box) Deal(group string, _, _ int) iter.Seq2[string, [][]byte] {
+func (b *box) Deal(group string, _, _ int) iter.Seq2[exchange.Identity, [][]byte] {
 	b.dealt = append(b.dealt, group)
-	return func(func(string, [][]byte) bool) {}
+	return func(func(exchange.Identity, [][]byte) bool) {}
 }
 
-func (b *box) Adopt(identity, sender string, data []byte, cfg *tls.Config) error {
+func (b *box) Adopt(identity exchange.Identity, sender string, data []byte, cfg *tls.Config) error {
 	if cfg.ServerName != "example.test" {
 		return errors.New("no such name")
 	}
-	b.adopted = append(b.adopted, sender+" "+identity+" "+string(data))
+	b.adopted = append(b.adopted, sender+" "+string(identity)+" "+string(data))
 	return nil
 }
 
@@ -119,7 +120,7 @@ func (b *box) Adopt(identity, sender string, data []byte, cfg *tls.Config) error
 func receiver(t testing.TB) (*Share, *box) {
 	b := &box{}
 	s := New(Config{Edge: "e2", BootID: "boot", Sessions: b})
-	s.Update([]Pool{{Name: "p", Group: "g", TLS: func(identity string) *tls.Config {
+	s.Update([]Pool{{Name: "p", Group: "g", TLS: func(identity exchange.Identity) *tls.Config {
 		if identity == "g|nowhere" {
 			return nil
 		}
@@ -300,7 +301,7 @@ func TestOnlyPoolsWithNewSessionsAreDealt(t *testing.T) {
 		pools = append(pools, Pool{Name: fmt.Sprintf("p%d", i), Group: fmt.Sprintf("g%d", i)})
 	}
 	s.Update(pools)
-	x := &exchange{share: s, holding: &resealv1.ExchangeHolding{}, again: time.NewTimer(time.Hour)}
+	x := &meeting{share: s, holding: &resealv1.ExchangeHolding{}, again: time.NewTimer(time.Hour)}
 	defer x.again.Stop()
 	for range 3 {
 		if err := x.offerNew(time.Now()); err != nil {

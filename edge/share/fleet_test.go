@@ -35,6 +35,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/reseal/reseal/controlplane/sessions"
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/session"
 	"github.com/reseal/reseal/edge/share"
 	"github.com/reseal/reseal/integration/process"
@@ -206,9 +207,9 @@ func (w *world) edge(id string, store *session.Store, client *tls.Config) *edge 
 }
 
 func (e *edge) pool() share.Pool {
-	return share.Pool{Name: "p", Group: "g", TLS: func(identity string) *tls.Config {
+	return share.Pool{Name: "p", Group: "g", TLS: func(identity exchange.Identity) *tls.Config {
 		cfg := e.client.Clone()
-		cfg.ServerName = identity[strings.LastIndexByte(identity, '|')+1:]
+		cfg.ServerName = string(identity[strings.LastIndexByte(string(identity), '|')+1:])
 		return cfg
 	}}
 }
@@ -243,7 +244,7 @@ func (e *edge) restart() *edge {
 // visit makes one connection with a request.
 func (e *edge) visit(address string) resealv1.Mechanism {
 	e.w.t.Helper()
-	attempt, err := e.store.Reserve(e.w.t.Context(), identity, session.Terms{Wait: 2 * time.Second, TicketWait: 2 * time.Second})
+	attempt, err := e.store.Reserve(e.w.t.Context(), identity, exchange.Terms{Wait: 2 * time.Second, TicketWait: 2 * time.Second})
 	if err != nil {
 		e.w.t.Fatal(err)
 	}

@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -33,8 +33,8 @@ func (s *Share) accept(offer *resealv1.SessionOffer, keys []credentials) error {
 	if !ok {
 		return errors.New("the pool is not shared here")
 	}
-	identity := offer.GetIdentity()
-	if group, _, _ := strings.Cut(identity, "|"); group != pool.Group {
+	identity := exchange.Identity(offer.GetIdentity())
+	if identity.Group() != pool.Group {
 		return errors.New("it is of another pool, or of an older or newer configuration of it")
 	}
 	now := time.Now()

@@ -20,12 +20,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/link"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// Sessions are the sessions that this edge holds. *session.Store is one. A group
-// is what stands before the first "|" of an identity.
+// Sessions are the sessions that this edge holds. *session.Store is one. Groups
+// are those of identities.
 type Sessions interface {
 	// Watch returns a channel that gets a value after sessions came or went.
 	Watch() (changes <-chan struct{}, stop func())
@@ -38,9 +39,9 @@ type Sessions interface {
 	// Deal returns per identity what each of recipients edges gets, nil for
 	// nothing: with seed 0 new sessions, otherwise all, but at most seed tickets that
 	// are taken once.
-	Deal(group string, recipients, seed int) iter.Seq2[string, [][]byte]
+	Deal(group string, recipients, seed int) iter.Seq2[exchange.Identity, [][]byte]
 	// Adopt takes in what Deal of another edge gave. cfg verifies it.
-	Adopt(identity, sender string, data []byte, cfg *tls.Config) error
+	Adopt(identity exchange.Identity, sender string, data []byte, cfg *tls.Config) error
 	// Expel drops what came from or through an edge.
 	Expel(edge string)
 }
@@ -49,12 +50,12 @@ type Sessions interface {
 type Pool struct {
 	// Name is metadata.name.
 	Name string
-	// Group is what the identities of its sessions have before the first "|".
-	// No other pool has the same, or their sessions would be shared too.
+	// Group is that of its sessions' identities. No other pool has the same, or
+	// their sessions would be shared too.
 	Group string
 	// TLS returns the configuration of full handshakes of an identity, or nil
 	// when nothing in this edge's plan leads to it. Required.
-	TLS func(identity string) *tls.Config
+	TLS func(identity exchange.Identity) *tls.Config
 }
 
 // Config is what a Share needs. It is read once, by New.

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -45,8 +46,8 @@ type credentials struct {
 	roots       *x509.CertPool
 }
 
-// exchange is one stream. Any error ends all of it.
-type exchange struct {
+// meeting is one stream. Any error ends all of it.
+type meeting struct {
 	share  *Share
 	stream grpc.BidiStreamingClient[resealv1.ExchangeRequest, resealv1.ExchangeResponse]
 	seeds  chan *resealv1.ExchangeSeed
@@ -68,7 +69,7 @@ func (s *Share) exchange(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	x := &exchange{share: s, seeds: make(chan *resealv1.ExchangeSeed, maxSeeds), peers: map[string]*resealv1.ExchangeMember{}}
+	x := &meeting{share: s, seeds: make(chan *resealv1.ExchangeSeed, maxSeeds), peers: map[string]*resealv1.ExchangeMember{}}
 	if !x.renew() {
 		return errNoCredentials
 	}
@@ -89,7 +90,7 @@ func (s *Share) exchange(ctx context.Context) error {
 }
 
 // renew adopts the current credentials and reports whether they are new.
-func (x *exchange) renew() bool {
+func (x *meeting) renew() bool {
 	certificate, key, roots, ok := x.share.cfg.Credentials()
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -101,14 +102,14 @@ func (x *exchange) renew() bool {
 	return true
 }
 
-func (x *exchange) credentials() []credentials {
+func (x *meeting) credentials() []credentials {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return slices.Clone(x.keys)
 }
 
 // receive always returns an error.
-func (x *exchange) receive() error {
+func (x *meeting) receive() error {
 	for {
 		message, err := x.stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -121,7 +122,7 @@ func (x *exchange) receive() error {
 	}
 }
 
-func (x *exchange) take(message *resealv1.ExchangeResponse) {
+func (x *meeting) take(message *resealv1.ExchangeResponse) {
 	switch message := message.GetMessage().(type) {
 	case *resealv1.ExchangeResponse_Member:
 		x.mu.Lock()
@@ -158,7 +159,7 @@ func (x *exchange) take(message *resealv1.ExchangeResponse) {
 }
 
 // talk says all that this edge has to say.
-func (x *exchange) talk(ctx context.Context) error {
+func (x *meeting) talk(ctx context.Context) error {
 	changes, stop := x.share.cfg.Sessions.Watch()
 	defer stop()
 	ticker := time.NewTicker(lookInterval)
@@ -196,7 +197,7 @@ func (x *exchange) talk(ctx context.Context) error {
 	}
 }
 
-func (x *exchange) join() error {
+func (x *meeting) join() error {
 	select {
 	case <-x.share.changed: // what it told of is in this join
 	default:
@@ -217,7 +218,7 @@ func (x *exchange) join() error {
 	return x.stream.Send(&resealv1.ExchangeRequest{Message: &resealv1.ExchangeRequest_Join{Join: join}})
 }
 
-func (x *exchange) held(pools []Pool) *resealv1.ExchangeHolding {
+func (x *meeting) held(pools []Pool) *resealv1.ExchangeHolding {
 	holding := &resealv1.ExchangeHolding{}
 	for _, pool := range pools {
 		some, spare, stock := x.share.cfg.Sessions.Holds(pool.Group)
@@ -235,7 +236,7 @@ func (x *exchange) held(pools []Pool) *resealv1.ExchangeHolding {
 }
 
 // tellHolding says what this edge holds, when that has changed.
-func (x *exchange) tellHolding(pools []Pool, now time.Time) error {
+func (x *meeting) tellHolding(pools []Pool, now time.Time) error {
 	if wait := holdInterval - now.Sub(x.looked); wait > 0 {
 		x.again.Reset(wait)
 		return nil
@@ -252,7 +253,7 @@ func (x *exchange) tellHolding(pools []Pool, now time.Time) error {
 }
 
 // offerNew offers new sessions to the members of their pools.
-func (x *exchange) offerNew(now time.Time) error {
+func (x *meeting) offerNew(now time.Time) error {
 	pools := x.share.poolList()
 	if err := x.tellHolding(pools, now); err != nil {
 		return err
@@ -270,7 +271,7 @@ func (x *exchange) offerNew(now time.Time) error {
 
 // members are the other members of a pool, in a random order: tickets that are
 // taken once may not suffice for all.
-func (x *exchange) members(pool string) []*resealv1.ExchangeMember {
+func (x *meeting) members(pool string) []*resealv1.ExchangeMember {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	var members []*resealv1.ExchangeMember
@@ -284,7 +285,7 @@ func (x *exchange) members(pool string) []*resealv1.ExchangeMember {
 }
 
 // seed answers a request for what this edge holds.
-func (x *exchange) seed(seed *resealv1.ExchangeSeed) error {
+func (x *meeting) seed(seed *resealv1.ExchangeSeed) error {
 	for _, name := range seed.GetPools() {
 		pool, ok := x.share.pool(name)
 		if !ok {
@@ -304,7 +305,7 @@ func (x *exchange) seed(seed *resealv1.ExchangeSeed) error {
 }
 
 // deal offers sessions of a pool to members: new ones, or, with seed, all.
-func (x *exchange) deal(pool Pool, members []*resealv1.ExchangeMember, seed int) error {
+func (x *meeting) deal(pool Pool, members []*resealv1.ExchangeMember, seed int) error {
 	members = slices.DeleteFunc(members, func(member *resealv1.ExchangeMember) bool {
 		return member.GetEdge() == x.share.cfg.Edge || !x.trusted(member)
 	})
@@ -324,7 +325,7 @@ func (x *exchange) deal(pool Pool, members []*resealv1.ExchangeMember, seed int)
 }
 
 // trusted reports whether a member is the edge that the control plane says.
-func (x *exchange) trusted(member *resealv1.ExchangeMember) bool {
+func (x *meeting) trusted(member *resealv1.ExchangeMember) bool {
 	own := x.credentials()[0]
 	_, err := x.share.trust.verify(member.GetEdge(), member.GetCertificate(), own.certificate, own.roots)
 	if err != nil {
@@ -335,14 +336,14 @@ func (x *exchange) trusted(member *resealv1.ExchangeMember) bool {
 	return err == nil
 }
 
-func (x *exchange) offer(pool, identity string, to *resealv1.ExchangeMember, data []byte) error {
+func (x *meeting) offer(pool string, identity exchange.Identity, to *resealv1.ExchangeMember, data []byte) error {
 	own := x.credentials()[0]
 	key, err := x.share.trust.verify(to.GetEdge(), to.GetCertificate(), own.certificate, own.roots)
 	if err != nil {
 		return nil // it has expired since trusted looked
 	}
 	offer := &resealv1.SessionOffer{
-		Origin: x.share.cfg.Edge, Recipient: to.GetEdge(), RecipientBootId: to.GetBootId(), Pool: pool, Identity: identity,
+		Origin: x.share.cfg.Edge, Recipient: to.GetEdge(), RecipientBootId: to.GetBootId(), Pool: pool, Identity: string(identity),
 	}
 	if err := seal(offer, data, key, own.certificate, own.key); err != nil {
 		return err
