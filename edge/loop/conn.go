@@ -14,7 +14,7 @@ const (
 	// are for a connection in a round, so that it does not keep others waiting.
 	readSize  = 64 << 10
 	readTurns = 2
-	// writeSize is how much one system call writes at most.
+	// writeSize is how much one system call writes at most, and the size of a chunk.
 	writeSize = 128 << 10
 	// crowded is the mark for a connection's output while its loop has too much.
 	crowded = 16 << 10
@@ -113,16 +113,18 @@ type Conn struct {
 	paused   bool   // by the handler
 	stash    []byte // what wire.input stands in, when that outlives a round
 
-	gather   []byte // written, not encrypted yet
-	out      []byte // encrypted
-	sent     int    // of out
-	counted  int    // bytes that loop.output knows of
-	blocked  bool   // the source takes nothing for now
-	full     bool   // the handler was told to stop
-	refill   bool   // the handler is to be told that there is room
-	notified bool   // close_notify is in out, or before
-	mute     bool   // what TLS still says is not sent
-	fin      bool   // FIN is due after out
+	gather   []byte   // written, not encrypted yet
+	out      []byte   // encrypted, the first chunk of it
+	sent     int      // of out
+	backlog  [][]byte // further chunks
+	pending  int      // bytes of out and backlog that were not sent
+	counted  int      // bytes that loop.output knows of
+	blocked  bool     // the source takes nothing for now
+	full     bool     // the handler was told to stop
+	refill   bool     // the handler is to be told that there is room
+	notified bool     // close_notify is in out, or before
+	mute     bool     // what TLS still says is not sent
+	fin      bool     // FIN is due after out
 	writeErr error
 
 	moving *Loop   // where it goes
@@ -207,6 +209,7 @@ func (c *Conn) serve() {
 	if c.refill && c.phase == open && c.moving == nil {
 		c.refill, c.full = false, false
 		c.handler.Writable(c)
+		c.touch() // for what was held back, should it not be followed by more
 	}
 	c.read()
 }
@@ -227,10 +230,9 @@ func (c *Conn) finish(err error, reset bool) {
 	if c.linger != nil {
 		c.linger.Stop()
 	}
-	l.buffers.take(c.gather)
-	l.buffers.take(c.out)
+	c.drop()
 	l.buffers.take(c.stash)
-	c.gather, c.out, c.stash, c.sent = nil, nil, nil, 0
+	c.stash = nil
 	c.wire.input = nil
 	l.account(c)
 	l.disown(c)

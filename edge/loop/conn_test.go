@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -308,6 +309,53 @@ func TestBackpressure(t *testing.T) {
 				t.Errorf("at most %d bytes were buffered, at last %d", peak, l.Output())
 			}
 		})
+	})
+}
+
+// TestBusyNeighbours: connections that send and take as fast as they can have no more
+// of a round than their share.
+func TestBusyNeighbours(t *testing.T) {
+	pollers(t, func(t *testing.T, cfg Config) {
+		cfg.Loops, cfg.HighWater = 1, 128<<10
+		g := start(t, cfg)
+		l := g.Next()
+		var busy sync.WaitGroup
+		var clients []net.Conn
+		for range 3 {
+			client, _ := serve(t, l, tls.VersionTLS13, echo(nil))
+			clients = append(clients, client.NetConn())
+			busy.Go(func() { _, _ = io.Copy(io.Discard, client) })
+			busy.Go(func() {
+				for piece := make([]byte, 100_000); ; {
+					if _, err := client.Write(piece); err != nil {
+						return
+					}
+				}
+			})
+		}
+		quick, _ := serve(t, l, tls.VersionTLS13, echo(nil))
+		var trips []time.Duration
+		for range 10 {
+			began := time.Now()
+			roundTrip(t, quick, "x")
+			trips = append(trips, time.Since(began))
+		}
+		slices.Sort(trips)
+		t.Logf("round trips: median %s, longest %s", trips[5], trips[9])
+		if !raceEnabled && trips[5] > 50*time.Millisecond {
+			t.Error("they hold others up")
+		}
+		on(t, l, func() {
+			for _, c := range l.conns {
+				if bound := 2*cfg.HighWater + readTurns*readSize; c.Buffered() > bound {
+					t.Errorf("%d bytes are buffered", c.Buffered())
+				}
+			}
+		})
+		for _, c := range clients {
+			c.Close()
+		}
+		busy.Wait()
 	})
 }
 

@@ -197,7 +197,7 @@ func (l *Loop) run() {
 
 func (l *Loop) round() {
 	l.asleep.Store(true)
-	l.waiter.wait(l, l.patience())
+	l.waiter.wait(l, l.idle())
 	l.asleep.Store(false)
 	l.now = time.Since(l.start)
 	l.runPosted()
@@ -208,8 +208,8 @@ func (l *Loop) round() {
 	l.move()
 }
 
-// patience is how long there is nothing to do; below 0: until the loop is woken.
-func (l *Loop) patience() time.Duration {
+// idle is until when there is nothing to do, as wait takes it.
+func (l *Loop) idle() time.Duration {
 	if len(l.ready)+len(l.dirty)+len(l.over)+len(l.moving) > 0 || l.stopping.Load() {
 		return 0
 	}
@@ -223,7 +223,7 @@ func (l *Loop) patience() time.Duration {
 	if !ok {
 		return -1
 	}
-	return max(time.Duration(next)*tick-time.Since(l.start), 0)
+	return time.Duration(next) * tick
 }
 
 // runPosted runs what other goroutines have left.

@@ -17,14 +17,11 @@ func (c *Conn) Write(p []byte) (welcome bool) {
 	l := c.loop
 	switch {
 	case c.tls == nil:
-		c.out = l.buffers.append(c.out, p)
+		c.queue(p)
 	case len(c.gather)+len(p) < maxPlaintext:
 		c.gather = l.buffers.append(c.gather, p)
 	default:
 		c.writeRecords(p)
-	}
-	if len(c.out)-c.sent >= writeSize && !c.blocked {
-		c.push()
 	}
 	if c.phase == finished {
 		return false
@@ -68,7 +65,7 @@ func (c *Conn) mark() int {
 // Buffered is how many bytes of output the peer has not taken.
 func (c *Conn) Buffered() int { return c.buffered() }
 
-func (c *Conn) buffered() int { return len(c.gather) + len(c.out) - c.sent }
+func (c *Conn) buffered() int { return len(c.gather) + c.pending }
 
 // account tells the loop how much output the connection holds.
 func (l *Loop) account(c *Conn) {
@@ -110,15 +107,37 @@ func (c *Conn) sealed(p []byte) (int, error) {
 	case c.mute:
 		return len(p), nil // nothing comes after close_notify, KeyUpdates included
 	}
-	c.out = c.loop.buffers.append(c.out, p)
+	c.queue(p)
 	for rest := p; len(rest) >= recordHeader; c.stats.Records++ {
 		rest = rest[min(recordHeader+int(binary.BigEndian.Uint16(rest[3:])), len(rest)):]
 	}
-	if len(c.out)-c.sent >= writeSize && !c.blocked {
-		c.push()
-	}
 	c.touch()
 	return len(p), nil
+}
+
+// queue takes bytes for the source. Full chunks leave at once, if they can.
+func (c *Conn) queue(p []byte) {
+	b := &c.loop.buffers
+	c.pending += len(p)
+	for len(p) > 0 {
+		tail := &c.out
+		if last := len(c.backlog) - 1; last >= 0 {
+			tail = &c.backlog[last]
+		}
+		n := min(len(p), writeSize-len(*tail))
+		switch {
+		case n == 0:
+			c.backlog = append(c.backlog, nil)
+			continue
+		case *tail == nil && len(p) >= maxPlaintext:
+			*tail = b.lend(writeSize) // there will be more
+		}
+		*tail = b.append(*tail, p[:n])
+		p = p[n:]
+	}
+	for len(c.backlog) > 0 && !c.blocked && c.writeErr == nil {
+		c.writeHead()
+	}
 }
 
 const recordHeader = 5
@@ -128,7 +147,11 @@ func (c *Conn) flush() {
 	if c.phase == finished {
 		return
 	}
-	c.seal()
+	// What can't leave yet, or is surely followed by more, may become part of a larger
+	// record.
+	if !c.blocked && !(c.full && len(c.gather) <= c.mark()/4) {
+		c.seal()
+	}
 	c.push()
 	if c.phase == finished {
 		return
@@ -161,32 +184,49 @@ func (c *Conn) flushed() {
 
 // push writes as much as the source takes.
 func (c *Conn) push() {
-	for !c.blocked && c.sent < len(c.out) {
-		part := c.out[c.sent:]
-		part = part[:min(len(part), writeSize)]
-		n, err := c.source.write(part)
-		c.sent += n
-		c.stats.Out += int64(n)
-		if err != nil {
-			c.writeFailed(err)
-			return
-		}
-		c.blocked = n < len(part)
-	}
-	switch rest := c.out[c.sent:]; {
-	case len(rest) == 0:
-		c.drop()
-	case c.sent >= len(c.out)/2:
-		c.out = c.out[:copy(c.out, rest)]
-		c.sent = 0
+	for c.pending > 0 && !c.blocked && c.writeErr == nil {
+		c.writeHead()
 	}
 }
 
-// drop throws output away that was sent, or never will be.
-func (c *Conn) drop() {
-	l := c.loop
-	l.buffers.take(c.out)
+// writeHead makes one system call.
+func (c *Conn) writeHead() {
+	part := c.out[c.sent:]
+	n, err := c.source.write(part)
+	c.sent += n
+	c.pending -= n
+	c.stats.Out += int64(n)
+	switch {
+	case err != nil:
+		c.writeFailed(err)
+	case n < len(part):
+		c.blocked = true
+	default:
+		c.nextChunk()
+	}
+}
+
+func (c *Conn) nextChunk() {
+	c.loop.buffers.take(c.out)
 	c.out, c.sent = nil, 0
+	if len(c.backlog) == 0 {
+		return
+	}
+	c.out = c.backlog[0]
+	if c.backlog = c.backlog[:copy(c.backlog, c.backlog[1:])]; len(c.backlog) == 0 {
+		c.backlog = nil
+	}
+}
+
+// drop throws output away that never will be sent.
+func (c *Conn) drop() {
+	b := &c.loop.buffers
+	b.take(c.gather)
+	b.take(c.out)
+	for _, chunk := range c.backlog {
+		b.take(chunk)
+	}
+	c.gather, c.out, c.backlog, c.sent, c.pending = nil, nil, nil, 0, 0
 }
 
 // writeFailed gives output up. What the peer has sent before is still read, if the
@@ -198,8 +238,6 @@ func (c *Conn) writeFailed(err error) {
 		c.peerWasFirst()
 	}
 	c.drop()
-	c.loop.buffers.take(c.gather)
-	c.gather = nil
 	c.readable = true
 	c.loop.enlist(c)
 }

@@ -3,6 +3,7 @@ package loop
 import (
 	"net"
 	"sync"
+	"time"
 )
 
 const (
@@ -31,6 +32,7 @@ type pump struct {
 	writing  bool
 	writeErr error
 	fin      bool // send FIN when nothing is being written
+	last     bool // close when nothing is being written
 }
 
 func newPump(g *Group, conn net.Conn) *pump {
@@ -166,6 +168,9 @@ func (p *pump) flush() {
 	}
 	p.out = nil // an idle connection holds none
 	p.writeErr, p.writing = err, false
+	if p.last {
+		_ = p.conn.Close()
+	}
 	p.tell()
 }
 
@@ -186,10 +191,18 @@ func (p *pump) shutdown() {
 }
 
 func (p *pump) close(reset bool) {
-	p.detach()
 	close(p.done)
 	if tcp, ok := p.conn.(*net.TCPConn); ok && reset {
 		_ = tcp.SetLinger(0) // fails only on a closed connection
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.loop, p.owner = nil, nil
+	if p.writing && !reset {
+		// The kernel may take it without waiting, as it would have from a socket.
+		p.last = true
+		_ = p.conn.SetWriteDeadline(time.Now().Add(alertTime)) // fails only on a closed connection
+		return
 	}
 	p.group.work.Go(func() { _ = p.conn.Close() }) // which may wait, if it speaks TLS itself
 }

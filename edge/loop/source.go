@@ -5,8 +5,9 @@ import "time"
 // waiter is how a loop waits.
 type waiter interface {
 	// wait returns when something is ready, which it has told the connections of l,
-	// after wake, and after timeout; below 0: not for that.
-	wait(l *Loop, timeout time.Duration)
+	// after wake, and at until, a time since the loop's start; below 0: not for that.
+	// 0: it does not wait.
+	wait(l *Loop, until time.Duration)
 	// wake ends wait. Any goroutine may call it.
 	wake()
 	close()
@@ -48,17 +49,17 @@ func newChannel() *channel {
 	return &channel{woken: make(chan struct{}, 1), timer: timer}
 }
 
-func (w *channel) wait(_ *Loop, timeout time.Duration) {
+func (w *channel) wait(l *Loop, until time.Duration) {
 	switch {
-	case timeout == 0:
+	case until == 0:
 		select {
 		case <-w.woken:
 		default:
 		}
-	case timeout < 0:
+	case until < 0:
 		<-w.woken
 	default:
-		w.timer.Reset(timeout)
+		w.timer.Reset(until - time.Since(l.start))
 		select {
 		case <-w.woken:
 		case <-w.timer.C:

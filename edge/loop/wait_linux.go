@@ -68,11 +68,12 @@ type epoll struct {
 	fd     int
 	file   *os.File
 	raw    syscall.RawConn
-	timed  bool
+	until  time.Duration // of the deadline that file has
 	poll   func(uintptr) bool
 	events [256]unix.EpollEvent
 	n      int
-	busy   int // rounds in a row that found something at once
+	looks  int // in this wait
+	busy   int // rounds in a row that did not wait
 
 	// places are what events name, with the generation of the place: an event of a
 	// socket that was closed in the same round is not its successor's.
@@ -91,7 +92,7 @@ type place struct {
 
 // counts are system calls, for tests.
 type counts struct {
-	waits, parks, reads, writes, controls int
+	waits, reads, writes, controls int
 }
 
 func newEpoll() (*epoll, error) {
@@ -107,7 +108,7 @@ func newEpoll() (*epoll, error) {
 	// A new edge comes with each write, so nobody needs to read it.
 	wake := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: wakeUp}
 	err = errors.Join(unix.SetNonblock(fd, true), unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, event, &wake))
-	e := &epoll{fd: fd, event: event, file: os.NewFile(uintptr(fd), "epoll")}
+	e := &epoll{fd: fd, event: event, until: -1, file: os.NewFile(uintptr(fd), "epoll")}
 	if err == nil {
 		e.raw, err = e.file.SyscallConn()
 	}
@@ -124,6 +125,7 @@ func newEpoll() (*epoll, error) {
 
 // look fetches what is ready, and does not wait for it.
 func (e *epoll) look() bool {
+	e.looks++
 	e.counts.waits++
 	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd),
 		uintptr(unsafe.Pointer(&e.events[0])), uintptr(len(e.events)), 0, 0, 0)
@@ -134,9 +136,15 @@ func (e *epoll) look() bool {
 	return e.n > 0
 }
 
-func (e *epoll) wait(l *Loop, timeout time.Duration) {
-	if !e.look() && timeout != 0 {
-		e.park(timeout)
+func (e *epoll) wait(l *Loop, until time.Duration) {
+	e.looks = 0
+	if until == 0 {
+		e.look()
+	} else {
+		e.park(l, until)
+	}
+	if e.looks > 1 {
+		e.busy = 0
 	} else if e.busy++; e.busy >= rounds {
 		e.busy = 0
 		runtime.Gosched()
@@ -146,19 +154,19 @@ func (e *epoll) wait(l *Loop, timeout time.Duration) {
 	}
 }
 
-// park waits in Go's poller.
-func (e *epoll) park(timeout time.Duration) {
-	e.busy = 0
-	e.counts.parks++
-	switch {
-	case timeout > 0:
-		_ = e.file.SetReadDeadline(time.Now().Add(timeout)) // was tried by newEpoll
-		e.timed = true
-	case e.timed:
-		_ = e.file.SetReadDeadline(time.Time{})
-		e.timed = false
+// park looks, and waits in Go's poller when there is nothing.
+func (e *epoll) park(l *Loop, until time.Duration) {
+	if until != e.until {
+		var at time.Time
+		if until > 0 {
+			at = l.start.Add(until)
+		}
+		_ = e.file.SetReadDeadline(at) // was tried by newEpoll
+		e.until = until
 	}
-	_ = e.raw.Read(e.poll) // fails at the deadline
+	if e.raw.Read(e.poll) != nil { // the time has come
+		e.look()
+	}
 }
 
 // tell tells a connection what its socket is ready for.
