@@ -1,9 +1,11 @@
 package integration
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,19 +26,26 @@ func TestControlPlaneOutOfDescriptors(t *testing.T) {
 	revision := w.Apply(harness.Certificate("site", w.Pair) + harness.Listener("web", address, "", "  pool: app\n") + w.Pool("app", []*peers.Backend{backend}, ""))
 	w.WaitAcked(revision, edge)
 
-	var crowd []net.Conn
+	crowd, disperse := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer disperse()
+	for range descriptors {
+		running.Go(func() { occupy(crowd, control.Page) })
+	}
+	var conns []net.Conn
 	defer func() {
-		for _, c := range crowd {
+		for _, c := range conns {
 			c.Close()
 		}
 	}()
-	for i := range 2 * descriptors {
-		c, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp", []string{control.Address, control.Page}[i%2])
+	for i := range descriptors {
+		c, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp", control.Address)
 		if err != nil {
 			continue // its backlog is full
 		}
-		crowd = append(crowd, c)
-		if i%4 == 0 { // as a caller would that enrols
+		conns = append(conns, c)
+		if i%2 == 0 { // as a caller would that enrols
 			secured := tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13})
 			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 			_ = secured.HandshakeContext(t.Context()) // it may be ended for a newer one
@@ -51,10 +60,27 @@ func TestControlPlaneOutOfDescriptors(t *testing.T) {
 	}
 	w.WaitAcked(revision, edge)
 	w.StartEdge("two", "") // gets in
-	for _, c := range crowd {
-		c.Close()
-	}
+	disperse()
+	running.Wait()
 	if writable := control.Metrics().Sum("reseal_store_writable"); writable != 1 {
 		t.Errorf("reseal_store_writable is %v", writable)
+	}
+}
+
+// occupy holds a connection on which nothing is said, and opens another when it is
+// ended, until ctx ends.
+func occupy(ctx context.Context, address string) {
+	for ctx.Err() == nil {
+		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		if err == nil {
+			stop := context.AfterFunc(ctx, func() { c.Close() })
+			_, _ = c.Read(make([]byte, 1))
+			stop()
+			c.Close()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
 }
