@@ -88,7 +88,7 @@ func CutField(section string) (field Field, rest string, err error) {
 		end++
 	}
 	switch {
-	case line != "" && (line[0] == ' ' || line[0] == '\t'):
+	case folded(line):
 		return Field{}, "", ErrFold
 	case end == 0 || end == len(line) || line[end] != ':':
 		return Field{}, "", ErrName
@@ -98,19 +98,31 @@ func CutField(section string) (field Field, rest string, err error) {
 	return Field{Name: line[:end], Value: TrimSpace(line[end+1:])}, rest, nil
 }
 
-// Unfold joins the folded lines of a response's header section, as RFC 9112
-// section 5.2 wants it. Requests must not have any.
-func Unfold(section string) string {
-	if !strings.Contains(section, "\n ") && !strings.Contains(section, "\n\t") {
-		return section
+func folded(line string) bool { return line != "" && (line[0] == ' ' || line[0] == '\t') }
+
+// Unfold joins the lines of a response into which field goes on, as RFC 9112
+// section 5.2 wants it, and returns what follows them. It fails for fields that
+// mean something to the protocol.
+func (f *Field) Unfold(section string) (rest string, err error) {
+	if !folded(section) {
+		return section, nil
 	}
-	joined := []byte(section)
-	for i := 2; i < len(joined); i++ {
-		if (joined[i] == ' ' || joined[i] == '\t') && joined[i-1] == '\n' && joined[i-2] == '\r' {
-			joined[i-1], joined[i-2] = ' ', ' '
+	if NameOf(f.Name) != OtherName {
+		return "", ErrFold
+	}
+	joined := []byte(f.Value)
+	for rest = section; folded(rest); {
+		var line string
+		if line, rest, err = CutLine(rest); err != nil {
+			return "", err
 		}
+		if !ValidValue(line) {
+			return "", fmt.Errorf("%s holds %w", f.Name, ErrControl)
+		}
+		joined = append(append(joined, ' '), TrimSpace(line)...)
 	}
-	return string(joined)
+	f.Value = TrimSpace(string(joined))
+	return rest, nil
 }
 
 // ContentLength takes in a field of that name. Responses may repeat it.
@@ -161,13 +173,15 @@ func CheckHead(head []byte, request bool) (Head, error) {
 		return h, ErrControl
 	}
 	h.Start = start
-	if !request {
-		rest = Unfold(rest)
-	}
 	for rest != "" {
 		var field Field
 		if field, rest, err = CutField(rest); err != nil {
 			return h, err
+		}
+		if !request {
+			if rest, err = field.Unfold(rest); err != nil {
+				return h, err
+			}
 		}
 		if err := h.take(field, request); err != nil {
 			return h, err

@@ -33,6 +33,7 @@ type section struct {
 	upgrades   int
 	connection [4]string // values of Connection
 	lines      int       // of these
+	named      bool      // Connection names fields
 	trailers   bool      // TE names trailers
 	expects    bool      // 100-continue
 	unexpected bool      // Expect is something else
@@ -46,6 +47,9 @@ func (s *section) parse(text string, http10 bool) error {
 	s.framing = exchange.NoFraming
 	for rest := text; rest != ""; {
 		field, after, err := exchange.CutField(rest)
+		if err == nil && !s.request {
+			after, err = field.Unfold(after)
+		}
 		if err == nil {
 			err = s.take(field)
 		}
@@ -135,10 +139,19 @@ func (s *section) options() error {
 				s.upgrading = true
 			case exchange.Removable(option):
 				s.fields.Del(option)
+				s.named = true
 			}
 		}
 	}
 	return nil
+}
+
+// hops is what Connection names, for the trailers, which have to go by it, too.
+func (s *section) hops() string {
+	if !s.named || !s.framing.Chunked {
+		return ""
+	}
+	return strings.Join(s.connection[:s.lines], ",")
 }
 
 // persists reports whether the sender lets the connection live (RFC 9112 section
@@ -183,7 +196,7 @@ func (c *Conn) request(text string, event *Event) error {
 	}
 	event.Kind, event.Request = Request, r
 	c.reading, c.writing, c.body = readBody, writeHead, exchange.NewBody(s.framing)
-	c.protocol, c.expects = r.Protocol, r.Continue
+	c.protocol, c.hops, c.expects = r.Protocol, s.hops(), r.Continue
 	c.persist = s.persists(http10)
 	return nil
 }
@@ -250,7 +263,7 @@ func (c *Conn) response(text string, event *Event) error {
 		return c.fail(refused(errStatusLine))
 	}
 	s := section{fields: event.Response.Fields}
-	if err := s.parse(exchange.Unfold(rest), http10); err != nil {
+	if err := s.parse(rest, http10); err != nil {
 		return c.fail(refused(err))
 	}
 	r := exchange.Response{
@@ -282,7 +295,7 @@ func (c *Conn) response(text string, event *Event) error {
 	default:
 		c.body = exchange.NewBody(s.framing)
 	}
-	c.reading, c.protocol = readBody, ""
+	c.reading, c.protocol, c.hops = readBody, "", s.hops()
 	c.persist = c.persist && s.persists(http10)
 	return nil
 }

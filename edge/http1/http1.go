@@ -53,6 +53,7 @@ type Conn struct {
 
 	// The exchange under way.
 	protocol      string // that the request asked for
+	hops          string // fields that must not go on, if trailers may follow
 	head          bool   // its method is HEAD
 	http10        bool   // the client speaks HTTP/1.0
 	persist       bool   // both heads, as far as they are known, let the connection live

@@ -3,6 +3,7 @@ package http1
 import (
 	"bytes"
 	"errors"
+	"strings"
 
 	"github.com/reseal/reseal/edge/exchange"
 )
@@ -147,6 +148,11 @@ func (c *Conn) nextBody(in []byte, event *Event) (n int, err error) {
 			return n, c.fail(refused(err))
 		case used == 0:
 			return n, nil
+		}
+		for name := range strings.SplitSeq(c.hops, ",") {
+			if name = exchange.TrimSpace(name); exchange.Removable(name) {
+				trailers.Del(name)
+			}
 		}
 		event.Trailers = trailers
 	case !c.body.Over():

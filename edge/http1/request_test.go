@@ -36,6 +36,7 @@ func TestRequests(t *testing.T) {
 		get + "Expect: 100-continue\r\n\r\n":                                                                                            "0 HTTP/1.1 false",
 		"GET / HTTP/1.0\r\nExpect: x\r\nContent-Length: 1\r\n\r\nx":                                                                     "1 HTTP/1.0 false",
 		get + "Transfer-Encoding: Chunked\r\nTrailer: X-T\r\n\r\n3;a=\"b\"\r\nabc\r\n00A \r\n0123456789\r\n0\r\nX-T: 1\r\nContent-Length: 3\r\n\r\n" + get + "\r\n": "-1 HTTP/1.1 false false [{\"Trailer\" \"X-T\"}]\ndata \"abc0123456789\"\nend [{\"X-T\" \"1\"}]\nGET",
+		get + "Connection: x-t, cookie\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-T: 1\r\nX-U: 2\r\n\r\n":                                                          `end [{"X-U" "2"}]`,
 		get + "Trailer: Expires\r\n\r\n": "false false []",
 		// Refused.
 		"GET / HTTP/1.1\nHost: a\r\n\r\n":                            "error 400 bad_request\nreusable false over false lingers true",
