@@ -226,7 +226,7 @@ func (s *section) aim(r *exchange.Request, target string) *Error {
 		}
 	case !exchange.ValidOrigin(origin):
 		return &Error{400, "bad_target", errTarget}
-	case target[0] == '/':
+	case strings.HasPrefix(target, "/"):
 	case strings.EqualFold(scheme, "http"):
 		r.Scheme = "http"
 	case !strings.EqualFold(scheme, "https"):

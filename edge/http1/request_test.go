@@ -54,6 +54,7 @@ func TestRequests(t *testing.T) {
 		"GET ftp://b/ HTTP/1.1\r\nHost: a\r\n\r\n":                   "error 400 bad_target",
 		"GET mailto:x HTTP/1.1\r\nHost: a\r\n\r\n":                   "error 400 bad_target",
 		"GET a HTTP/1.1\r\nHost: a\r\n\r\n":                          "error 400 bad_target",
+		"GET  HTTP/1.1\r\nHost: a\r\n\r\n":                           "error 400 bad_target",
 		"GET * HTTP/1.1\r\nHost: a\r\n\r\n":                          "error 400 bad_target",
 		"GET /#a HTTP/1.1\r\nHost: a\r\n\r\n":                        "error 400 bad_target",
 		"GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n":                       "error 400 bad_target",
