@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -29,32 +28,13 @@ var certificateFields = []string{"Client-Cert", "Client-Cert-Chain", "X-Forwarde
 // serveFields answers with the fields of a request that describe a certificate,
 // over HTTP/2.
 func serveFields(c net.Conn, _ int) {
-	reader := bufio.NewReader(c)
-	if _, err := reader.Discard(len(http2.ClientPreface)); err != nil {
-		return
-	}
-	framer := http2.NewFramer(c, reader)
-	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	_ = framer.WriteSettings()
-	for {
-		frame, err := framer.ReadFrame()
-		if err != nil {
-			return
+	serveH2(c, func(framer *http2.Framer, f *http2.MetaHeadersFrame) {
+		header := http.Header{}
+		for _, field := range f.RegularFields() {
+			header.Add(field.Name, field.Value)
 		}
-		switch f := frame.(type) {
-		case *http2.SettingsFrame:
-			if !f.IsAck() {
-				_ = framer.WriteSettingsAck()
-			}
-		case *http2.MetaHeadersFrame:
-			header := http.Header{}
-			for _, field := range f.RegularFields() {
-				header.Add(field.Name, field.Value)
-			}
-			_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: f.StreamID, BlockFragment: []byte{0x88}, EndHeaders: true})
-			_ = framer.WriteData(f.StreamID, true, []byte(told(header)))
-		}
-	}
+		answerH2(framer, f.StreamID, status200, told(header))
+	})
 }
 
 // told is what a header says about a client's certificate.

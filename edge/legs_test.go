@@ -174,6 +174,41 @@ func (b *rawBackend) received() []string {
 	return all
 }
 
+// status200 is the header block of a response that says no more.
+var status200 = []byte{0x88}
+
+// serveH2 speaks HTTP/2 as a server and lets each header or trailer section be
+// answered.
+func serveH2(c net.Conn, answer func(*http2.Framer, *http2.MetaHeadersFrame)) {
+	reader := bufio.NewReader(c)
+	if _, err := reader.Discard(len(http2.ClientPreface)); err != nil {
+		return
+	}
+	framer := http2.NewFramer(c, reader)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	_ = framer.WriteSettings()
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			return
+		}
+		switch f := frame.(type) {
+		case *http2.SettingsFrame:
+			if !f.IsAck() {
+				_ = framer.WriteSettingsAck()
+			}
+		case *http2.MetaHeadersFrame:
+			answer(framer, f)
+		}
+	}
+}
+
+// answerH2 writes a response as a whole.
+func answerH2(framer *http2.Framer, stream uint32, block []byte, body string) {
+	_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block, EndHeaders: true})
+	_ = framer.WriteData(stream, true, []byte(body))
+}
+
 // serveHTTP1 answers each request by answer, until that returns "".
 func serveHTTP1(t testing.TB, answer func(r *http.Request, body []byte) string) *rawBackend {
 	return serveRaw(t, "http/1.1", func(c net.Conn, _ int) {

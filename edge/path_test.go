@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -45,28 +44,9 @@ func TestTargetAsReceived(t *testing.T) {
 
 // serveH2Path answers with the request's path.
 func serveH2Path(c net.Conn, _ int) {
-	reader := bufio.NewReader(c)
-	if _, err := reader.Discard(len(http2.ClientPreface)); err != nil {
-		return
-	}
-	framer := http2.NewFramer(c, reader)
-	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	_ = framer.WriteSettings()
-	for {
-		frame, err := framer.ReadFrame()
-		if err != nil {
-			return
-		}
-		switch f := frame.(type) {
-		case *http2.SettingsFrame:
-			if !f.IsAck() {
-				_ = framer.WriteSettingsAck()
-			}
-		case *http2.MetaHeadersFrame:
-			_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: f.StreamID, BlockFragment: []byte{0x88}, EndHeaders: true})
-			_ = framer.WriteData(f.StreamID, true, []byte(f.PseudoValue("path")))
-		}
-	}
+	serveH2(c, func(framer *http2.Framer, f *http2.MetaHeadersFrame) {
+		answerH2(framer, f.StreamID, status200, f.PseudoValue("path"))
+	})
 }
 
 // TestRoutesAndPaths: a path has one meaning for routes, and a request that the

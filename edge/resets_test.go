@@ -16,32 +16,14 @@ import (
 // answersTooMuch answers each HTTP/2 request with more than the length that it
 // announces.
 func answersTooMuch(c net.Conn, _ int) {
-	reader := bufio.NewReader(c)
-	if _, err := reader.Discard(len(http2.ClientPreface)); err != nil {
-		return
-	}
-	framer := http2.NewFramer(c, reader)
-	_ = framer.WriteSettings()
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
-	for {
-		frame, err := framer.ReadFrame()
-		if err != nil {
-			return
-		}
-		switch f := frame.(type) {
-		case *http2.SettingsFrame:
-			if !f.IsAck() {
-				_ = framer.WriteSettingsAck()
-			}
-		case *http2.HeadersFrame:
-			block.Reset()
-			_ = encoder.WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
-			_ = encoder.WriteField(hpack.HeaderField{Name: "content-length", Value: "5"})
-			_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: f.StreamID, BlockFragment: block.Bytes(), EndHeaders: true})
-			_ = framer.WriteData(f.StreamID, true, []byte("more than five"))
-		}
-	}
+	serveH2(c, func(framer *http2.Framer, f *http2.MetaHeadersFrame) {
+		block.Reset()
+		_ = encoder.WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+		_ = encoder.WriteField(hpack.HeaderField{Name: "content-length", Value: "5"})
+		answerH2(framer, f.StreamID, block.Bytes(), "more than five")
+	})
 }
 
 // TestResetsBurnFewConnections: requests that we reset, because the client or the
