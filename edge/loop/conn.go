@@ -16,6 +16,9 @@ const (
 	readTurns = 2
 	// writeSize is how much one system call writes at most, and the size of a chunk.
 	writeSize = 128 << 10
+	// roundSize is how much a loop reads in a round at most, some single reads more or
+	// less: what takes it a few milliseconds.
+	roundSize = 4 << 20
 	// crowded is the mark for a connection's output while its loop has too much.
 	crowded = 16 << 10
 	// alertTime is how long a connection that TLS gave up waits for the peer to take
@@ -56,7 +59,7 @@ type Ending struct {
 	Unread bool
 	// TimedOut is whether the peer did not end the connection within Close's time.
 	TimedOut bool
-	// Err is why it ended; nil after Close.
+	// Err is why it ended; nil if Close ended it and the peer did not break that off.
 	Err error
 }
 
@@ -110,6 +113,7 @@ type Conn struct {
 	readable bool   // the source may have something
 	more     bool   // the Wire or TLS may hold something
 	over     bool   // nothing more will be decrypted
+	streams  bool   // the peer has sent something while the connection was closing
 	paused   bool   // by the handler
 	stash    []byte // what wire.input stands in, when that outlives a round
 
@@ -130,8 +134,9 @@ type Conn struct {
 	moving *Loop   // where it goes
 	heir   Handler // its handler there
 
+	told   bool // the handler was told of the end, or is about to be
 	timers []*Timer
-	linger *Timer
+	linger *Timer // bounds the end
 	ending Ending
 	stats  Stats
 }
@@ -225,7 +230,7 @@ func (c *Conn) finish(err error, reset bool) {
 	if c.ending.Err == nil {
 		c.ending.Err = err
 	}
-	c.ending.Unread = c.readable && !c.ending.FIN && !c.ending.Reset
+	c.ending.Unread = (c.readable || c.streams && !c.ending.PeerNotified) && !c.ending.FIN && !c.ending.Reset
 	c.source.close(reset)
 	if c.linger != nil {
 		c.linger.Stop()
@@ -241,6 +246,10 @@ func (c *Conn) finish(err error, reset bool) {
 
 // ended has the handler told.
 func (c *Conn) ended() {
+	if c.told {
+		return
+	}
+	c.told = true
 	c.stopTimers()
 	if c.moving == nil {
 		c.loop.over = append(c.loop.over, c)

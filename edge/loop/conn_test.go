@@ -59,7 +59,7 @@ func TestEndings(t *testing.T) {
 		ended string // PeerEnded's argument, or "" when it is not called
 		want  Ending
 	}{
-		{"close_notify and FIN", func(c *tls.Conn, _ *net.TCPConn) { c.Close() }, "true",
+		{"close_notify and FIN", func(c *tls.Conn, tcp *net.TCPConn) { c.CloseWrite(); tcp.CloseWrite() }, "true",
 			Ending{Notified: true, PeerNotified: true, FIN: true, ByPeer: true}},
 		{"FIN alone", func(_ *tls.Conn, tcp *net.TCPConn) { tcp.CloseWrite() }, "false",
 			Ending{Notified: true, FIN: true, ByPeer: true}},
@@ -406,6 +406,103 @@ func TestLoopOutput(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestAnswerBeforeReset: a peer that answers and resets while much is being sent to it
+// is heard: the failed write does not hide the answer.
+func TestAnswerBeforeReset(t *testing.T) {
+	pollers(t, func(t *testing.T, cfg Config) {
+		g := start(t, cfg)
+		l := g.Next()
+		var got bytes.Buffer
+		var conn *Conn
+		ended := make(chan Ending, 1)
+		client := servePlain(t, l, &funcs{
+			open:   func(c *Conn) { conn = c; c.Pause() },
+			data:   func(_ *Conn, p []byte) { got.Write(p) },
+			closed: func(_ *Conn, end Ending) { ended <- end },
+		})
+		if _, err := client.Write([]byte("no, thanks")); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, l, "the connection", func() bool { return conn != nil })
+		on(t, l, func() { conn.Write([]byte("unread, so that closing resets")) })
+		eventually(t, l, "the output to leave", func() bool { return conn.Buffered() == 0 && !conn.source.busy() })
+		client.Close()
+		for write := true; write; {
+			on(t, l, func() {
+				conn.Write([]byte("x"))
+				write = conn.writeErr == nil && conn.phase == open
+			})
+		}
+		on(t, l, func() { conn.Resume() })
+		end := receive(t, ended, "Closed")
+		if got.String() != "no, thanks" || !end.Reset || !end.ByPeer || end.Err == nil {
+			t.Errorf("%q came, and it ended with %+v", got.String(), end)
+		}
+	})
+}
+
+// TestRoundIsShort: when much has come for many connections a round reads only so
+// much of it, and what was posted runs in between.
+func TestRoundIsShort(t *testing.T) {
+	g := start(t, Config{Goroutines: true, Loops: 1})
+	l := g.Next()
+	const n = 200
+	var conns []*Conn
+	var most, total int
+	for range n {
+		a, b := net.Pipe()
+		go func() { _, _ = a.Write(make([]byte, readSize)) }()
+		t.Cleanup(func() { a.Close() })
+		if err := l.Join(NewWire(b), nil, &funcs{
+			open: func(c *Conn) { c.Pause(); conns = append(conns, c) },
+			data: func(_ *Conn, p []byte) { total += len(p) },
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, l, "all connections", func() bool { return len(conns) == n })
+	all := make(chan struct{})
+	var look func(before int)
+	look = func(before int) {
+		if most = max(most, total-before); total == n*readSize {
+			close(all)
+			return
+		}
+		before = total
+		l.Post(func() { look(before) })
+	}
+	on(t, l, func() {
+		for _, c := range conns {
+			// As if that much were there at once.
+			c.source = &flood{source: c.source, left: readSize}
+			c.readable = true
+			c.Resume()
+		}
+		look(0)
+	})
+	receive(t, all, "all of it")
+	on(t, l, func() {
+		if most > 5<<20 {
+			t.Errorf("%d bytes were read between two posted functions", most)
+		}
+		for _, c := range conns {
+			c.source = c.source.(*flood).source
+		}
+	})
+}
+
+// flood is a source that has much to read.
+type flood struct {
+	source
+	left int
+}
+
+func (f *flood) read(p []byte) (int, error) {
+	n := min(len(p), f.left)
+	f.left -= n
+	return n, nil
 }
 
 // TestPanic: a panic ends its connection and no other.

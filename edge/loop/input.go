@@ -50,7 +50,7 @@ func (c *Conn) read() {
 	if c.phase == finished {
 		return
 	}
-	if c.writeErr != nil && !(c.readable && c.mayRead()) {
+	if c.writeErr != nil && c.over {
 		c.finish(c.writeErr, false) // what the peer had sent before is read
 		return
 	}
@@ -62,6 +62,8 @@ func (c *Conn) readOnce() {
 	l := c.loop
 	n, err := c.source.read(l.in)
 	c.stats.In += int64(n)
+	l.share += n
+	c.streams = c.streams || n > 0 && c.phase == closing
 	if err != nil || n < len(l.in) {
 		c.readable = false // a short read means that nothing is left
 	}

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -147,6 +148,7 @@ type Loop struct {
 	dirty  []*Conn // have output
 	over   []*Conn // have ended, and their handlers are not told yet
 	moving []*Conn // leave for another loop
+	share  int     // bytes that were read in this round
 	output int     // bytes buffered by all connections
 
 	stopping atomic.Bool
@@ -245,11 +247,18 @@ func (l *Loop) fire(t *Timer) {
 }
 
 // serveReady serves each connection that something is to be done for. Those for
-// which there is still something afterwards have their turn in the next round.
+// which there is still something afterwards, and those that are left when the round
+// has read enough, have their turn in the next one.
 func (l *Loop) serveReady() {
 	ready := l.ready
 	l.ready, l.spare = l.spare[:0], ready
+	l.share = 0
 	for i, c := range ready {
+		if l.share >= roundSize {
+			l.ready = append(slices.Clone(ready[i:]), l.ready...)
+			clear(ready[i:])
+			return
+		}
 		ready[i] = nil
 		c.queued = false
 		if c.loop == l {

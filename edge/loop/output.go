@@ -2,14 +2,13 @@ package loop
 
 import (
 	"encoding/binary"
-	"io"
 	"time"
 )
 
 // Write sends p, later in the round, together with what else is written until
 // then. It reports whether more is welcome: after false the handler should write
-// nothing more until Writable. p is not kept. After CloseWrite or the end p goes
-// nowhere.
+// nothing more until Writable. p is not kept, and should not exceed
+// Config.HighWater. After CloseWrite or the end p goes nowhere.
 func (c *Conn) Write(p []byte) (welcome bool) {
 	if c.phase > open || c.mute || c.fin || c.writeErr != nil || c.moving != nil {
 		return false
@@ -101,10 +100,7 @@ func (c *Conn) encrypt(p []byte) {
 
 // sealed takes what TLS writes: records of the handler, and its own.
 func (c *Conn) sealed(p []byte) (int, error) {
-	switch {
-	case c.phase == finished || c.writeErr != nil:
-		return 0, io.ErrClosedPipe
-	case c.mute:
+	if c.mute || c.writeErr != nil || c.phase == finished {
 		return len(p), nil // nothing comes after close_notify, KeyUpdates included
 	}
 	c.queue(p)
@@ -229,8 +225,8 @@ func (c *Conn) drop() {
 	c.gather, c.out, c.backlog, c.sent, c.pending = nil, nil, nil, 0, 0
 }
 
-// writeFailed gives output up. What the peer has sent before is still read, if the
-// handler takes it: there may be an answer in it.
+// writeFailed gives output up. What the peer has sent before is still read: there may
+// be an answer in it.
 func (c *Conn) writeFailed(err error) {
 	c.writeErr = err
 	if wasReset(err) {
@@ -240,6 +236,18 @@ func (c *Conn) writeFailed(err error) {
 	c.drop()
 	c.readable = true
 	c.loop.enlist(c)
+	if c.linger == nil {
+		c.within(alertTime, func() { c.finish(err, false) })
+	}
+}
+
+// within has end called, if the connection has not ended before.
+func (c *Conn) within(d time.Duration, end func()) {
+	if c.linger != nil {
+		c.linger.Stop()
+	}
+	c.linger = c.loop.Timer(end)
+	c.linger.Set(d)
 }
 
 // writable notes that the source takes something again.
@@ -308,11 +316,10 @@ func (c *Conn) Close(how Farewell) {
 		}
 		return
 	}
-	c.linger = c.loop.Timer(func() {
+	c.within(how.Within, func() {
 		c.ending.TimedOut = true
 		c.finish(nil, false)
 	})
-	c.linger.Set(how.Within)
 	c.touch()
 	c.loop.enlist(c)
 }

@@ -38,7 +38,7 @@ type Timer struct {
 func (l *Loop) Timer(f func()) *Timer { return &Timer{loop: l, call: f} }
 
 // Timer makes a timer that calls f. It is stopped when the connection ends or
-// moves. A panic in f ends the connection.
+// moves, and can't be set after that. A panic in f ends the connection.
 func (c *Conn) Timer(f func()) *Timer {
 	t := &Timer{loop: c.loop, conn: c, call: f}
 	c.timers = append(c.timers, t)
@@ -48,6 +48,9 @@ func (c *Conn) Timer(f func()) *Timer {
 // Set has the timer fire after d, in place of what was set before. The resolution
 // is 10 ms.
 func (t *Timer) Set(d time.Duration) {
+	if t.conn != nil && t.conn.told {
+		return
+	}
 	w := &t.loop.wheel
 	// The time of the round is a little behind, hence the further tick.
 	t.due = int64((t.loop.now+max(d, 0)+tick-1)/tick) + 1

@@ -450,7 +450,7 @@ func TestTLSKeyUpdate(t *testing.T) {
 // read from, costs bounded memory, and delays nobody.
 func TestKeyUpdateStorm(t *testing.T) {
 	pollers(t, func(t *testing.T, cfg Config) {
-		cfg.Loops, cfg.HighWater = 1, 8<<10
+		cfg.Loops, cfg.HighWater = 1, 2<<10
 		g := start(t, cfg)
 		l := g.Next()
 		tcp, server := tcpPair(t)
@@ -497,7 +497,7 @@ func TestKeyUpdateStorm(t *testing.T) {
 			return conn != nil && conn.phase == open && !conn.mayRead() && (conn.blocked || conn.source.busy())
 		})
 		quick, _ := serve(t, l, tls.VersionTLS13, echo(nil))
-		for range 50 {
+		for range 10 {
 			roundTrip(t, quick, "x")
 		}
 		on(t, l, func() {
