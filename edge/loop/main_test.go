@@ -20,7 +20,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds waits for what must happen.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // pollers runs a test with each way to wait.
 func pollers(t *testing.T, test func(t *testing.T, cfg Config)) {
