@@ -107,7 +107,10 @@ func (l Limits) orDefault() Limits {
 }
 
 // Reusable reports whether the connection stands between two exchanges and may
-// carry another one. The caller must not hold bytes that Next has not consumed.
+// carry another one. In the role of the client the caller must not hold bytes that
+// Next has not consumed: Next tells that they answer nothing. An answer that has
+// ended before its request leaves the choice to the caller, in both roles: to go on
+// to the end of the request, or to close.
 func (c *Conn) Reusable() bool { return c.free() && !c.closing }
 
 // free reports whether an exchange may begin, if only the last one.
@@ -120,7 +123,8 @@ func (c *Conn) Over() bool {
 
 // Lingers reports whether the client may still be sending what nobody reads. Then
 // the connection is closed for writing first, and read for a while, or the client
-// may lose the answer to a reset (RFC 9112 section 9.6).
+// may lose the answer to a reset (RFC 9112 section 9.6). The same holds when the
+// caller has bytes that Next has not consumed.
 func (c *Conn) Lingers() bool { return c.unread }
 
 // CloseAfter makes the exchange under way, or the next one, the last one. A head
