@@ -120,6 +120,33 @@ func TestExchangeAllocations(t *testing.T) {
 	}
 }
 
+// TestDataAllocations: content costs none.
+func TestDataAllocations(t *testing.T) {
+	p, content := newPair(Config{}), make([]byte, 60000)
+	if p.toServer, _, _ = p.client.AppendRequest(p.toServer, &benchRequest, true); len(p.toServer) == 0 {
+		t.Fatal("no request")
+	}
+	p.atServer(func(ev *Event) {
+		p.toClient, _ = p.server.AppendResponse(p.toClient, 1, &exchange.Response{Status: 200, Length: exchange.UnknownLength}, false)
+	})
+	sent, received := 0, 0
+	got := testing.AllocsPerRun(100, func() {
+		var n int
+		p.toClient, n, _ = p.server.AppendData(p.toClient, 1, content, false)
+		sent += n
+		p.atClient(func(ev *Event) {
+			if ev.Kind == Data {
+				received += len(ev.Data)
+				p.client.Consumed(1, len(ev.Data))
+			}
+		})
+		p.atServer(func(*Event) {})
+	})
+	if got > 0 || received != sent || sent < 50*len(content) {
+		t.Errorf("%v allocations for 60,000 bytes, %d of %d bytes came", got, received, sent)
+	}
+}
+
 // BenchmarkDownload passes 100 MB of a body through both machines.
 func BenchmarkDownload(b *testing.B) {
 	const size, part = 100 << 20, 128 << 10

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -53,53 +54,191 @@ func sane(t *testing.T, f *feeder) {
 	}
 }
 
-// answerAll answers requests, so that streams come to all their states.
+// answerAll answers, so that streams come to all their states: how, the number of
+// the stream says.
 func answerAll(f *feeder) func(ev *Event) {
+	content := []byte("0123456789")
 	return func(ev *Event) {
-		switch {
-		case ev.Kind == Data && ev.Stream%4 == 1:
-			f.c.Consumed(ev.Stream, len(ev.Data))
-		case (ev.Kind == Request || ev.Kind == Refused) && ev.Stream%4 == 1:
-			_, _ = f.c.AppendResponse(nil, ev.Stream, &exchange.Response{Status: 200}, true)
+		id := ev.Stream
+		switch ev.Kind {
+		case Data:
+			if id%4 == 1 {
+				f.c.Consumed(id, len(ev.Data))
+			}
+			if id == 3 && ev.End {
+				f.c.Reset(id, NoError)
+			}
+		case Request, Refused:
+			_, _ = f.c.AppendResponse(nil, id, &exchange.Response{Status: 200, Length: exchange.UnknownLength}, id%8 == 1)
+			_, _, _ = f.c.AppendData(nil, id, content, id%8 == 3)
+			if id == 7 {
+				f.c.Reset(id, Cancel)
+			}
+		case Window, Response:
+			_, _, _ = f.c.AppendData(nil, 5, content, true)
+		case Trailers:
+			_, _ = f.c.AppendTrailers(nil, id, exchange.Fields{{Name: "T", Value: "1"}})
+		case Reprioritized:
+			f.c.SetInitialWindow(int(id) * 7)
+		case GoAway:
+			f.c.Shutdown()
 		}
 	}
 }
 
-// FuzzServer: nothing that a client sends breaks the machine, and what it tells
-// does not depend on how the bytes come. cut is where they are cut.
-func FuzzServer(f *testing.F) {
-	for i, seed := range seeds() {
-		f.Add(seed[len(preface):], uint16(20+i))
+// newFuzzed makes a server, or a client that has sent three requests, with small
+// bounds.
+func newFuzzed(client bool) *Conn {
+	cfg := Config{ExtendedConnect: true, MaxStreams: 5, MaxHeaderBytes: 2000, MaxHeaderFields: 10, StreamWindow: 20}
+	if !client {
+		return NewServer(cfg)
 	}
-	f.Fuzz(func(t *testing.T, input []byte, cut uint16) {
-		fuzzConn(t, append([]byte(preface), input...), int(cut), func() *Conn {
-			return NewServer(Config{ExtendedConnect: true, MaxStreams: 5, MaxHeaderBytes: 2000, MaxHeaderFields: 10})
-		})
+	c := NewClient(cfg)
+	for i, method := range []string{"GET", "HEAD", "POST"} {
+		r := request(method, "/")
+		if i == 2 {
+			r.Length = exchange.UnknownLength
+		}
+		_, _, _ = c.AppendRequest(nil, &r, i < 2) // fails for nobody: the server has said nothing yet
+	}
+	return c
+}
+
+// FuzzFrames: no sequence of frames breaks a machine, of either role, and what it
+// tells does not depend on how the bytes come. cut is where they are cut.
+func FuzzFrames(f *testing.F) {
+	f.Add([]byte{0, 1, 0, 0x10, 0, 1, 0x13, 1, 5, 7, 0, 8}, uint16(50), false)
+	f.Add([]byte{0, 0, 2, 0, 1, 1, 0x22, 0, 1, 0x23, 0, 3, 12, 0, 1}, uint16(50), true)
+	f.Fuzz(func(t *testing.T, program []byte, cut uint16, client bool) {
+		begin := fromClient()
+		if client {
+			begin = fromServer()
+		}
+		fuzzConn(t, script(begin, program, !client), int(cut), client)
 	})
 }
 
-// FuzzClient is the same for what a server sends, to a client that has sent three
-// requests.
-func FuzzClient(f *testing.F) {
+// FuzzBytes is the same for any bytes behind preface and SETTINGS.
+func FuzzBytes(f *testing.F) {
 	for i, seed := range seeds() {
-		f.Add(bytes.TrimPrefix(seed, []byte(preface)), uint16(20+i))
+		f.Add(bytes.TrimPrefix(seed, []byte(preface)), uint16(20+i), i > 5)
 	}
-	f.Fuzz(func(t *testing.T, input []byte, cut uint16) {
-		fuzzConn(t, input, int(cut), func() *Conn {
-			c := NewClient(Config{MaxStreams: 5, MaxHeaderBytes: 2000, MaxHeaderFields: 10})
-			for i, method := range []string{"GET", "HEAD", "POST"} {
-				r := request(method, "/")
-				if _, _, err := c.AppendRequest(nil, &r, i < 2); err != nil {
-					t.Fatal(err)
-				}
+	f.Fuzz(func(t *testing.T, input []byte, cut uint16, client bool) {
+		if !client {
+			input = append([]byte(preface), input...)
+		}
+		fuzzConn(t, input, int(cut), client)
+	})
+}
+
+// TestRandomFrames is a little of FuzzFrames for every day.
+func TestRandomFrames(t *testing.T) {
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range 3000 {
+		program := make([]byte, random.IntN(150))
+		for i := range program {
+			switch i % 3 {
+			case 0: // mostly what is in order: heads and content, of few streams
+				program[i] = byte(random.IntN(4)<<4 | random.IntN(7))
+			case 1:
+				program[i] = byte(random.IntN(2))
+			default:
+				program[i] = byte(random.IntN(8))
 			}
-			return c
-		})
-	})
+			if random.IntN(20) == 0 {
+				program[i] = byte(random.Uint32())
+			}
+		}
+		client := random.IntN(2) == 0
+		begin := fromClient()
+		if client {
+			begin = fromServer()
+		}
+		if fuzzConn(t, script(begin, program, !client), random.IntN(1<<16), client); t.Failed() {
+			t.Fatalf("seed %d: % x", seed, program)
+		}
+	}
 }
 
-func fuzzConn(t *testing.T, input []byte, cut int, newConn func() *Conn) {
-	whole, parts := feeder{c: newConn()}, feeder{c: newConn()}
+// script makes frames of a program: three bytes, or little more, are a frame of a
+// kind, with flags and a stream. So short inputs come far into the states.
+func script(w *wire, program []byte, client bool) []byte {
+	next := func() byte {
+		if len(program) == 0 {
+			return 0
+		}
+		b := program[0]
+		program = program[1:]
+		return b
+	}
+	heads := [][]string{
+		{":method", "GET", ":scheme", "https", ":authority", "a.test", ":path", "/"},
+		{":method", "POST", ":scheme", "https", ":authority", "a.test", ":path", "/p", "content-length", "5", "cookie", "a"},
+		{":method", "HEAD", ":scheme", "https", ":path", "/", "host", "a.test", "x-secret", "1"},
+		{":method", "CONNECT", ":protocol", "websocket", ":scheme", "https", ":authority", "a.test", ":path", "/"},
+		{":method", "CONNECT", ":authority", "a.test:443"},
+		{"grpc-status", "0"},
+		{":method", "GET", ":scheme", "https", ":authority", "a.test", ":path", "/", "connection", "close"},
+		append([]string{":method", "GET", ":scheme", "https", ":authority", "a.test", ":path", "/"}, many(11)...),
+	}
+	if !client {
+		heads = [][]string{
+			{":status", "200"}, {":status", "200", "content-length", "5"}, {":status", "103", "link", "a"}, {":status", "204"},
+			{":status", "304", "content-length", "9"}, {"grpc-status", "0"}, {":status", "101"}, append([]string{":status", "200"}, many(11)...),
+		}
+	}
+	opened := uint32(3) // by the client of a server
+	if client {
+		opened = 0
+	}
+	for len(program) > 0 {
+		op, flags, more := next(), next(), next()
+		if client && opened == 0 && op&15 < 9 {
+			op = 0 // nothing else is in order
+		}
+		stream := uint32(op>>4)%max(1, opened+uint32(flags>>7))*2 + 1
+		switch op & 15 {
+		case 0, 1:
+			if client {
+				stream = 2*opened + 1
+				opened++
+			}
+			w.head(stream, flags&end, heads[more&7]...)
+		case 2:
+			w.head(stream, flags&end|more>>7, heads[5]...)
+		case 3, 4, 5:
+			w.data(stream, flags&end, big(int(more)%8))
+		case 6:
+			w.frame(frameData, padded|flags&end, stream, append([]byte{more % 5}, make([]byte, 4+flags>>2%4)...)...)
+		case 7:
+			w.frame(frameReset, 0, stream, uint32s(uint32(more)%14)...)
+		case 8:
+			w.frame(frameWindowUpdate, 0, stream&^(uint32(more)>>7), uint32s(uint32(more)<<(flags%26))...)
+		case 9:
+			w.setting(settingID(more%10), uint32(flags)<<(more%27))
+		case 10:
+			w.frame(frameSettings, flagAck, 0)
+		case 11:
+			w.frame(framePing, flags&flagAck, 0, make([]byte, 8)...)
+		case 12:
+			w.frame(frameGoAway, 0, 0, uint32s(uint32(more)%12, uint32(flags)%14)...)
+		case 13:
+			inPieces(w, stream, flags&end, int(more)%40+1, heads[flags>>1&7]...)
+		case 14:
+			w.frame(framePriorityUpdate, 0, 0, append(uint32s(stream), "u=1,i"...)...)
+		default: // anything
+			n := min(int(more)%12, len(program))
+			w.frame(frameType(op>>4), flags, uint32(flags)%4, program[:n]...)
+			program = program[n:]
+		}
+	}
+	return w.Bytes()
+}
+
+func fuzzConn(t *testing.T, input []byte, cut int, client bool) {
+	t.Helper()
+	whole, parts := feeder{c: newFuzzed(client)}, feeder{c: newFuzzed(client)}
 	whole.on, parts.on = answerAll(&whole), answerAll(&parts)
 	whole.feed(input)
 	sane(t, &whole)
