@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// gather is the least time between two looks of the leader, so that the acks
-	// of a crowd cost few.
+	// gather is the least time between two looks of the leader, and between two
+	// writes of what edges acked, so that the acks of a crowd cost few.
 	gather = 20 * time.Millisecond
 	// goodbye bounds how long a replica that stops tries to give up its office.
 	goodbye = 2 * time.Second
@@ -106,18 +106,14 @@ func (s *Server) campaign(ctx context.Context, session *concurrency.Session) err
 func (s *Server) lead(ctx context.Context, office fence) error {
 	ticker := time.NewTicker(s.config.Tick)
 	defer ticker.Stop()
-	pause := time.NewTimer(gather)
-	defer pause.Stop()
 	for ctx.Err() == nil {
 		changed := s.state.changed()
-		if err := s.act(ctx, office); err != nil {
+		looked, err := s.act(ctx, office)
+		if err != nil {
 			return err
 		}
-		pause.Reset(gather)
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
+		// However large the fleet, the looks take a tenth of a processor.
+		_ = pause(ctx, max(gather, 9*looked))
 		select {
 		case <-ctx.Done():
 		case <-changed:
@@ -127,20 +123,35 @@ func (s *Server) lead(ctx context.Context, office fence) error {
 	return errDeposed
 }
 
-// act looks at all keyrings once. It fails with errDeposed only.
-func (s *Server) act(ctx context.Context, office fence) error {
-	for _, d := range s.decide(time.Now()) {
+// pause waits, unless ctx ends first: that is the error then.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return ctx.Err()
+}
+
+// act looks at all keyrings once, and returns how long the look took. It fails with
+// errDeposed only.
+func (s *Server) act(ctx context.Context, office fence) (looked time.Duration, err error) {
+	now := time.Now()
+	due := s.decide(now)
+	looked = time.Since(now)
+	for _, d := range due {
 		err := s.carryOut(ctx, office, d)
 		switch {
 		case errors.Is(err, errDeposed):
-			return err
+			return looked, err
 		case errors.Is(err, errStale):
 			s.log.Debug("keyring changed meanwhile", "keyring", d.name)
 		case err != nil && ctx.Err() == nil:
 			s.log.Warn("keyring can't be rotated now", "keyring", d.name, "error", err)
 		}
 	}
-	return nil
+	return looked, nil
 }
 
 // decision is what one keyring needs.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,8 +17,10 @@ import (
 )
 
 const (
-	// parallelWrites bounds the writes of one replica that are under way.
-	parallelWrites = 32
+	// parallelWrites bounds the writes of one replica that are under way, perWrite the
+	// keys in each: etcd takes 128 operations in a transaction.
+	parallelWrites = 8
+	perWrite       = 100
 	// writesPerSecond and writesBurst bound the writes that one edge causes by
 	// connecting, acking and leaving. What comes faster is written later, the
 	// newest only.
@@ -211,6 +214,10 @@ func (r *roster) serve(ctx context.Context, wait *backoff) error {
 			continue
 		}
 		wait.reset()
+		// What comes meanwhile is written together.
+		if err := pause(ctx, gather); err != nil {
+			return err
+		}
 	}
 }
 
@@ -243,30 +250,32 @@ type due struct {
 // returns one of the errors; what failed is still to be written. later says that
 // some edges have caused enough writes for the moment.
 func (r *roster) flush(ctx context.Context, lease clientv3.LeaseID) (later bool, err error) {
-	var all []due
+	var here, gone []due
 	r.eachEntry(func(e *entry) {
 		switch {
 		case e.cover == e.written && e.left.IsZero():
 		case !r.pace(e.edge).Allow():
 			later = true
+		case e.left.IsZero():
+			here = append(here, due{e, e.cover, e.left})
 		default:
-			all = append(all, due{e, e.cover, e.left})
+			gone = append(gone, due{e, e.cover, e.left})
 		}
 	})
 	var group errgroup.Group
 	group.SetLimit(parallelWrites)
-	for _, d := range all {
+	write := func(do func(context.Context) error) {
 		group.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, r.server.config.RequestTimeout)
 			defer cancel()
-			switch {
-			case !d.left.IsZero():
-				return r.putLeft(ctx, d)
-			case d.revision == 0:
-				return r.putFirst(ctx, d, lease)
-			}
-			return r.put(ctx, d, lease)
+			return do(ctx)
 		})
+	}
+	for batch := range slices.Chunk(here, perWrite) {
+		write(func(ctx context.Context) error { return r.putAll(ctx, batch, lease) })
+	}
+	for _, d := range gone {
+		write(func(ctx context.Context) error { return r.putLeft(ctx, d) })
 	}
 	return later, group.Wait()
 }
@@ -286,23 +295,44 @@ func (r *roster) pace(edge string) *rate.Limiter {
 	return found
 }
 
-// putFirst takes the key over from whatever stream owned it.
-func (r *roster) putFirst(ctx context.Context, d due, lease clientv3.LeaseID) error {
-	value, err := d.cover.encode()
-	if err != nil {
-		return err
-	}
+// putAll writes the keys of edges that are here in one transaction: a crowd of edges
+// that connect or ack costs etcd few. A stream's first write takes the key over from
+// whatever stream owned it; each further one has a guard of its own, as in guarded, so
+// that a key that is no longer this stream's stops no other.
+func (r *roster) putAll(ctx context.Context, batch []due, lease clientv3.LeaseID) error {
 	k := r.server.keys
-	answer, err := r.server.config.Client.Txn(ctx).Then(
-		clientv3.OpPut(k.cover(d.edge), string(value), clientv3.WithLease(lease)),
-		clientv3.OpGet(k.records(), newestRecord...),
-	).Commit()
+	var puts, ops []clientv3.Op
+	for _, d := range batch {
+		value, err := d.cover.encode()
+		if err != nil {
+			return err
+		}
+		key := k.cover(d.edge)
+		put := clientv3.OpPut(key, string(value), clientv3.WithLease(lease))
+		puts = append(puts, put)
+		if d.revision > 0 {
+			asLeft, gone := clientv3.Compare(clientv3.ModRevision(key), "=", d.revision), clientv3.Compare(clientv3.ModRevision(key), "=", 0)
+			put = clientv3.OpTxn([]clientv3.Cmp{asLeft}, []clientv3.Op{put}, []clientv3.Op{
+				clientv3.OpTxn([]clientv3.Cmp{gone}, []clientv3.Op{put}, nil),
+			})
+		}
+		ops = append(ops, put)
+	}
+	answer, err := r.server.config.Client.Txn(ctx).Then(append(ops, clientv3.OpGet(k.records(), newestRecord...))...).Commit()
 	if err != nil {
 		return err
 	}
-	d.written, d.revision = d.cover, answer.Header.Revision
-	d.welcome(newestOf(answer.Responses[1].GetResponseRange().GetKvs()))
-	return nil
+	newest := newestOf(answer.Responses[len(batch)].GetResponseRange().GetKvs())
+	var errs []error
+	for i, d := range batch {
+		if guarded := answer.Responses[i].GetResponseTxn(); guarded != nil && !guarded.Succeeded && !guarded.Responses[0].GetResponseTxn().Succeeded {
+			errs = append(errs, r.guarded(ctx, d, puts[i]))
+			continue
+		}
+		d.written, d.revision = d.cover, answer.Header.Revision
+		d.welcome(newest)
+	}
+	return errors.Join(errs...)
 }
 
 func newestOf(records []*mvccpb.KeyValue) int64 {
@@ -334,15 +364,6 @@ func (r *roster) admit(ctx context.Context) {
 var newestRecord = []clientv3.OpOption{
 	clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(1),
 	clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend),
-}
-
-// put writes a key that this stream owns.
-func (r *roster) put(ctx context.Context, d due, lease clientv3.LeaseID) error {
-	value, err := d.cover.encode()
-	if err != nil {
-		return err
-	}
-	return r.guarded(ctx, d, clientv3.OpPut(r.server.keys.cover(d.edge), string(value), clientv3.WithLease(lease)))
 }
 
 // guarded does op if the key is as this stream left it, or gone with its lease.

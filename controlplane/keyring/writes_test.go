@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -90,6 +91,54 @@ func TestSameAckIsWrittenOnce(t *testing.T) {
 	found, err := f.client.Get(t.Context(), f.prefix+"keyring-cover/a")
 	if err != nil || len(found.Kvs) != 1 || found.Kvs[0].Version != 3 {
 		t.Errorf("%v %v, want 3 writes: the stream, two acks", found.Kvs, err)
+	}
+}
+
+// TestCrowdsShareWrites: edges that connect, and ack, at the same time are written in
+// few transactions, and one that another replica took over stops no other.
+func TestCrowdsShareWrites(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	r, other := f.start("r1"), f.start("r2")
+	const crowd = 250
+	var entries []*entry
+	for i := range crowd {
+		entries = append(entries, r.server.roster.join(fmt.Sprintf("edge-%03d", i), nil))
+	}
+	for _, e := range entries {
+		<-e.joined
+	}
+	transactions := func() int {
+		found, err := f.client.Get(t.Context(), f.prefix+"keyring-cover/", clientv3.WithPrefix())
+		if err != nil || len(found.Kvs) != crowd {
+			t.Fatalf("%d edges are written, %v", len(found.Kvs), err)
+		}
+		revisions := map[int64]bool{}
+		for _, kv := range found.Kvs {
+			revisions[kv.ModRevision] = true
+		}
+		return len(revisions)
+	}
+	if n := transactions(); n > crowd/10 {
+		t.Errorf("%d edges that connect cost %d transactions", crowd, n)
+	}
+	taken := other.server.roster.join("edge-007", nil)
+	<-taken.joined
+	for _, e := range entries {
+		r.server.roster.acked(e, map[string]coverOf{"default": {Record: "some", Held: spansOf([]uint64{1}), Active: 1}})
+	}
+	<-entries[7].superseded
+	eventually(t, "all acks are written", func() bool {
+		acked := 0
+		for _, value := range f.values("keyring-cover/") {
+			if strings.Contains(value, `"acked":true`) {
+				acked++
+			}
+		}
+		return acked == crowd-1
+	})
+	if n := transactions(); n > crowd/10 {
+		t.Errorf("%d edges that ack cost %d transactions", crowd, n)
 	}
 }
 
