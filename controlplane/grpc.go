@@ -27,6 +27,8 @@ const (
 	maxMessage = 16 << 20
 	// maxHeaders bounds the metadata of a call, in bytes.
 	maxHeaders = 64 << 10
+	// streamWindow is what a caller may send on a stream before it is read, in bytes.
+	streamWindow = 256 << 10
 )
 
 type healthServer struct{ *health.Server }
@@ -62,9 +64,14 @@ func newGRPCServer(t *trust.Trust, door *gate.Gate, codec encoding.CodecV2, vers
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		// Thousands of mostly idle streams: buffers only while they are used.
+		// Thousands of mostly idle streams: buffers only while they are used, and
+		// windows for what edges send, which is little; without an estimate of how
+		// much more there could be, which costs a ping for each message.
 		grpc.ReadBufferSize(0),
 		grpc.WriteBufferSize(4096),
+		grpc.SharedWriteBuffer(true),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(4*streamWindow),
 	)
 	h := &healthServer{health.NewServer()}
 	h.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)

@@ -40,9 +40,8 @@ type session struct {
 	hello  *resealv1.Hello
 
 	received   chan *resealv1.SyncRequest
-	receiveErr error // set before received is closed
-	outbox     chan outgoing
-	sendFailed chan error
+	receiveErr error      // set before received is closed
+	sent       chan error // how a send ended; there is room for the one under way
 	orders     chan order // of the operator, for this edge
 	probing    probing
 	superseded chan struct{} // closed when a newer stream took over
@@ -58,6 +57,7 @@ type session struct {
 	waiting      bool      // the newest update is still in pending
 	before       past      // the one before the newest
 	deadline     *time.Timer
+	sending      bool       // a send is under way
 	pending      []outgoing // at most an update and an order
 }
 
@@ -90,19 +90,17 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[resealv1.SyncRequest, rese
 		stream:     stream,
 		id:         id,
 		received:   make(chan *resealv1.SyncRequest),
-		outbox:     make(chan outgoing),
-		sendFailed: make(chan error, 1),
+		sent:       make(chan error, 1),
 		orders:     make(chan order),
 		superseded: make(chan struct{}),
 		done:       make(chan struct{}),
 		deadline:   time.NewTimer(answerTimeout),
 	}
 	c.deadline.Stop()
-	// Both end with the stream, which gRPC ends when this function returns.
-	// Neither may hold up the end: a receiver waits for the edge, a sender for
-	// the edge's flow control.
+	// It ends with the stream, which gRPC ends when this function returns, as does
+	// send, which runs only while there is something to send. Neither may hold up
+	// the end: a receiver waits for the edge, a sender for the edge's flow control.
 	go c.receive()
-	go c.send()
 	defer close(c.done)
 
 	defer s.table.disconnect(c)
@@ -139,21 +137,25 @@ func (c *session) receive() {
 	}
 }
 
-func (c *session) send() {
-	for {
-		select {
-		case out := <-c.outbox:
-			if err := c.stream.SendMsg(out.message); err != nil {
-				c.sendFailed <- err
-				return
-			}
-			if out.sent != nil {
-				close(out.sent)
-			}
-		case <-c.done:
-			return
-		}
+func (c *session) send(out outgoing) {
+	err := c.stream.SendMsg(out.message)
+	if err == nil && out.sent != nil {
+		close(out.sent)
 	}
+	c.sent <- err
+}
+
+// sendNext sends what is pending, one after the other.
+func (c *session) sendNext() {
+	if c.sending || len(c.pending) == 0 {
+		return
+	}
+	next := c.pending[0]
+	c.pending, c.sending = c.pending[1:], true
+	if _, ok := next.message.(*prepared); ok {
+		c.waiting = false
+	}
+	go c.send(next)
 }
 
 // start takes the Hello and enters the edge into the table.
@@ -219,21 +221,12 @@ func (c *session) run(ctx context.Context) error {
 				return err
 			}
 		}
-		var outbox chan<- outgoing
-		var next outgoing
-		if len(c.pending) > 0 {
-			outbox, next = c.outbox, c.pending[0]
-		}
+		c.sendNext()
 		var orders <-chan order
 		if len(c.pending) == 0 {
 			orders = c.orders
 		}
 		select {
-		case outbox <- next:
-			c.pending = c.pending[1:]
-			if _, ok := next.message.(*prepared); ok {
-				c.waiting = false
-			}
 		case order := <-orders:
 			c.pending = append(c.pending, outgoing{order.message, order.sent})
 		case message, ok := <-c.received:
@@ -246,8 +239,11 @@ func (c *session) run(ctx context.Context) error {
 		case <-published:
 		case <-c.deadline.C:
 			return status.Errorf(codes.DeadlineExceeded, "no answer to revision %d within %s", c.target.revision, answerTimeout)
-		case err := <-c.sendFailed:
-			return err
+		case err := <-c.sent:
+			if err != nil {
+				return err
+			}
+			c.sending = false
 		case <-c.superseded:
 			return status.Errorf(codes.Aborted, "edge %q has started another stream; if it was not this process, two edges use one id", c.id)
 		case <-c.server.stopped:

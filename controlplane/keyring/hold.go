@@ -46,9 +46,8 @@ type hold struct {
 	labels map[string]string
 
 	received   chan *resealv1.HoldRequest
-	receiveErr error // set before received is closed
-	outbox     chan *resealv1.HoldResponse
-	sendFailed chan error
+	receiveErr error         // set before received is closed
+	sendEnded  chan error    // how a send ended; there is room for the one under way
 	done       chan struct{} // closed when the stream has ended
 
 	// The fields below belong to run.
@@ -58,6 +57,7 @@ type hold struct {
 	serial   uint64 // of the newest response
 	sent     *set   // what it holds, nil: none was sent
 	waiting  bool   // it is still in pending
+	sending  bool   // a send is under way
 	answered bool   // it is acked
 	pending  *resealv1.HoldResponse
 	deadline *time.Timer
@@ -82,23 +82,21 @@ func (s *Server) Hold(stream grpc.BidiStreamingServer[resealv1.HoldRequest, rese
 		return denied(err)
 	}
 	h := &hold{
-		server:     s,
-		stream:     stream,
-		id:         id,
-		labels:     labels,
-		received:   make(chan *resealv1.HoldRequest),
-		outbox:     make(chan *resealv1.HoldResponse),
-		sendFailed: make(chan error, 1),
-		done:       make(chan struct{}),
-		deadline:   time.NewTimer(answerTimeout),
+		server:    s,
+		stream:    stream,
+		id:        id,
+		labels:    labels,
+		received:  make(chan *resealv1.HoldRequest),
+		sendEnded: make(chan error, 1),
+		done:      make(chan struct{}),
+		deadline:  time.NewTimer(answerTimeout),
 	}
 	h.deadline.Stop()
 	defer h.deadline.Stop()
-	// Both end with the stream, which gRPC ends when this function returns.
-	// Neither may hold up the end: a receiver waits for the edge, a sender for
-	// the edge's flow control.
+	// It ends with the stream, which gRPC ends when this function returns, as does
+	// send, which runs only while there is something to send. Neither may hold up
+	// the end: a receiver waits for the edge, a sender for the edge's flow control.
 	go h.receive()
-	go h.send()
 	defer close(h.done)
 	if err := h.start(); err != nil {
 		return err
@@ -141,20 +139,10 @@ func (h *hold) receive() {
 	}
 }
 
-func (h *hold) send() {
-	for {
-		select {
-		case response := <-h.outbox:
-			err := h.stream.Send(response)
-			wipe(response)
-			if err != nil {
-				h.sendFailed <- err
-				return
-			}
-		case <-h.done:
-			return
-		}
-	}
+func (h *hold) send(response *resealv1.HoldResponse) {
+	err := h.stream.Send(response)
+	wipe(response)
+	h.sendEnded <- err
 }
 
 // wipe zeroes the secrets of a response that gRPC has encoded.
@@ -249,13 +237,11 @@ func (h *hold) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		var outbox chan<- *resealv1.HoldResponse
-		if h.waiting {
-			outbox = h.outbox
+		if h.waiting && !h.sending {
+			go h.send(h.pending)
+			h.waiting, h.pending, h.sending = false, nil, true
 		}
 		select {
-		case outbox <- h.pending:
-			h.waiting, h.pending = false, nil
 		case newest := <-joined:
 			// A stream never starts with less than was known when it began: an
 			// edge must not lose an epoch by coming to a slower replica.
@@ -270,8 +256,11 @@ func (h *hold) run(ctx context.Context) error {
 		case <-changed:
 		case <-h.deadline.C:
 			return status.Errorf(codes.DeadlineExceeded, "no ack of serial %d within %s", h.serial, answerTimeout)
-		case err := <-h.sendFailed:
-			return err
+		case err := <-h.sendEnded:
+			if err != nil {
+				return err
+			}
+			h.sending = false
 		case <-h.entry.superseded:
 			return status.Errorf(codes.Aborted, "edge %q has started another stream; if it was not this process, two edges use one id", h.id)
 		case <-h.server.stopped:
