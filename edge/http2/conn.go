@@ -86,7 +86,7 @@ type Conn struct {
 	decoder  decoder
 	window   int // bytes that the peer may send on the connection
 	owed     int // consumed, not given back to the peer yet
-	slack    int // bytes beyond a stream's window that came before our SETTINGS were acked
+	slack    int // bytes beyond a stream's window that may come before our SETTINGS are acked
 	unacked  []int
 	credit   int
 	epoch    uint32

@@ -97,14 +97,14 @@ func (e *encoder) begin(dst []byte) []byte {
 	return dst
 }
 
-// lower returns a name, which is a token, in lower case.
-func (e *encoder) lower(name string) string {
+// know returns what is known of a name, which is a token, and its lower case.
+func (e *encoder) know(name string) knownName {
 	i := 0
 	for i < len(name) && tokens[name[i]] == name[i] {
 		i++
 	}
 	if i == len(name) {
-		return name
+		return e.knowLower(name)
 	}
 	var scratch [64]byte
 	low := append(scratch[:0], name[:i]...)
@@ -112,14 +112,21 @@ func (e *encoder) lower(name string) string {
 		low = append(low, tokens[name[i]])
 	}
 	if known, ok := e.names[string(low)]; ok {
-		return known.name
+		return known
 	}
-	return string(low)
+	return knownName{name: string(low)}
 }
 
-// append appends a field whose name is in lower case.
-func (e *encoder) append(dst []byte, name, value string, secret bool) []byte {
-	index := e.names[name]
+func (e *encoder) knowLower(name string) knownName {
+	if known, ok := e.names[name]; ok {
+		return known
+	}
+	return knownName{name: name}
+}
+
+// append appends a field.
+func (e *encoder) append(dst []byte, index knownName, value string, secret bool) []byte {
+	name := index.name
 	if secret || isSecret(name) {
 		return appendLiteral(dst, 0x10, 4, index.first, name, value)
 	}

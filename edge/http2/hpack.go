@@ -16,6 +16,7 @@ const tableSize = 4096
 type entry struct {
 	name, value string
 	hash        uint32 // encoder only
+	checked     bool   // decoder only: the characters of name and value are valid
 }
 
 // size is what an entry counts (RFC 7541 section 4.1).
@@ -28,7 +29,7 @@ var static = sync.OnceValue(func() *[62]entry {
 	decoder := hpack.NewDecoder(0, nil)
 	for i := 1; i < len(table); i++ {
 		if fields, err := decoder.DecodeFull([]byte{0x80 | byte(i)}); err == nil {
-			table[i] = entry{name: fields[0].Name, value: fields[0].Value}
+			table[i] = entry{name: fields[0].Name, value: fields[0].Value, checked: true}
 		}
 	}
 	return &table
@@ -104,6 +105,9 @@ type rawField struct {
 	valueFrom, valueTo  int
 	textName, textValue bool
 	secret              bool
+	// checked: the characters of the value, and of the name unless it begins with a
+	// colon, are known to be valid.
+	checked bool
 }
 
 // scratch is where a header block is decoded.
@@ -207,7 +211,7 @@ func (d *decoder) field(block []byte, first byte, s *scratch) (f rawField, rest 
 		if err != nil {
 			return f, nil, err
 		}
-		return rawField{name: e.name, value: e.value}, rest, nil
+		return rawField{name: e.name, value: e.value, checked: e.checked}, rest, nil
 	}
 	prefix, indexing := 4, first&0xc0 == 0x40
 	if indexing {
@@ -238,7 +242,8 @@ func (d *decoder) field(block []byte, first byte, s *scratch) (f rawField, rest 
 	f.valueTo = len(s.text)
 	if indexing {
 		f = s.own(f)
-		d.table.add(entry{name: f.name, value: f.value})
+		f.checked = validValue(f.value) && (validName(f.name) || strings.HasPrefix(f.name, ":"))
+		d.table.add(entry{name: f.name, value: f.value, checked: f.checked})
 	}
 	return f, rest, nil
 }

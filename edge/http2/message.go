@@ -76,7 +76,7 @@ func (s *scratch) readFields(fields *exchange.Fields, p *pseudo, from, to int, x
 	regular := false
 	for i := range s.fields {
 		f := &s.fields[i]
-		if !validValue(f.value) {
+		if !f.checked && !validValue(f.value) {
 			return wrongValue
 		}
 		if strings.HasPrefix(f.name, ":") {
@@ -89,7 +89,7 @@ func (s *scratch) readFields(fields *exchange.Fields, p *pseudo, from, to int, x
 			continue
 		}
 		regular = true
-		if !validName(f.name) {
+		if !f.checked && !validName(f.name) {
 			return wrongName
 		}
 		passed, wrong := x.take(f, to <= pseudoStatus)

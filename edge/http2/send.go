@@ -89,27 +89,27 @@ func (c *Conn) appendRequestHead(dst []byte, r *exchange.Request, tunnel bool) [
 	case "POST":
 		dst = append(dst, 0x80|3)
 	default:
-		dst = e.append(dst, ":method", method, false)
+		dst = e.append(dst, e.knowLower(":method"), method, false)
 	}
 	if r.Scheme == "https" {
 		dst = append(dst, 0x80|7)
 	} else {
 		dst = append(dst, 0x80|6)
 	}
-	dst = e.append(dst, ":authority", r.Authority, false)
-	dst = e.append(dst, ":path", r.Target, false)
+	dst = e.append(dst, e.knowLower(":authority"), r.Authority, false)
+	dst = e.append(dst, e.knowLower(":path"), r.Target, false)
 	if tunnel {
-		dst = e.append(dst, ":protocol", r.Protocol, false)
+		dst = e.append(dst, e.knowLower(":protocol"), r.Protocol, false)
 	}
 	dst = c.appendFields(dst, r.Fields)
 	if !tunnel && (r.Length > 0 || r.Length == 0 && expectsContent(method)) {
 		dst = c.appendLength(dst, r.Length)
 	}
 	if r.Trailers {
-		dst = e.append(dst, "te", "trailers", false)
+		dst = e.append(dst, e.knowLower("te"), "trailers", false)
 	}
 	if r.Continue {
-		dst = e.append(dst, "expect", "100-continue", false)
+		dst = e.append(dst, e.knowLower("expect"), "100-continue", false)
 	}
 	return dst
 }
@@ -332,7 +332,7 @@ func (c *Conn) endHead(dst []byte, start int, id uint32, end bool) []byte {
 func (c *Conn) appendFields(dst []byte, fields exchange.Fields) []byte {
 	for i := range fields {
 		f := &fields[i]
-		dst = c.encoder.append(dst, c.encoder.lower(f.Name), f.Value, f.Secret)
+		dst = c.encoder.append(dst, c.encoder.know(f.Name), f.Value, f.Secret)
 	}
 	return dst
 }
