@@ -180,11 +180,12 @@ func (c *Conn) request(text string, event *Event) error {
 	case s.unexpected && !http10:
 		return c.fail(&Error{417, "bad_request", errExpectation})
 	}
-	r := exchange.Request{Method: method, Scheme: "https", Fields: s.fields, Version: exchange.HTTP11, Trailers: s.trailers}
+	r := &event.Request
+	*r = exchange.Request{Method: method, Scheme: "https", Fields: s.fields, Version: exchange.HTTP11, Trailers: s.trailers}
 	if http10 {
 		r.Version = exchange.HTTP10
 	}
-	if err := s.aim(&r, target); err != nil {
+	if err := s.aim(r, target); err != nil {
 		return c.fail(err)
 	}
 	if r.Length = max(s.framing.Length, 0); s.framing.Chunked {
@@ -194,7 +195,7 @@ func (c *Conn) request(text string, event *Event) error {
 	if s.upgrading && s.upgrades == 1 && !http10 && r.Length == 0 && exchange.ValidUpgrade(s.upgrade) {
 		r.Protocol = s.upgrade
 	}
-	event.Kind, event.Request = Request, r
+	event.Kind = Request
 	c.reading, c.writing, c.body = readBody, writeHead, exchange.NewBody(s.framing)
 	c.protocol, c.hops, c.expects = r.Protocol, s.hops(), r.Continue
 	c.persist = s.persists(http10)
@@ -232,19 +233,19 @@ func (s *section) aim(r *exchange.Request, target string) *Error {
 	case !strings.EqualFold(scheme, "https"):
 		return &Error{400, "bad_target", errTarget}
 	}
+	_, valid := exchange.HostName(s.host)
 	r.Authority, r.Target = s.host, origin
 	if scheme != "" {
-		r.Authority = authority
+		_, absolute := exchange.HostName(authority)
+		r.Authority, valid = authority, valid && absolute
 		if len(target) == len(scheme)+len("://")+len(authority) && r.Method == "OPTIONS" {
 			r.Target = "*" // RFC 9112 section 3.2.4
 		}
 	}
-	_, hostOK := exchange.HostName(s.host)
-	_, authorityOK := exchange.HostName(r.Authority)
 	switch http10 := r.Version == exchange.HTTP10; {
 	case strings.Contains(authority, "@"): // RFC 9110 section 4.2.4
 		return &Error{400, "bad_target", errTarget}
-	case s.hosts > 1 || s.hosts == 0 && !http10 || !hostOK || !authorityOK || r.Authority == "" && (scheme != "" || !http10):
+	case s.hosts > 1 || s.hosts == 0 && !http10 || !valid || r.Authority == "" && (scheme != "" || !http10):
 		return &Error{400, "bad_host", errHost}
 	}
 	return nil
@@ -266,14 +267,15 @@ func (c *Conn) response(text string, event *Event) error {
 	if err := s.parse(rest, http10); err != nil {
 		return c.fail(refused(err))
 	}
-	r := exchange.Response{
+	r := &event.Response
+	*r = exchange.Response{
 		Status: int(line[code]-'0')*100 + int(line[code+1]-'0')*10 + int(line[code+2]-'0'),
 		Fields: s.fields, Length: s.framing.Length, Version: exchange.HTTP11,
 	}
 	if http10 {
 		r.Version = exchange.HTTP10
 	}
-	event.Kind, event.Response = Response, r
+	event.Kind = Response
 	switch {
 	case r.Status == 101:
 		return c.switched(&s, event)
