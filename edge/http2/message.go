@@ -158,7 +158,7 @@ func (x *special) take(f *rawField, request bool) (passed bool, wrong string) {
 	if isHop(f.name) {
 		return false, wrongHop
 	}
-	return true, ""
+	return exchange.NameOf(f.name) != exchange.Hop, "" // proxies' authentication, which goes no further
 }
 
 // isHop reports whether a field belongs to one connection of HTTP/1 (RFC 9113

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 
 	"github.com/reseal/reseal/edge/exchange"
 )
@@ -358,7 +357,7 @@ func (c *Conn) checkFields(fields exchange.Fields, base int) error {
 			return fmt.Errorf("%w: the field's name %q", ErrMalformed, f.Name)
 		case !validValue(f.Value):
 			return fmt.Errorf("%w: the value of field %s", ErrMalformed, f.Name)
-		case ofOneConnection(f.Name):
+		case c.ofOneConnection(f.Name):
 			return fmt.Errorf("%w: field %s belongs to one connection", ErrMalformed, f.Name)
 		}
 	}
@@ -369,24 +368,12 @@ func (c *Conn) checkFields(fields exchange.Fields, base int) error {
 }
 
 // ofOneConnection reports whether a field is no part of exchange.Fields.
-func ofOneConnection(name string) bool {
-	switch len(name) {
-	case 2:
-		return strings.EqualFold(name, "te")
-	case 4:
-		return strings.EqualFold(name, "host")
-	case 6:
-		return strings.EqualFold(name, "expect")
-	case 7:
-		return strings.EqualFold(name, "upgrade")
-	case 10:
-		return strings.EqualFold(name, "connection") || strings.EqualFold(name, "keep-alive")
-	case 14:
-		return strings.EqualFold(name, "content-length") || strings.EqualFold(name, "http2-settings")
-	case 16:
-		return strings.EqualFold(name, "proxy-connection")
-	case 17:
-		return strings.EqualFold(name, "transfer-encoding")
+func (c *Conn) ofOneConnection(name string) bool {
+	switch exchange.NameOf(name) {
+	case exchange.OtherName, exchange.Trailer:
+		return false
+	case exchange.Host, exchange.Expect:
+		return c.client // in a response they mean nothing
 	}
-	return false
+	return true
 }
