@@ -71,16 +71,7 @@ func FuzzRequests(f *testing.F) {
 		f.Add([]byte(seed), 30)
 	}
 	f.Fuzz(func(t *testing.T, data []byte, cut int) {
-		cutAnywhere(t, data, cut, func() *driver { return server(Limits{}) })
-		c := NewServer(Limits{})
-		for _, m := range readAll(c, data, func() {
-			if _, err := c.AppendResponse(nil, &exchange.Response{Status: 200}); err != nil {
-				t.Fatal(err)
-			}
-			_, _ = c.AppendEnd(nil, nil)
-		}) {
-			sameRequest(t, data[m.start:], m)
-		}
+		compareRequests(t, data, cut)
 	})
 }
 
@@ -164,15 +155,7 @@ func FuzzResponses(f *testing.F) {
 				methods = append(methods, "GET")
 			}
 		}
-		cutAnywhere(t, data, cut, func() *driver { return client(Limits{}, methods...) })
-		d, next := client(Limits{}, methods...), 0
-		for _, m := range readAll(d.conn, data, d.send) {
-			method := methods[next]
-			if m.event.Kind == Response {
-				next++
-			}
-			sameResponse(t, data[m.start:], m, method)
-		}
+		compareResponses(t, data, cut, methods)
 	})
 }
 
