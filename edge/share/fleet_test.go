@@ -115,7 +115,8 @@ func (w *world) start() {
 			defer w.mu.Unlock()
 			return w.allowed(labels)
 		},
-		Roots: func() *x509.CertPool { return w.roots },
+		Revision: func() int64 { return 1 },
+		Roots:    func() *x509.CertPool { return w.roots },
 	})
 	listener := bufconn.Listen(1 << 20)
 	server := grpc.NewServer()

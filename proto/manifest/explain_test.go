@@ -24,7 +24,8 @@ func TestExplain(t *testing.T) {
 		Path: "BackendPool.connections.reuse", Type: "enum",
 		Comment: "When a request may use an idle connection. Default: always. The modes are those of HAProxy's http-reuse, " +
 			"with two differences: of several idle connections a request takes the one used last, not first, so that those " +
-			"that are not needed end; and the first request of an HTTP/2 client counts as first.",
+			"that are not needed end; and the first request of an HTTP/2 client counts as first. In every mode a connection on " +
+			"which a client logs in by NTLM or Negotiate serves that client connection alone and ends with it.",
 		Values: []DocValue{
 			{"always", "Any request may use any idle connection of its identity."},
 			{"aggressive", "The first request of a client connection only uses connections that have already been reused once, or HTTP/2 connections that have answered once."},
