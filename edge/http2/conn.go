@@ -417,7 +417,7 @@ func (c *Conn) abandon(ev *Event) bool {
 		if s.over() {
 			continue
 		}
-		ev.Kind, ev.Stream, ev.Code, ev.Unprocessed = Reset, s.id, RefusedStream, true
+		ev.Kind, ev.Stream, ev.Code, ev.Unprocessed = Reset, s.id, RefusedStream, s.unanswered()
 		c.close(s, byPeer)
 		return true
 	}

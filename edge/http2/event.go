@@ -19,7 +19,8 @@ const (
 	Informational
 	// Response, the final one (Response, End). Client only.
 	Response
-	// Data of a body (Data, End). Data may be empty, with End.
+	// Data of a body (Data, End). Data may be empty, with End. The caller owes
+	// Consumed for all of it, or Reset.
 	Data
 	// Trailers end a message (Trailers).
 	Trailers
@@ -33,7 +34,7 @@ const (
 	// ExtendedConnect may say otherwise.
 	Settings
 	// GoAway: the peer takes no more streams (Code, Last, Data: its debug data).
-	// A Reset with Unprocessed follows for each stream that it won't process.
+	// A Reset follows for each stream that it won't process.
 	GoAway
 	// Pong answers Ping.
 	Pong

@@ -144,7 +144,6 @@ func (c *Conn) newResponse(b block, s *stream, ev *Event) error {
 	}
 	if ev.Stream, ev.End = b.stream, b.end; b.end {
 		c.endOf(s)
-		c.finish(s)
 	}
 	return nil
 }
@@ -173,11 +172,10 @@ func (c *Conn) newTrailers(b block, s *stream, ev *Event) error {
 	if wrong != "" {
 		return c.reject(b.stream, s, ProtocolError, wrong, ev)
 	}
-	c.endOf(s)
 	ev.Stream, ev.End = b.stream, true
 	if ev.Kind = Trailers; s.refused {
 		ev.clear()
 	}
-	c.finish(s)
+	c.endOf(s)
 	return nil
 }

@@ -58,9 +58,10 @@ func (c *Conn) beginData(f frame, in []byte, ev *Event) (int, error) {
 	}
 	c.grant(s, overhead)
 	if content == 0 && c.data.end {
+		if !s.refused {
+			ev.Kind, ev.Stream, ev.End = Data, f.stream, true
+		}
 		c.endOf(s)
-		ev.Kind, ev.Stream, ev.End = Data, f.stream, true
-		c.finish(s)
 	}
 	return used, nil
 }
@@ -110,13 +111,15 @@ func (c *Conn) payload(in []byte, ev *Event) int {
 	}
 	if s != nil && !c.data.drop && c.data.left == 0 && c.data.end {
 		c.endOf(s)
-		c.finish(s)
 	}
 	return n
 }
 
 // endOf notes the peer's END_STREAM.
-func (c *Conn) endOf(s *stream) { s.received = true }
+func (c *Conn) endOf(s *stream) {
+	s.received = true
+	c.finish(s)
+}
 
 // finish closes a stream that both sides have ended.
 func (c *Conn) finish(s *stream) {
@@ -177,7 +180,7 @@ func (c *Conn) reset(f frame, p []byte, ev *Event) error {
 		return c.pay()
 	}
 	ev.Kind, ev.Stream, ev.Code = Reset, s.id, Code(binary.BigEndian.Uint32(p))
-	ev.Unprocessed = c.client && ev.Code == RefusedStream && !s.headed
+	ev.Unprocessed = c.client && ev.Code == RefusedStream && s.unanswered()
 	young := s.began == c.epoch
 	c.close(s, byPeer)
 	if young && !c.client {

@@ -168,6 +168,7 @@ func TestServerRules(t *testing.T) {
 		{"another Expect", fromClient().request(1, 0, "POST", "expect", "more"), "Refused 1 POST https://a.test/p [] length -1 continue 417 bad_request"},
 		// 8.5, RFC 8441: CONNECT.
 		{"CONNECT", fromClient().head(1, 0, ":method", "CONNECT", ":authority", "a.test:443"), "Refused 1 CONNECT ://a.test:443 [] length -1 405 method_not_allowed"},
+		{"content of a CONNECT", fromClient().head(1, 0, ":method", "CONNECT", ":authority", "a.test:443").data(1, 0, "x").data(1, end, ""), "Refused 1 CONNECT ://a.test:443 [] length -1 405 method_not_allowed"},
 		{"CONNECT with a path", fromClient().request(1, 0, "CONNECT"), "Reset 1 PROTOCOL_ERROR ours"},
 		{"CONNECT with a length", fromClient().head(1, 0, ":method", "CONNECT", ":authority", "a.test", "content-length", "3"), "Reset 1 PROTOCOL_ERROR ours"},
 		{"extended CONNECT", fromClient().request(1, 0, "CONNECT", ":protocol", "websocket"), "Request 1 CONNECT https://a.test/p [] length -1 to websocket"},
@@ -251,6 +252,8 @@ func TestClientRules(t *testing.T) {
 		{"refused", server().frame(frameReset, 0, 1, uint32s(7)...), "Reset 1 REFUSED_STREAM unprocessed"},
 		{"refused after a response", ok(1).frame(frameReset, 0, 1, uint32s(7)...), "Reset 1 REFUSED_STREAM"},
 		{"GOAWAY", server().frame(frameGoAway, 0, 0, uint32s(5, 0)...), "Reset 7 REFUSED_STREAM unprocessed"},
+		{"GOAWAY after a part of the response", ok(7).frame(frameGoAway, 0, 0, uint32s(5, 0)...), "Reset 7 REFUSED_STREAM"},
+		{"refused after hints", server().head(1, 0, ":status", "103").frame(frameReset, 0, 1, uint32s(7)...), "Reset 1 REFUSED_STREAM"},
 		{"GOAWAY of none", server().frame(frameGoAway, 0, 0, uint32s(0, 0)...), "Reset 1 REFUSED_STREAM unprocessed"},
 		{"GOAWAY takes all", server().frame(frameGoAway, 0, 0, uint32s(maxStream, 0)...), `GoAway 0 NO_ERROR last 2147483647 ""`},
 		{"too many fields", ok(1, many(101)...), "Reset 1 PROTOCOL_ERROR ours"},

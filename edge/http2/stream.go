@@ -33,6 +33,9 @@ type stream struct {
 // over reports whether both sides have ended the stream.
 func (s *stream) over() bool { return s.received && s.sent }
 
+// unanswered reports whether nothing of a response has come.
+func (s *stream) unanswered() bool { return !s.headed && s.early == 0 }
+
 // table holds streams by their numbers, in order. Streams of a connection open in
 // order and are few, so that a slice finds them faster than a map and costs an
 // idle connection nothing.
