@@ -126,49 +126,38 @@ func (s *scratch) crumb(first, next string, begin bool) {
 
 // take takes a field that is not passed on, or reports that it is passed on.
 func (x *special) take(f *rawField, request bool) (passed bool, wrong string) {
-	switch f.name {
-	case "content-length":
+	switch exchange.NameOf(f.name) {
+	case exchange.ContentLength:
 		n, ok := parseLength(f.value)
 		if !ok || x.length != exchange.UnknownLength {
 			return false, wrongLength
 		}
 		x.length = n
-		return false, ""
-	case "te":
+	case exchange.TE:
 		if !request || f.value != "trailers" {
 			return false, wrongHop
 		}
 		x.trailers = true
-		return false, ""
-	case "host":
-		if request {
-			x.hosts++
-			x.host = f.value
-			return false, ""
+	case exchange.Host:
+		x.hosts++
+		x.host = f.value
+		return !request, ""
+	case exchange.Expect:
+		if x.expect = f.value; x.expected {
+			x.expect = "" // not this alone
 		}
-	case "expect":
-		if request {
-			if x.expect = f.value; x.expected {
-				x.expect = "" // not this alone
-			}
-			x.expected = true
-			return false, ""
-		}
-	}
-	if isHop(f.name) {
+		x.expected = true
+		return !request, ""
+	case exchange.Connection, exchange.TransferEncoding, exchange.Upgrade:
 		return false, wrongHop
+	case exchange.Hop:
+		if !strings.HasPrefix(f.name, "proxy-auth") { // for this proxy, and no further
+			return false, wrongHop
+		}
+	default:
+		return true, ""
 	}
-	return exchange.NameOf(f.name) != exchange.Hop, "" // proxies' authentication, which goes no further
-}
-
-// isHop reports whether a field belongs to one connection of HTTP/1 (RFC 9113
-// section 8.2.2).
-func isHop(name string) bool {
-	switch name {
-	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade", "http2-settings":
-		return true
-	}
-	return false
+	return false, ""
 }
 
 func parseLength(s string) (n int64, ok bool) {
@@ -212,7 +201,7 @@ func (c *Conn) readRequest(end bool, ev *Event) (wrong string) {
 	if end {
 		r.Length = 0
 	}
-	if !validToken(r.Method) {
+	if !exchange.ValidToken(r.Method) {
 		return wrongMethod
 	}
 	if x.hosts > 1 {
@@ -233,7 +222,7 @@ func (c *Conn) readRequest(end bool, ev *Event) (wrong string) {
 	}
 	switch {
 	case ev.Kind == Refused:
-	case x.hosts == 1 && !strings.EqualFold(x.host, r.Authority):
+	case !isHost(r.Authority) || x.hosts == 1 && !exchange.SameAuthority(x.host, r.Authority):
 		ev.Kind, ev.Status, ev.Reason = Refused, 400, "bad_host"
 	case x.expected && !strings.EqualFold(x.expect, "100-continue"):
 		ev.Kind, ev.Status, ev.Reason = Refused, 417, "bad_request"
@@ -271,7 +260,7 @@ func (c *Conn) checkConnect(r *exchange.Request, p *pseudo, x *special, end bool
 		return ""
 	}
 	switch {
-	case !c.cfg.ExtendedConnect || !validToken(r.Protocol):
+	case !c.cfg.ExtendedConnect || !exchange.ValidToken(r.Protocol):
 		return wrongProtocol
 	case r.Scheme != "https" && r.Scheme != "http":
 		return wrongScheme
@@ -322,7 +311,7 @@ func readTrailers(ev *Event) (wrong string) {
 			return wrongName
 		case !validValue(f.value):
 			return wrongValue
-		case isHop(f.name):
+		case exchange.NameOf(f.name).HopByHop() && f.name != "trailer":
 			return wrongHop
 		}
 		ev.Trailers = append(ev.Trailers, exchange.Field{Name: f.name, Value: f.value, Secret: f.secret})
@@ -353,29 +342,15 @@ func validName(name string) bool {
 	return name != ""
 }
 
-func validToken(s string) bool {
-	for i := range len(s) {
-		if tokens[s[i]] == 0 {
-			return false
-		}
-	}
-	return s != ""
-}
-
 // validValue reports whether a value has no control characters but HTAB, and no
 // space at its ends.
 func validValue(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
-			return false
-		}
-	}
-	return s == "" || s[0] != ' ' && s[0] != '\t' && s[len(s)-1] != ' ' && s[len(s)-1] != '\t'
+	return exchange.ValidValue(s) && (s == "" || s[0] != ' ' && s[0] != '\t' && s[len(s)-1] != ' ' && s[len(s)-1] != '\t')
 }
 
 // validAuthority takes what may be host[:port]: no user information (RFC 9113
 // section 8.3.1), nothing that ends the authority in a URI, nothing invisible.
-// Whether it is a host is for those to say who look it up.
+// What is no host for other reasons is refused, not malformed.
 func validAuthority(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; c <= ' ' || c >= 0x7f || strings.IndexByte(`@/?#\`, c) >= 0 {
@@ -385,16 +360,13 @@ func validAuthority(s string) bool {
 	return s != ""
 }
 
+func isHost(authority string) bool {
+	_, ok := exchange.HostName(authority)
+	return ok
+}
+
 // validTarget takes the origin form of a target, or "*" with OPTIONS (RFC 9113
-// section 8.3.1). A fragment is no part of it.
+// section 8.3.1).
 func validTarget(s, method string) bool {
-	if s == "" || s[0] != '/' {
-		return s == "*" && method == "OPTIONS"
-	}
-	for i := range len(s) {
-		if c := s[i]; c <= ' ' || c == 0x7f || c == '#' {
-			return false
-		}
-	}
-	return true
+	return exchange.ValidOrigin(s) || s == "*" && method == "OPTIONS"
 }

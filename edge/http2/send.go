@@ -121,15 +121,15 @@ func expectsContent(method string) bool {
 
 func checkRequest(r *exchange.Request) error {
 	switch {
-	case !validToken(r.Method) || r.Method == "CONNECT" && r.Protocol == "":
+	case !exchange.ValidToken(r.Method) || r.Method == "CONNECT" && r.Protocol == "":
 		return fmt.Errorf("%w: method %q", ErrMalformed, r.Method)
 	case r.Scheme != "https" && r.Scheme != "http":
 		return fmt.Errorf("%w: scheme %q", ErrMalformed, r.Scheme)
-	case !validAuthority(r.Authority):
+	case !validAuthority(r.Authority) || !isHost(r.Authority):
 		return fmt.Errorf("%w: authority %q", ErrMalformed, r.Authority)
 	case !validTarget(r.Target, r.Method):
 		return fmt.Errorf("%w: target %q", ErrMalformed, r.Target)
-	case r.Protocol != "" && !validToken(r.Protocol):
+	case r.Protocol != "" && !exchange.ValidToken(r.Protocol):
 		return fmt.Errorf("%w: protocol %q", ErrMalformed, r.Protocol)
 	}
 	return nil
@@ -353,7 +353,7 @@ func (c *Conn) checkFields(fields exchange.Fields, base int) error {
 		f := &fields[i]
 		size += len(f.Name) + len(f.Value) + 32
 		switch {
-		case !validToken(f.Name):
+		case !exchange.ValidToken(f.Name):
 			return fmt.Errorf("%w: the field's name %q", ErrMalformed, f.Name)
 		case !validValue(f.Value):
 			return fmt.Errorf("%w: the value of field %s", ErrMalformed, f.Name)
