@@ -143,10 +143,16 @@ func (d *driver) String() string {
 // everySplit checks that what happens does not depend on how the bytes come.
 func everySplit(t *testing.T, stream string, start func() *driver) string {
 	t.Helper()
+	return splits(t, stream, 1, start)
+}
+
+// splits cuts at each step-th byte, and then at all at once.
+func splits(t *testing.T, stream string, step int, start func() *driver) string {
+	t.Helper()
 	whole := start()
 	whole.feed([]byte(stream))
 	want := whole.String()
-	for at := 1; at < len(stream); at++ {
+	for at := 1; at < len(stream); at += step {
 		d := start()
 		d.feed([]byte(stream[:at]))
 		d.feed([]byte(stream[at:]))
