@@ -19,6 +19,9 @@ import (
 const (
 	// MaxMessage bounds a message from the control plane, in bytes.
 	MaxMessage = 64 << 20
+	// writeBuffer bounds a TLS record that an edge sends, in bytes. The control plane
+	// keeps room for the largest, for each edge, for as long as the connection lives.
+	writeBuffer = 4 << 10
 	// connectTimeout is how long a replica may take to serve a connection. One that
 	// has just started gives each of a fleet's handshakes its turn: an edge that gave
 	// up soon would have it do the work again. Another address is tried meanwhile.
@@ -56,6 +59,7 @@ func Dial(config Config) (*grpc.ClientConn, error) {
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage)),
+		grpc.WithWriteBufferSize(writeBuffer),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithNoProxy(),
 	}

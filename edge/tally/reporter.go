@@ -97,16 +97,18 @@ func (r *Reporter) report(ctx context.Context, stream reportStream, responses <-
 	ticker := time.NewTicker(reportInterval)
 	defer ticker.Stop()
 	var answers uint64
-	var before *resealv1.ReportRequest // nil: the next one is whole
-	partial := false
+	var before *resealv1.ReportRequest // nil: none was sent
+	partial := false                   // the control plane takes such reports
 	for {
 		report := r.config.Tally.Report(r.config.Edge, r.config.BootID, answers)
-		if err := stream.Send(since(before, report)); err != nil {
+		next := report
+		if partial && before != nil {
+			next = since(before, report)
+		}
+		if err := stream.Send(next); err != nil {
 			return err
 		}
-		if partial {
-			before = report
-		}
+		before = report
 		for due := false; !due; {
 			select {
 			case response := <-responses:
@@ -122,12 +124,9 @@ func (r *Reporter) report(ctx context.Context, stream reportStream, responses <-
 	}
 }
 
-// since is what of a report differs from the one before, nil for none; all of it when
-// something is gone.
+// since is what of a report differs from the one before; all of it when something is
+// gone.
 func since(before, report *resealv1.ReportRequest) *resealv1.ReportRequest {
-	if before == nil {
-		return report
-	}
 	pools, poolsStand := changed(before.GetPools(), report.GetPools())
 	listeners, listenersStand := changed(before.GetListeners(), report.GetListeners())
 	if !poolsStand || !listenersStand {

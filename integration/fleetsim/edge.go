@@ -227,7 +227,7 @@ type reporter struct {
 	mu      sync.Mutex
 	answers uint64
 	takes   bool        // the control plane takes partial reports
-	whole   bool        // one that it can add to was sent since
+	sent    bool        // a whole one was sent
 	timer   *time.Timer // of the next; nil once stopped
 	stopped bool
 }
@@ -242,10 +242,10 @@ func (r *reporter) send(request uint64) {
 	report := &resealv1.ReportRequest{
 		Edge: r.edge.id, BootId: r.edge.bootID, Answers: r.answers, Time: timestamppb.Now(),
 	}
-	if report.Partial = r.whole; !r.whole {
+	if report.Partial = r.sent && r.takes; !report.Partial {
 		report.Pools, report.Listeners = r.edge.fleet.pools, r.edge.fleet.listeners
 	}
-	r.whole = r.takes
+	r.sent = true
 	r.edge.fleet.counts.reports.Add(1)
 	r.edge.fleet.counts.reportBytes.Add(int64(proto.Size(report)))
 	_ = r.stream.Send(report)
