@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/reseal/reseal/edge/backend"
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/feed"
 	"github.com/reseal/reseal/edge/files"
 	"github.com/reseal/reseal/edge/frontend"
@@ -122,7 +123,7 @@ func New(cfg Config) *Edge {
 	}
 	e.backend = backend.New(backend.Config{
 		Handshaker: e.sessions,
-		Counters:   func(pool string) backend.Counters { return counters.Pool(pool) },
+		Counters:   func(pool string) exchange.Counters { return counters.Pool(pool) },
 		Logger:     cfg.Logger.With("part", "backend"),
 	})
 	e.frontend = frontend.New(frontend.Config{

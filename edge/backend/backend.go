@@ -24,7 +24,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/reseal/reseal/edge/exchange"
-	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // Handshaker makes client handshakes and keeps the sessions they give.
@@ -44,36 +43,12 @@ type Handshaker interface {
 	Unclean(identity exchange.Identity)
 }
 
-// Counters counts what happens in one pool. Implementations are safe for
-// concurrent use and fast.
-type Counters interface {
-	// Opened counts a connection whose handshake completed.
-	Opened()
-	// Closed counts its end, once, and whether the peer began it.
-	Closed(kind resealv1.CloseKind, byPeer bool)
-	// Active and Idle move the gauges of open connections.
-	Active(delta int)
-	Idle(delta int)
-	// Handshake counts a completed handshake, health checks included.
-	Handshake(mechanism resealv1.Mechanism, miss resealv1.MissReason, version uint16, d time.Duration)
-	// HandshakeFailed counts one that did not complete.
-	HandshakeFailed(d time.Duration)
-	// Request counts a finished request or tunnel, failed ones included.
-	// reused is whether its connection had served one before.
-	Request(reused bool, d time.Duration)
-	// Error counts a request that failed for a reason on this leg.
-	Error(reason string)
-	// Private counts a connection that became its client's own, because NTLM or
-	// Negotiate authenticates it.
-	Private()
-}
-
 // Config configures a Backend.
 type Config struct {
 	// Handshaker makes the handshakes. Required.
 	Handshaker Handshaker
 	// Counters returns the counters of a pool. Required.
-	Counters func(pool string) Counters
+	Counters func(pool string) exchange.Counters
 	// Logger gets changes of health, ejections and look-ups that fail. Default:
 	// nothing is logged.
 	Logger *slog.Logger

@@ -231,7 +231,7 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 	}
 	c.key, c.identity, c.connect, c.slot = key, identity, time.Since(begin), slot
 	e.pool.b.track(c) // from here on a shutdown may close it at any time
-	e.pool.counters.Opened()
+	e.pool.counters.Add(exchange.Opened.At(), 1)
 	return c, nil
 }
 

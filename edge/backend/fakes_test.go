@@ -33,21 +33,27 @@ func newTally() *tally {
 
 func (c *tally) with(f func()) { c.mu.Lock(); defer c.mu.Unlock(); f() }
 
-func (c *tally) Opened() { c.with(func() { c.opened++ }) }
-
-func (c *tally) Closed(kind resealv1.CloseKind, byPeer bool) {
+func (c *tally) Add(cell exchange.Cell, delta int64) {
+	at, d := cell.Places(), int(delta)
 	c.with(func() {
-		c.closed++
-		c.kinds[kind]++
-		if byPeer {
-			c.byPeer++
+		switch cell.Counter {
+		case exchange.Opened:
+			c.opened += d
+		case exchange.Closed:
+			c.closed += d
+			c.kinds[resealv1.CloseKind(at[0])] += d
+			c.byPeer += d * at[1]
+		case exchange.Private:
+			c.private += d
+		case exchange.Connections:
+			if at[0] == exchange.Active {
+				c.active += d
+			} else {
+				c.idle += d
+			}
 		}
 	})
 }
-
-func (c *tally) Active(d int) { c.with(func() { c.active += d }) }
-
-func (c *tally) Idle(d int) { c.with(func() { c.idle += d }) }
 
 func (c *tally) Handshake(m resealv1.Mechanism, miss resealv1.MissReason, _ uint16, _ time.Duration) {
 	c.with(func() {
@@ -70,8 +76,6 @@ func (c *tally) Request(reused bool, _ time.Duration) {
 		}
 	})
 }
-
-func (c *tally) Private() { c.with(func() { c.private++ }) }
 
 func (c *tally) Error(reason string) { c.with(func() { c.errors[reason]++ }) }
 

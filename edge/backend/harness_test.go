@@ -309,7 +309,7 @@ func newBench(t testing.TB, addresses []string, options ...option) *bench {
 		spec.Endpoints = append(spec.Endpoints, &resealv1.Endpoint{Address: a})
 	}
 	x := &bench{t: t, tally: newTally(), h: newFakeSessions(), spec: spec}
-	x.b = New(Config{Handshaker: x.h, Counters: func(string) Counters { return x.tally }})
+	x.b = New(Config{Handshaker: x.h, Counters: func(string) exchange.Counters { return x.tally }})
 	x.set(options...)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

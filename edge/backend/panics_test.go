@@ -106,7 +106,7 @@ func TestPanicsEndNothingElse(t *testing.T) {
 				x.stop() // another Backend takes its place
 				address := netip.MustParseAddrPort(s.addr)
 				x.b = New(Config{
-					Handshaker: f, Counters: func(string) Counters { return newTally() },
+					Handshaker: f, Counters: func(string) exchange.Counters { return newTally() },
 					Logger: slog.New(slog.NewTextHandler(log, nil)),
 					Resolve: func(context.Context, string) ([]netip.Addr, error) {
 						f.panics("resolve")

@@ -17,7 +17,7 @@ import (
 type pool struct {
 	b        *Backend
 	name     string
-	counters Counters
+	counters exchange.Counters
 	state    atomic.Pointer[poolState]
 	before   []string // places of the pool that it took over from; guarded by Backend.updating
 

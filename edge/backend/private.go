@@ -41,7 +41,7 @@ func (e *endpoint) own(o *owner) {
 	if !o.private {
 		o.private = true
 		e.private = true
-		e.pool.counters.Private()
+		e.pool.counters.Add(exchange.Private.At(), 1)
 	}
 }
 

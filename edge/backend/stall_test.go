@@ -236,7 +236,7 @@ func TestRequestsDontWaitForUpdates(t *testing.T) {
 	x := newBench(t, []string{s.addr})
 	reached, release := make(chan struct{}), make(chan struct{})
 	counters := x.b.cfg.Counters
-	x.b.cfg.Counters = func(pool string) Counters {
+	x.b.cfg.Counters = func(pool string) exchange.Counters {
 		if pool == "slow" {
 			close(reached)
 			<-release
@@ -299,7 +299,7 @@ func BenchmarkUpdateOneOfThousand(b *testing.B) {
 	for i := range 1000 {
 		pools = append(pools, poolOf(fmt.Sprint("pool", i), "identity", spec))
 	}
-	x := New(Config{Handshaker: newFakeSessions(), Counters: func(string) Counters { return newTally() }})
+	x := New(Config{Handshaker: newFakeSessions(), Counters: func(string) exchange.Counters { return newTally() }})
 	x.Update(pools)
 	for i := 0; b.Loop(); i++ {
 		changed := proto.CloneOf(spec).WithDefaults()

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -59,8 +60,8 @@ func newClientConn(s *slot, conn *net.TCPConn) *clientConn {
 	c := &clientConn{Conn: conn, tcp: conn, id: s.frontend.clients.Add(1), gone: make(chan struct{}), slot: s, active: true}
 	c.addressed(conn.RemoteAddr(), conn.LocalAddr())
 	c.taken.Store(time.Now().UnixNano())
-	s.counters.Opened()
-	s.counters.Active(1)
+	s.counters.Add(exchange.Opened.At(), 1)
+	s.counters.Add(exchange.Connections.At(exchange.Active), 1)
 	return c
 }
 
@@ -136,11 +137,11 @@ func (c *clientConn) setActive(active bool) {
 }
 
 // gauge moves the gauge of the present state.
-func (c *clientConn) gauge(delta int) {
+func (c *clientConn) gauge(delta int64) {
 	if c.active {
-		c.slot.counters.Active(delta)
+		c.slot.counters.Add(exchange.Connections.At(exchange.Active), delta)
 	} else {
-		c.slot.counters.Idle(delta)
+		c.slot.counters.Add(exchange.Connections.At(exchange.Idle), delta)
 	}
 }
 
@@ -161,7 +162,8 @@ func (c *clientConn) Close() error {
 		ending()
 	}
 	err := c.tcp.Close() // a handshake may just be putting a PROXY header's Conn in front
-	c.slot.counters.Closed(resealv1.CloseKind_CLOSE_KIND_UNSPECIFIED, c.peerClosed.Load())
+	// A close_notify alone does not count as the client's end.
+	c.slot.counters.Add(exchange.Closed.At(int(resealv1.CloseKind_CLOSE_KIND_UNSPECIFIED), exchange.By(c.peerClosed.Load())), 1)
 	c.slot.gate.leave()
 	c.slot.frontend.memory.give(connectionBytes)
 	if g := c.generation.Load(); g != nil {

@@ -81,29 +81,11 @@ type Upstream interface {
 // Counters count what happens on one listener. They are safe for concurrent
 // use.
 type Counters interface {
-	// Handshake counts a completed handshake. A zero mechanism means a full
-	// one, of which miss is the reason.
-	Handshake(mechanism resealv1.Mechanism, miss resealv1.MissReason, version uint16, d time.Duration)
+	exchange.Counters
 	// Ticket counts a completed handshake for which a ticket of a keyring was
 	// offered, by the epoch that it names (0: none that can be). A zero miss
 	// means that it was resumed.
 	Ticket(keyring string, epoch uint64, miss resealv1.MissReason)
-	// HandshakeFailed counts one that did not complete.
-	HandshakeFailed(d time.Duration)
-	// Opened counts an accepted connection.
-	Opened()
-	// Closed counts its end. The kind is always unspecified. byPeer is true when
-	// the client ended TCP first; a close_notify alone does not count.
-	Closed(kind resealv1.CloseKind, byPeer bool)
-	// Active moves the number of connections in use.
-	Active(delta int)
-	// Idle moves the number of connections without a request.
-	Idle(delta int)
-	// Request counts a finished request, or a finished connection of protocol
-	// tls (with code 0 when all went well).
-	Request(code int, reusedConn bool, d time.Duration)
-	// Error counts a request that failed for a reason on this leg.
-	Error(reason string)
 }
 
 // Frontend serves listeners.

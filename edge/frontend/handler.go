@@ -358,6 +358,6 @@ func (q *request) finish() {
 	}
 	q.handler.generation.slot.frontend.memory.give(q.held)
 	duration := time.Since(q.started)
-	q.handler.generation.slot.counters.Request(q.status, !q.x.First, duration)
+	q.handler.generation.slot.answered(q.status, !q.x.First, duration)
 	q.log(duration)
 }

@@ -86,14 +86,28 @@ func (c *counts) Handshake(m resealv1.Mechanism, miss resealv1.MissReason, _ uin
 func (c *counts) Ticket(keyring string, epoch uint64, miss resealv1.MissReason) {
 	c.do(func() { c.tickets[fmt.Sprintf("%s/%d %s", keyring, epoch, resealv1.Label(miss))]++ })
 }
-func (c *counts) HandshakeFailed(time.Duration)   { c.do(func() { c.failed++ }) }
-func (c *counts) Opened()                         { c.do(func() { c.opened++ }) }
-func (c *counts) Closed(resealv1.CloseKind, bool) { c.do(func() { c.gone++ }) }
-func (c *counts) Active(d int)                    { c.do(func() { c.active += d }) }
-func (c *counts) Idle(d int)                      { c.do(func() { c.idle += d }) }
-func (c *counts) Request(code int, reused bool, _ time.Duration) {
+func (c *counts) HandshakeFailed(time.Duration) { c.do(func() { c.failed++ }) }
+func (c *counts) Add(cell exchange.Cell, delta int64) {
+	at, d := cell.Places(), int(delta)
 	c.do(func() {
-		c.codes[code]++
+		switch cell.Counter {
+		case exchange.Opened:
+			c.opened += d
+		case exchange.Closed:
+			c.gone += d
+		case exchange.Connections:
+			if at[0] == exchange.Active {
+				c.active += d
+			} else {
+				c.idle += d
+			}
+		case exchange.Answers:
+			c.codes[at[0]] += d
+		}
+	})
+}
+func (c *counts) Request(reused bool, _ time.Duration) {
+	c.do(func() {
 		if reused {
 			c.reused++
 		}

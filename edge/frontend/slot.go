@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -149,6 +150,12 @@ func (s *slot) join(c *clientConn) (*generation, bool) {
 			return current, true
 		}
 	}
+}
+
+// answered counts a finished request, or a finished connection of protocol tls.
+func (s *slot) answered(code int, reused bool, d time.Duration) {
+	s.counters.Add(exchange.Answers.At(code), 1)
+	s.counters.Request(reused, d)
 }
 
 // take serves an accepted connection.

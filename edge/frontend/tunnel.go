@@ -76,7 +76,7 @@ func (s *slot) tunnel(c *clientConn, conn *tls.Conn) {
 			c.reset()
 		}
 		duration := time.Since(started)
-		s.counters.Request(t.status, false, duration)
+		s.answered(t.status, false, duration)
 		s.logTunnel(c, t, duration)
 	}()
 	if match, ok := st.Route(c.sni, ""); ok {

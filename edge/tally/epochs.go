@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -17,6 +18,13 @@ const (
 	// numbers, and an edge that lags behind must still show on which ones.
 	maxNamed = 8
 )
+
+// misses is how many values resealv1.MissReason has.
+const misses = int(resealv1.MissReason_MISS_REASON_REFUSED) + 1
+
+func missLabel(miss int) string {
+	return exchange.Full.Labels[0].Values[miss]
+}
 
 // epochKey names an epoch.
 type epochKey struct {
@@ -54,11 +62,11 @@ func proves(miss resealv1.MissReason) bool {
 // miss means that it was resumed. When there are too many epochs, the one whose
 // last ticket was longest ago is given up and what it had is added to number 0:
 // the counters never go back in sum.
-func (l *Listener) Ticket(keyring string, epoch uint64, miss resealv1.MissReason) {
-	if miss < 0 || int(miss) >= misses {
+func (c *Counters) Ticket(keyring string, epoch uint64, miss resealv1.MissReason) {
+	if miss < 0 || int(miss) >= misses || c.epochs == nil {
 		return
 	}
-	e := l.epochs
+	e := c.epochs
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.ticks++

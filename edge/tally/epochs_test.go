@@ -10,7 +10,7 @@ import (
 )
 
 // epochText is "keyring/number resumed reason:n ...", one for each epoch.
-func epochText(l *Listener) string {
+func epochText(l *Counters) string {
 	var all []string
 	for _, e := range l.stats().GetEpochs() {
 		text := fmt.Sprintf("%s/%d %d", e.GetKeyring(), e.GetEpoch(), e.GetResumed())
@@ -40,7 +40,7 @@ func TestEpochs(t *testing.T) {
 }
 
 // kept are the numbers that are counted separately.
-func kept(l *Listener, keyring string) (numbers []uint64) {
+func kept(l *Counters, keyring string) (numbers []uint64) {
 	for _, e := range l.stats().GetEpochs() {
 		if e.GetKeyring() == keyring {
 			numbers = append(numbers, e.GetEpoch())

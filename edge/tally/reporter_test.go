@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -96,7 +97,7 @@ func TestReportsAtLeastEvery5s(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, counters := startReporter(t)
 		settle(0)
-		counters.Pool("app").Opened()
+		counters.Pool("app").Add(exchange.Opened.At(), 1)
 		settle(time.Minute)
 		if n := len(p.reports); n < 13 || n > 17 {
 			t.Errorf("%d reports in a minute", n)
@@ -118,7 +119,7 @@ func TestReportsWhenAsked(t *testing.T) {
 		p, counters := startReporter(t)
 		settle(time.Second)
 		for request := range uint64(3) {
-			counters.Pool("app").Opened()
+			counters.Pool("app").Add(exchange.Opened.At(), 1)
 			if err := p.streams[0].Send(&resealv1.ReportResponse{Request: request + 1}); err != nil {
 				t.Fatal(err)
 			}
@@ -162,8 +163,8 @@ func TestReporterComesBack(t *testing.T) {
 func TestReportsWhatHasChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, counters := startReporter(t)
-		counters.Pool("a").Opened()
-		counters.Pool("b").Opened()
+		counters.Pool("a").Add(exchange.Opened.At(), 1)
+		counters.Pool("b").Add(exchange.Opened.At(), 1)
 		next := func() *resealv1.ReportRequest {
 			t.Helper()
 			settle(reportInterval)
@@ -190,8 +191,8 @@ func TestReportsWhatHasChanged(t *testing.T) {
 		if report := next(); !report.GetPartial() || len(report.GetPools()) != 0 || report.GetEdge() != "e1" || report.GetBootId() != "b1" {
 			t.Errorf("when nothing has changed: %v", report)
 		}
-		counters.Pool("b").Opened()
-		counters.Pool("c").Opened()
+		counters.Pool("b").Add(exchange.Opened.At(), 1)
+		counters.Pool("c").Add(exchange.Opened.At(), 1)
 		if report := next(); !report.GetPartial() || len(report.GetPools()) != 2 || report.GetPools()[0].GetName() != "b" || report.GetPools()[1].GetName() != "c" {
 			t.Errorf("when one has changed and one is new: %v", report)
 		}

@@ -31,8 +31,8 @@ type Tally struct {
 	backendRequestSeconds *prometheus.HistogramVec
 
 	mu        sync.Mutex
-	pools     map[string]*Pool
-	listeners map[string]*Listener
+	pools     map[string]*Counters
+	listeners map[string]*Counters
 }
 
 // New makes a tally and registers its metrics, unless registerer is nil. It
@@ -56,8 +56,8 @@ func New(registerer prometheus.Registerer) *Tally {
 			Help:    "Duration of requests to backends, or connections for protocol tcp.",
 			Buckets: seconds,
 		}, []string{"pool"}),
-		pools:     map[string]*Pool{},
-		listeners: map[string]*Listener{},
+		pools:     map[string]*Counters{},
+		listeners: map[string]*Counters{},
 	}
 	if registerer != nil {
 		registerer.MustRegister(&collector{t})
@@ -66,20 +66,20 @@ func New(registerer prometheus.Registerer) *Tally {
 }
 
 // Pool returns the counters of a pool: the same until Forget.
-func (t *Tally) Pool(name string) *Pool {
+func (t *Tally) Pool(name string) *Counters {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return lookUp(t.pools, name, t.newPool)
 }
 
 // Listener returns the counters of a listener: the same until Forget.
-func (t *Tally) Listener(name string) *Listener {
+func (t *Tally) Listener(name string) *Counters {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return lookUp(t.listeners, name, t.newListener)
 }
 
-func lookUp[T any](all map[string]*T, name string, create func(string) *T) *T {
+func lookUp(all map[string]*Counters, name string, create func(string) *Counters) *Counters {
 	if found := all[name]; found != nil {
 		return found
 	}
@@ -111,14 +111,14 @@ func (t *Tally) Forget(pools, listeners []string) {
 	for name := range t.pools {
 		if !keepPools[name] {
 			delete(t.pools, name)
-			t.handshakeSeconds.DeletePartialMatch(prometheus.Labels{"pool": name, "side": sideBackend})
+			t.handshakeSeconds.DeletePartialMatch(prometheus.Labels{"pool": name, "side": string(backend)})
 			t.backendRequestSeconds.DeleteLabelValues(name)
 		}
 	}
 	for name := range t.listeners {
 		if !keepListeners[name] {
 			delete(t.listeners, name)
-			t.handshakeSeconds.DeletePartialMatch(prometheus.Labels{"listener": name, "side": sideFrontend})
+			t.handshakeSeconds.DeletePartialMatch(prometheus.Labels{"listener": name, "side": string(frontend)})
 			t.requestSeconds.DeleteLabelValues(name)
 		}
 	}
@@ -138,15 +138,15 @@ func (t *Tally) Report(edge, bootID string, answers uint64) *resealv1.ReportRequ
 }
 
 // allPools are the pools, sorted by name.
-func (t *Tally) allPools() []*Pool {
+func (t *Tally) allPools() []*Counters {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return slices.SortedFunc(maps.Values(t.pools), func(a, b *Pool) int { return cmp.Compare(a.name, b.name) })
+	return slices.SortedFunc(maps.Values(t.pools), func(a, b *Counters) int { return cmp.Compare(a.name, b.name) })
 }
 
 // allListeners are the listeners, sorted by name.
-func (t *Tally) allListeners() []*Listener {
+func (t *Tally) allListeners() []*Counters {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return slices.SortedFunc(maps.Values(t.listeners), func(a, b *Listener) int { return cmp.Compare(a.name, b.name) })
+	return slices.SortedFunc(maps.Values(t.listeners), func(a, b *Counters) int { return cmp.Compare(a.name, b.name) })
 }

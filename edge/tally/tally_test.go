@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"pgregory.net/rapid"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -23,22 +24,21 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // The arrays must have a place for each value of the contract.
 func TestSizesFitTheContract(t *testing.T) {
-	for _, test := range []struct {
-		enum protoreflect.Enum
-		size int
-	}{
-		{resealv1.Mechanism(0), mechanisms}, {resealv1.MissReason(0), misses}, {resealv1.CloseKind(0), closeKinds},
-	} {
-		values := test.enum.Descriptor().Values()
-		if values.Len() != test.size || values.Get(values.Len()-1).Number() != protoreflect.EnumNumber(test.size-1) {
-			t.Errorf("%s has %d values, %d are counted", test.enum.Descriptor().Name(), values.Len(), test.size)
-		}
+	values := resealv1.MissReason(0).Descriptor().Values()
+	if values.Len() != misses || values.Get(values.Len()-1).Number() != protoreflect.EnumNumber(misses-1) {
+		t.Errorf("there are %d reasons of misses, %d are counted", values.Len(), misses)
 	}
-	for index, version := range map[int]resealv1.TLSVersion{version12: resealv1.TLSVersion_TLS_VERSION_TLS1_2, version13: resealv1.TLSVersion_TLS_VERSION_TLS1_3} {
-		if got, want := versionLabels[index], resealv1.Label(version); got != want {
+	for index, version := range map[int]resealv1.TLSVersion{exchange.TLS12: resealv1.TLSVersion_TLS_VERSION_TLS1_2, exchange.TLS13: resealv1.TLSVersion_TLS_VERSION_TLS1_3} {
+		if got, want := exchange.Full.Labels[1].Values[index], resealv1.Label(version); got != want {
 			t.Errorf("version label %q, want %q", got, want)
 		}
 	}
+}
+
+// answer counts a request of a client.
+func answer(listener *Counters, code int, reused bool, d time.Duration) {
+	listener.Add(exchange.Answers.At(code), 1)
+	listener.Request(reused, d)
 }
 
 // fill counts a bit of everything.
@@ -51,28 +51,26 @@ func fill(t *Tally) {
 	pool.Handshake(resealv1.Mechanism_MECHANISM_TICKET, 0, tls.VersionTLS12, 0)
 	pool.Handshake(resealv1.Mechanism_MECHANISM_PSK, 0, tls.VersionTLS13, 0)
 	pool.HandshakeFailed(time.Second)
-	for range 6 {
-		pool.Opened()
-	}
-	pool.Closed(resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_BOTH, false)
-	pool.Closed(resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_BOTH, true)
-	pool.Closed(resealv1.CloseKind_CLOSE_KIND_TIMEOUT, false)
-	pool.Active(2)
-	pool.Idle(1)
+	pool.Add(exchange.Opened.At(), 6)
+	pool.Add(exchange.Closed.At(int(resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_BOTH), exchange.By(false)), 1)
+	pool.Add(exchange.Closed.At(int(resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_BOTH), exchange.By(true)), 1)
+	pool.Add(exchange.Closed.At(int(resealv1.CloseKind_CLOSE_KIND_TIMEOUT), exchange.By(false)), 1)
+	pool.Add(exchange.Connections.At(exchange.Active), 2)
+	pool.Add(exchange.Connections.At(exchange.Idle), 1)
 	pool.Request(false, time.Millisecond)
 	pool.Request(true, time.Millisecond)
 	pool.Error("reset")
 
 	listener.Handshake(0, resealv1.MissReason_MISS_REASON_NOT_OFFERED, tls.VersionTLS13, 0)
-	listener.Opened()
-	listener.Active(1)
-	listener.Active(-1)
-	listener.Closed(0, true)
-	listener.Request(200, false, time.Millisecond)
-	listener.Request(200, true, time.Millisecond)
-	listener.Request(502, true, time.Millisecond)
-	listener.Request(9999, true, time.Millisecond)
-	listener.Request(0, false, time.Millisecond)
+	listener.Add(exchange.Opened.At(), 1)
+	listener.Add(exchange.Connections.At(exchange.Active), 1)
+	listener.Add(exchange.Connections.At(exchange.Active), -1)
+	listener.Add(exchange.Closed.At(0, exchange.By(true)), 1)
+	answer(listener, 200, false, time.Millisecond)
+	answer(listener, 200, true, time.Millisecond)
+	answer(listener, 502, true, time.Millisecond)
+	answer(listener, 9999, true, time.Millisecond)
+	answer(listener, 0, false, time.Millisecond)
 }
 
 func TestReport(t *testing.T) {
@@ -175,7 +173,7 @@ func TestForget(t *testing.T) {
 	counters := New(registry)
 	fill(counters)
 	kept := counters.Pool("kept")
-	kept.Opened()
+	kept.Add(exchange.Opened.At(), 1)
 	counters.Forget([]string{"kept", "never seen"}, nil)
 	report := counters.Report("", "", 0)
 	if len(report.GetPools()) != 1 || report.GetPools()[0].GetName() != "kept" || len(report.GetListeners()) != 0 {
@@ -197,8 +195,8 @@ func TestForget(t *testing.T) {
 func TestNamesAreBounded(t *testing.T) {
 	counters := New(nil)
 	for i := range maxNames + 10 {
-		counters.Pool(fmt.Sprint(i)).Opened()
-		counters.Listener(fmt.Sprint(i)).Opened()
+		counters.Pool(fmt.Sprint(i)).Add(exchange.Opened.At(), 1)
+		counters.Listener(fmt.Sprint(i)).Add(exchange.Opened.At(), 1)
 	}
 	for i := range 3 * maxReasons {
 		counters.Pool("0").Error(fmt.Sprint(i))
@@ -274,8 +272,8 @@ func TestStrangeValues(t *testing.T) {
 		mechanism := resealv1.Mechanism(rapid.Int32Range(-2, 6).Draw(t, "mechanism"))
 		miss := resealv1.MissReason(rapid.Int32Range(-2, 30).Draw(t, "miss"))
 		pool.Handshake(mechanism, miss, rapid.Uint16().Draw(t, "version"), 0)
-		pool.Closed(resealv1.CloseKind(rapid.Int32Range(-2, 9).Draw(t, "kind")), rapid.Bool().Draw(t, "peer"))
-		listener.Request(rapid.IntRange(-1000, 2000).Draw(t, "code"), false, 0)
+		pool.Add(exchange.Closed.At(int(resealv1.CloseKind(rapid.Int32Range(-2, 9).Draw(t, "kind"))), exchange.By(rapid.Bool().Draw(t, "peer"))), 1)
+		answer(listener, rapid.IntRange(-1000, 2000).Draw(t, "code"), false, 0)
 		stats := pool.stats()
 		h := stats.GetHandshakes()
 		if got := h.GetFull() + h.GetResumedPsk() + h.GetResumedSessionId() + h.GetResumedTicket(); got != 1 {
@@ -292,9 +290,9 @@ func BenchmarkCounting(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			listener.Active(1)
-			listener.Request(200, true, time.Millisecond)
-			listener.Active(-1)
+			listener.Add(exchange.Connections.At(exchange.Active), 1)
+			answer(listener, 200, true, time.Millisecond)
+			listener.Add(exchange.Connections.At(exchange.Active), -1)
 		}
 	})
 }

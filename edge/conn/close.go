@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -39,7 +40,9 @@ func (c *conn) finish() {
 		h.leave()
 	}
 	kind := resealv1.CloseKind_CLOSE_KIND_RESET_BY_US // as it is after a panic
-	defer func() { c.e.pool.counters.Closed(kind, c.peerEnded.Load()) }()
+	defer func() {
+		c.e.pool.counters.Add(exchange.Closed.At(int(kind), exchange.By(c.peerEnded.Load())), 1)
+	}()
 	kind = c.end(time.Now().Add(c.closeTimeout()))
 	sessions := c.e.pool.b.cfg.Handshaker
 	if unclean(kind) {

@@ -85,12 +85,12 @@ func (c *conn) count(to gauge) {
 	c.move(to, 1)
 }
 
-func (c *conn) move(g gauge, delta int) {
+func (c *conn) move(g gauge, delta int64) {
 	switch g {
 	case gaugeIdle:
-		c.e.pool.counters.Idle(delta)
+		c.e.pool.counters.Add(exchange.Connections.At(exchange.Idle), delta)
 	case gaugeActive:
-		c.e.pool.counters.Active(delta)
+		c.e.pool.counters.Add(exchange.Connections.At(exchange.Active), delta)
 	}
 }
 
