@@ -93,7 +93,7 @@ func (x *h2Exchange) request(upload *h2Upload) *http.Request {
 	case strings.HasPrefix(out.RequestURI, "/"):
 		// x/net/http2 takes off what stands in front of the path, which it would
 		// otherwise encode anew.
-		out.URL = &url.URL{Scheme: "https", Host: hostOf(out), Opaque: "//" + hostOf(out) + out.RequestURI}
+		out.URL = &url.URL{Scheme: "https", Host: out.Host, Opaque: "//" + out.Host + out.RequestURI}
 	case out.URL.Scheme != "https":
 		secure := *out.URL
 		secure.Scheme = "https"

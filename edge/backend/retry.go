@@ -120,7 +120,7 @@ func (x *trip) prepare() error {
 	if x.key.serverName, err = state.serverName(x.call); err != nil {
 		return err
 	}
-	if hostOf(x.req) == "" { // HTTP/1.0 has none, HTTP/1.1 must
+	if x.req.Host == "" { // HTTP/1.0 has none, HTTP/1.1 must
 		x.req = x.req.WithContext(x.req.Context())
 		x.req.Host = x.key.serverName
 	}

@@ -91,7 +91,7 @@ func checkRequest(req *http.Request) error {
 	if !httpguts.ValidHeaderFieldName(req.Method) { // a method is a token too
 		return fmt.Errorf("method %q is not a token", req.Method)
 	}
-	if host := hostOf(req); host == "" || !httpguts.ValidHostHeader(host) {
+	if host := req.Host; host == "" || !httpguts.ValidHostHeader(host) {
 		return fmt.Errorf("host %q is not valid", host)
 	}
 	if uri := targetOf(req); !validURI(uri) {
@@ -135,13 +135,6 @@ func targetOf(req *http.Request) string {
 	return req.URL.RequestURI()
 }
 
-func hostOf(req *http.Request) string {
-	if req.Host != "" {
-		return req.Host
-	}
-	return req.URL.Host
-}
-
 // wantsUpgrade returns the protocol that a request wants to switch to, or "".
 func wantsUpgrade(req *http.Request) string {
 	if len(req.Header["Upgrade"]) == 0 || !httpguts.HeaderValuesContainsToken(req.Header["Connection"], "upgrade") {
@@ -166,7 +159,7 @@ func appendHead(buf []byte, req *http.Request, body *requestBody, names map[stri
 	buf = append(buf, ' ')
 	buf = append(buf, targetOf(req)...)
 	buf = append(buf, " HTTP/1.1\r\nHost: "...)
-	buf = append(buf, hostOf(req)...)
+	buf = append(buf, req.Host...)
 	buf = append(buf, "\r\n"...)
 	upgrade := wantsUpgrade(req) != ""
 	if upgrade {
