@@ -95,9 +95,10 @@ func mayImport(from, to string) bool {
 		// each other. edge/exchange holds the words that both legs have in common,
 		// edge/link the way to the control plane, controlplane/mirror the way to
 		// what etcd holds; what is below a child is that child's own. A probe
-		// tries the protocol of edge/session/abbreviated itself.
+		// tries the protocol of edge/session/abbreviated itself; edge/backend stands
+		// on edge/balance.
 		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || to == "edge/link" || to == "controlplane/mirror" || strings.HasPrefix(to, from+"/") ||
-			from == "edge/probe" && to == "edge/session/abbreviated")
+			from == "edge/probe" && to == "edge/session/abbreviated" || from == "edge/backend" && to == "edge/balance")
 	case "cmd":
 		return toTop == "proto" || toTop == "controlplane" || toTop == "edge" || toTop == "cmd"
 	case "integration":
@@ -119,6 +120,10 @@ func TestMayImport(t *testing.T) {
 		{"edge/plan", "edge/feed", false},
 		{"edge/frontend", "edge/exchange", true},
 		{"edge/exchange", "edge/frontend", false},
+		{"edge/backend", "edge/balance", true},
+		{"edge/balance", "edge/backend", false},
+		{"edge/balance", "edge/exchange", true},
+		{"edge/frontend", "edge/balance", false},
 		{"edge/feed", "edge/link", true},
 		{"edge/link", "edge/feed", false},
 		{"integration/fleetsim", "edge/link", true},

@@ -250,11 +250,11 @@ func (b *Backend) pool(name string) (*pool, error) {
 }
 
 // RoundTrip sends req to an endpoint of the call's pool and returns the
-// response as soon as its header is there. req.Host is its authority; without one
-// the SNI goes on in its place. As with http.RoundTripper the caller
-// closes the response's body, and req.Body is always closed, maybe later. Informational responses go to the request context's
-// httptrace.ClientTrace. A 101 response has a Body that is a Tunnel. Errors are
-// *Error, or the context's when it ended.
+// response as soon as its header is there. req.Host is its authority; without
+// one the SNI takes its place. As with http.RoundTripper the caller closes the
+// response's body, and req.Body is always closed, maybe later. Informational
+// responses go to the request context's httptrace.ClientTrace. A 101 response
+// has a Body that is a Tunnel. Errors are *Error, or the context's when it ended.
 func (b *Backend) RoundTrip(req *http.Request, call *exchange.Exchange) (*http.Response, error) {
 	p, err := b.pool(call.Pool)
 	if err != nil {

@@ -183,8 +183,8 @@ func (x *bench) wantBlame(counted, ejects bool) {
 	x.t.Helper()
 	out := 0
 	state := x.current("p").state.Load()
-	for _, m := range state.members {
-		if m.ejected(state.settings, time.Now()) {
+	for _, e := range state.view.Endpoints() {
+		if state.view.Ejected(e, time.Now()) {
 			out++
 		}
 	}
@@ -215,8 +215,9 @@ func TestOwnFailuresEjectNobody(t *testing.T) {
 				wantReason(t, err, ReasonLocalFailure, 503)
 			}
 			x.wantBlame(true, false)
-			for _, m := range x.current("p").state.Load().members {
-				if m.unhealthy(m.settings()) {
+			view := x.current("p").state.Load().view
+			for _, e := range view.Endpoints() {
+				if view.Unhealthy(e) {
 					t.Error("an endpoint is unhealthy")
 				}
 			}

@@ -190,7 +190,7 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 	defer e.pool.b.caught("a dial", &err)
 	begin := time.Now()
 	config := e.clientConfig(state, key)
-	identity := state.sessionIdentity(e.address, key)
+	identity := state.sessionIdentity(e.Address, key)
 	attempt, err := e.reserve(ctx, state, identity)
 	if err != nil {
 		return nil, err
@@ -257,7 +257,7 @@ func (e *endpoint) openSocket(ctx context.Context, settings *settings) (socket n
 	defer e.pool.b.caught("a dial", &err)
 	dialing, cancel := context.WithTimeout(ctx, settings.connectTimeout)
 	defer cancel()
-	socket, err = e.pool.b.cfg.Dial(dialing, "tcp", e.address)
+	socket, err = e.pool.b.cfg.Dial(dialing, "tcp", e.Address)
 	if err != nil {
 		return nil, dialError(err)
 	}

@@ -4,22 +4,17 @@ import (
 	"context"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/balance"
 	"github.com/reseal/reseal/edge/exchange"
 )
 
 // endpoint is one address of a pool, with its connections. It outlives specs:
 // what it may do is read from the pool's current settings.
 type endpoint struct {
-	pool    *pool
-	address string
-
-	inFlight  atomic.Int64                  // requests, for balancing
-	sick      atomic.Pointer[checkQuestion] // the health check that it fails, if any
-	failures  atomic.Int32                  // of requests in a row
-	ejectedAt atomic.Int64                  // Unix ns; 0 is never
+	*balance.Endpoint
+	pool *pool
 
 	mu        sync.Mutex // guards what follows
 	sets      map[connKey]*connSet
@@ -64,8 +59,8 @@ type grant struct {
 	err    error
 }
 
-func newEndpoint(p *pool, address string) *endpoint {
-	return &endpoint{pool: p, address: address, sets: map[connKey]*connSet{}, clients: map[uint64]*share{}}
+func newEndpoint(p *pool, at *balance.Endpoint) *endpoint {
+	return &endpoint{Endpoint: at, pool: p, sets: map[connKey]*connSet{}, clients: map[uint64]*share{}}
 }
 
 func (e *endpoint) settings() *settings { return e.pool.state.Load().settings }

@@ -339,9 +339,9 @@ func (x *bench) settled() {
 		}
 	})
 	for _, p := range *x.b.pools.Load() {
-		for _, e := range p.endpoints {
-			if n := e.inFlight.Load(); n != 0 {
-				x.t.Errorf("%d requests in flight at %s", n, e.address)
+		for _, e := range p.state.Load().endpoints {
+			if n := e.InFlight(); n != 0 {
+				x.t.Errorf("%d requests in flight at %s", n, e.Address)
 			}
 		}
 	}

@@ -4,122 +4,31 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"slices"
-	"sync"
 	"time"
 
+	"github.com/reseal/reseal/edge/balance"
 	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// checkLoop checks all endpoints, each at its own pace, until ctx ends.
+// checkLoop makes the health checks until ctx ends.
 func (p *pool) checkLoop(ctx context.Context) {
-	var all sync.WaitGroup
-	defer all.Wait()
-	running := map[*endpoint]context.CancelFunc{}
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		}
-		state := p.state.Load()
-		members := map[*endpoint]bool{}
-		for _, m := range state.members {
-			members[m.endpoint] = true
-			if running[m.endpoint] == nil {
-				one, cancel := context.WithCancel(ctx)
-				running[m.endpoint] = cancel
-				all.Go(func() { p.b.loop(one, "health checks", m.endpoint.checkLoop) })
-			}
-		}
-		for e, cancel := range running {
-			if !members[e] {
-				cancel()
-				delete(running, e)
-			}
-		}
-		timer.Reset(min(max(state.settings.checkInterval, 10*time.Millisecond), time.Second))
-	}
-}
-
-// checkLoop checks one endpoint. The first check comes at a random moment of the
-// interval, so that an edge does not check all at once.
-func (e *endpoint) checkLoop(ctx context.Context) {
-	var asked *checkQuestion
-	var streak int // of answers to it; > 0 good, < 0 bad
-	wait := time.Duration(rand.Int64N(int64(max(e.settings().checkInterval, time.Millisecond))))
-	timer := time.NewTimer(min(wait, time.Second))
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		}
-		state := e.pool.state.Load()
-		if state.settings.check == nil {
-			return
-		}
-		if asked != state.settings.question {
-			asked, streak = state.settings.question, 0
-		}
-		err := e.check(ctx, state)
-		if ctx.Err() != nil {
-			return
-		}
-		if reasonOf(err) != ReasonLocalFailure {
-			streak = e.judge(asked, streak, err)
-		}
-		timer.Reset(max(e.settings().checkInterval, time.Millisecond))
-	}
-}
-
-// checkQuestion is what a health check asks. Settings that ask the same share it.
-// A verdict counts only for the question that it answers: without a health check,
-// or with another one, an endpoint starts as healthy.
-type checkQuestion struct {
-	path, method, serverName, statuses string
-}
-
-func questionOf(check *resealv1.HealthCheck) *checkQuestion {
-	if check == nil {
-		return nil
-	}
-	return &checkQuestion{
-		path: check.GetPath(), method: check.GetMethod(), serverName: check.GetServerName(),
-		statuses: fmt.Sprint(check.GetExpectedStatuses()),
-	}
-}
-
-// unhealthy reports whether the endpoint fails the health check of s.
-func (e *endpoint) unhealthy(s *settings) bool {
-	failed := e.sick.Load()
-	return failed != nil && failed == s.question
-}
-
-// judge counts checks in a row and turns the endpoint's health at the
-// thresholds.
-func (e *endpoint) judge(asked *checkQuestion, streak int, err error) int {
-	if err == nil {
-		streak = max(streak, 0) + 1
-	} else {
-		streak = min(streak, 0) - 1
-	}
-	threshold := e.settings().checkThreshold
-	log := e.pool.b.cfg.Logger.With("pool", e.pool.name, "endpoint", e.address)
-	switch {
-	case streak >= max(threshold.up, 1) && e.sick.CompareAndSwap(asked, nil):
-		log.Info("endpoint is healthy")
-	case -streak >= max(threshold.down, 1) && e.sick.Swap(asked) != asked:
-		log.Warn("endpoint is unhealthy", "error", err)
-	}
-	return streak
+	p.balancer.CheckLoop(ctx, func(ctx context.Context, at *balance.Endpoint) {
+		p.b.loop(ctx, "health checks", func(ctx context.Context) {
+			p.balancer.CheckEndpoint(ctx, at, func(ctx context.Context) (failure error, counts bool) {
+				state := p.state.Load()
+				e := state.endpoints[at.Address]
+				if e == nil || e.Endpoint != at || state.settings.check == nil {
+					return nil, false // it is no more
+				}
+				failure = e.check(ctx, state)
+				return failure, reasonOf(failure) != ReasonLocalFailure
+			})
+		})
+	})
 }
 
 // check makes one health check: a connection of its own, with the pool's
@@ -139,7 +48,7 @@ func (e *endpoint) check(ctx context.Context, state *poolState) error {
 	var resp *http.Response
 	x := e.checkExchange(ctx, state, spec)
 	a := &attempt{x: x, e: e}
-	e.inFlight.Add(1)
+	e.Begin()
 	defer a.end(nil)
 	protocol, err := e.protocolOf(c)
 	switch protocol {

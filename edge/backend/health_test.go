@@ -36,8 +36,8 @@ func TestHealthChecks(t *testing.T) {
 				p.HealthCheck = &resealv1.HealthCheck{Path: "/health", Interval: dur(10 * time.Millisecond), UnhealthyThreshold: 2}
 				p.LoadBalancing = &resealv1.LoadBalancing{Algorithm: resealv1.LoadBalancing_ALGORITHM_ROUND_ROBIN}
 			})
-			first := x.current("p").endpoints[a.addr]
-			unhealthy := func() bool { return first.unhealthy(first.settings()) }
+			first := x.current("p").state.Load().endpoints[a.addr]
+			unhealthy := func() bool { return first.pool.state.Load().view.Unhealthy(first.Endpoint) }
 			sick.Store(true)
 			eventually(t, "a is unhealthy", unhealthy)
 			for range 6 {
@@ -50,7 +50,7 @@ func TestHealthChecks(t *testing.T) {
 			if got := x.get("/"); got != "a" {
 				t.Fatalf("got %q", got)
 			}
-			if x.current("p").endpoints[a.addr] != first || !unhealthy() {
+			if x.current("p").state.Load().endpoints[a.addr] != first || !unhealthy() {
 				t.Error("health was lost in an update")
 			}
 			sick.Store(false)
@@ -86,8 +86,8 @@ func TestOutlierDetection(t *testing.T) {
 	if resp, _ := x.do(newRequest(t, "GET", "/bytes/1", nil), nil); resp.StatusCode != 200 {
 		t.Error("the ejection was lost in an update")
 	}
-	e := x.current("p").endpoints[bad.addr]
-	if !e.available(e.settings(), time.Now().Add(time.Hour)) {
+	e := x.current("p").state.Load().endpoints[bad.addr]
+	if !e.pool.state.Load().view.Available(e.Endpoint, time.Now().Add(time.Hour)) {
 		t.Error("the ejection never ends")
 	}
 }
@@ -101,8 +101,8 @@ func TestLastEndpointIsNeverEjected(t *testing.T) {
 	for range 20 {
 		x.try(newRequest(t, "GET", "/", nil), nil)
 		out := 0
-		for _, e := range x.current("p").endpoints {
-			if e.ejected(e.settings(), time.Now()) {
+		for _, e := range x.current("p").state.Load().endpoints {
+			if e.pool.state.Load().view.Ejected(e.Endpoint, time.Now()) {
 				out++
 			}
 		}
@@ -142,8 +142,8 @@ func TestDNSEndpoints(t *testing.T) {
 	answer, failure = []netip.Addr{netip.MustParseAddr("127.0.0.2")}, nil
 	mu.Unlock()
 	eventually(t, "the new address is used", func() bool {
-		m := x.current("p").state.Load().members
-		return len(m) == 1 && strings.HasPrefix(m[0].address, "127.0.0.2:")
+		all := x.current("p").state.Load().view.Endpoints()
+		return len(all) == 1 && strings.HasPrefix(all[0].Address, "127.0.0.2:")
 	})
 	eventually(t, "the old one's connection is closed", func() bool {
 		return x.tally.get(func(c *tally) int { return c.opened - c.closed }) == 0

@@ -142,9 +142,9 @@ func TestPanicsEndNothingElse(t *testing.T) {
 				})
 				cancel()
 				<-ended
-				for _, e := range x.current("p").endpoints {
-					if e.open != 0 || e.waiting != 0 || e.inFlight.Load() != 0 {
-						t.Errorf("%d connections open, %d calls wait, %d in flight", e.open, e.waiting, e.inFlight.Load())
+				for _, e := range x.current("p").state.Load().endpoints {
+					if e.open != 0 || e.waiting != 0 || e.InFlight() != 0 {
+						t.Errorf("%d connections open, %d calls wait, %d in flight", e.open, e.waiting, e.InFlight())
 					}
 				}
 			})

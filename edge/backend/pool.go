@@ -3,13 +3,14 @@ package backend
 import (
 	"context"
 	"crypto/tls"
-	"slices"
+	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/balance"
 	"github.com/reseal/reseal/edge/exchange"
-	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // pool is one BackendPool with one Identity. What depends on the spec alone is
@@ -21,144 +22,112 @@ type pool struct {
 	state    atomic.Pointer[poolState]
 	before   []string // places of the pool that it took over from; guarded by Backend.updating
 
-	mu        sync.Mutex // guards what follows, and changes of state
-	endpoints map[string]*endpoint
-	addresses []weighted // what DNS answered, or the spec's endpoints
+	balancer *balance.Balancer
+
+	mu        sync.Mutex // guards what follows
 	loops     context.Context
 	stopLoops context.CancelFunc
-	foreign   bool       // addresses are not of the state's look-up, which is under way
-	ejectMu   sync.Mutex // one ejection at a time, so that one endpoint stays
-	turns     sync.Mutex // guards member.turn
 }
 
 // poolState is immutable.
 type poolState struct {
-	spec     exchange.Pool // what it was made from
-	tls      *tls.Config
-	settings *settings
-	members  []*member
-	ring     *ring
-	resolved chan struct{} // closed after the first look-up, or from the start
-}
-
-// member is an endpoint with its weight in one state.
-type member struct {
-	*endpoint
-	weight int
-	turn   int // round robin; guarded by pool.turns
-}
-
-type weighted struct {
-	address string
-	weight  int
+	spec      exchange.Pool // what it was made from
+	tls       *tls.Config
+	settings  *settings
+	rules     *balance.Rules
+	view      *balance.View
+	endpoints map[string]*endpoint // those of view, by address
 }
 
 func newPool(b *Backend, spec exchange.Pool) *pool {
-	p := &pool{
-		b: b, name: spec.Name, counters: b.cfg.Counters(spec.Name),
-		endpoints: map[string]*endpoint{},
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p := &pool{b: b, name: spec.Name, counters: b.cfg.Counters(spec.Name)}
+	p.balancer = balance.New(balance.Config{
+		Pool: p.name, Logger: b.cfg.Logger,
+		Resolve: func(ctx context.Context, name string) ([]netip.Addr, error) { return b.cfg.Resolve(ctx, name) },
+		Publish: func(view *balance.View) { p.publish(*p.state.Load(), view) },
+	})
 	p.swap(spec)
 	return p
 }
 
 // update takes over a spec with the same Identity. Afterwards the pool behaves
 // as a new one would, but for what it knows of endpoints: connections, verdicts of
-// the same health check, ejections.
+// the same health check, ejections. Backend.updating is held.
 func (p *pool) update(spec exchange.Pool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	old := p.state.Load().settings
+	old := p.state.Load().rules
 	p.swap(spec)
-	now := p.state.Load().settings
-	p.readmit()
-	for _, e := range p.endpoints {
+	now := p.state.Load()
+	for _, e := range now.endpoints {
 		e.shrink()
 	}
-	if p.stopLoops != nil && loopsDiffer(old, now) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopLoops != nil && old.LoopsDiffer(now.rules) {
 		p.stopLoops()
 		p.run()
 	}
 }
 
-// looksUp reports whether the settings ask for the addresses of dns.
-func (s *settings) looksUp(dns *resealv1.DNSEndpoints) bool {
-	return s.dns != nil && dns != nil && s.dns.GetName() == dns.GetName() && s.dns.GetPort() == dns.GetPort()
-}
-
-// loopsDiffer reports whether the pool's goroutines must start anew.
-func loopsDiffer(a, b *settings) bool {
-	if (a.dns == nil) != (b.dns == nil) || (a.check == nil) != (b.check == nil) {
-		return true
-	}
-	return a.dns != nil && (!a.looksUp(b.dns) || a.dnsRefresh != b.dnsRefresh) ||
-		a.check != nil && a.checkInterval != b.checkInterval
-}
-
-// swap compiles spec into a new state. p.mu is held.
+// swap compiles spec into a new state.
 func (p *pool) swap(spec exchange.Pool) {
-	s, old := newSettings(spec.Spec), p.state.Load()
-	if old != nil && s.question != nil && old.settings.question != nil && *old.settings.question == *s.question {
-		s.question = old.settings.question
-	}
-	resolved := make(chan struct{})
-	switch {
-	case s.dns == nil:
-		close(resolved)
-		p.addresses, p.foreign = nil, false
-		for _, e := range spec.Spec.GetEndpoints() {
-			p.addresses = append(p.addresses, weighted{e.GetAddress(), int(e.GetWeight())})
-		}
-	case old != nil && old.settings.looksUp(s.dns):
-		resolved = old.resolved
-	default:
-		// The last addresses stay until the look-up is done, if they are of use.
-		p.foreign = true
-		if !slices.ContainsFunc(p.addresses, func(a weighted) bool { return a.weight > 0 }) {
-			p.addresses = nil
-		}
-	}
-	config := spec.TLS.Clone()
-	config.SessionTicketsDisabled = config.SessionTicketsDisabled || s.sessionsOff
+	next := poolState{spec: spec, tls: spec.TLS.Clone(), settings: newSettings(spec.Spec), rules: balance.NewRules(spec.Spec)}
+	next.tls.SessionTicketsDisabled = next.tls.SessionTicketsDisabled || next.settings.sessionsOff
 	// One record and one write per request: latency ramp-up is for browsers.
-	config.DynamicRecordSizingDisabled = true
-	p.apply(&poolState{spec: spec, tls: config, settings: s, resolved: resolved})
+	next.tls.DynamicRecordSizingDisabled = true
+	p.balancer.Update(next.rules, func(view *balance.View) { p.publish(next, view) })
 }
 
-// apply makes endpoints for p.addresses and publishes the state. p.mu is held.
-func (p *pool) apply(state *poolState) {
-	keep := make(map[string]*endpoint, len(p.addresses))
-	for _, a := range p.addresses {
-		if keep[a.address] != nil {
-			continue
-		}
-		e := p.endpoints[a.address]
+// publish makes view that of the pool's state. The balancer calls it, once at a
+// time.
+func (p *pool) publish(next poolState, view *balance.View) {
+	var before map[string]*endpoint
+	if old := p.state.Load(); old != nil {
+		before = old.endpoints
+	}
+	next.view, next.endpoints = view, map[string]*endpoint{}
+	for _, at := range view.Endpoints() {
+		e := before[at.Address]
 		if e == nil {
-			e = newEndpoint(p, a.address)
+			e = newEndpoint(p, at)
 		}
-		keep[a.address] = e
-		state.members = append(state.members, &member{endpoint: e, weight: a.weight})
+		next.endpoints[at.Address] = e
 	}
-	if state.settings.algorithm == resealv1.LoadBalancing_ALGORITHM_RING_HASH {
-		state.ring = newRing(state.members)
-	}
-	p.state.Store(state)
-	for address, e := range p.endpoints {
-		if keep[address] == nil {
+	p.state.Store(&next)
+	for address, e := range before {
+		if next.endpoints[address] == nil {
 			e.retire()
 		}
 	}
-	p.endpoints = keep
 }
 
-// readdress replaces the endpoints of a DNS pool. p.mu is held.
-func (p *pool) readdress(addresses []weighted) {
-	next := *p.state.Load()
-	next.members, next.ring = nil, nil
-	p.addresses = addresses
-	p.apply(&next)
+// pick chooses the endpoint of a request, or returns nil.
+func (s *poolState) pick(call *exchange.Exchange, req *http.Request, tried []*balance.Endpoint) *endpoint {
+	if at := s.view.Pick(call, req, tried); at != nil {
+		return s.endpoints[at.Address]
+	}
+	return nil
+}
+
+// awaitMembers returns the pool's state, and waits for the first look-up of a
+// DNS pool if it has no endpoint yet.
+func (p *pool) awaitMembers(ctx context.Context) (*poolState, error) {
+	state := p.state.Load()
+	if !state.view.Empty() {
+		return state, nil
+	}
+	timer := time.NewTimer(max(state.settings.connectTimeout, 10*time.Millisecond))
+	defer timer.Stop()
+	select {
+	case <-state.view.Resolved():
+	case <-timer.C:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	state = p.state.Load()
+	if state.view.Empty() {
+		return nil, fail(ReasonNoEndpoint, nil)
+	}
+	return state, nil
 }
 
 func (p *pool) start() {
@@ -172,12 +141,12 @@ func (p *pool) start() {
 // run starts the pool's goroutines. p.mu is held.
 func (p *pool) run() {
 	p.loops, p.stopLoops = context.WithCancel(p.b.ctx)
-	ctx, s := p.loops, p.state.Load().settings
+	ctx, rules := p.loops, p.state.Load().rules
 	p.b.spawn("sweeps", func() { p.b.loop(ctx, "sweeps", p.sweepLoop) })
-	if s.dns != nil {
-		p.b.spawn("look-ups", func() { p.b.loop(ctx, "look-ups", p.resolveLoop) })
+	if rules.LooksUp() {
+		p.b.spawn("look-ups", func() { p.b.loop(ctx, "look-ups", p.balancer.ResolveLoop) })
 	}
-	if s.check != nil {
+	if rules.Checks() {
 		p.b.spawn("health checks", func() { p.b.loop(ctx, "health checks", p.checkLoop) })
 	}
 }
@@ -192,9 +161,7 @@ func (p *pool) stop() {
 
 // retire ends the pool's connections once they are not in use.
 func (p *pool) retire() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, e := range p.endpoints {
+	for _, e := range p.state.Load().endpoints {
 		e.retire()
 	}
 }
@@ -210,8 +177,8 @@ func (p *pool) sweepLoop(ctx context.Context) {
 		case <-timer.C:
 		}
 		now := time.Now()
-		for _, m := range p.state.Load().members {
-			m.sweep(now)
+		for _, e := range p.state.Load().endpoints {
+			e.sweep(now)
 		}
 		timer.Reset(p.sweepInterval())
 	}
@@ -258,7 +225,7 @@ func SessionConfig(pool exchange.Pool, identity exchange.Identity) *tls.Config {
 		return nil
 	}
 	s := newSettings(pool.Spec)
-	known := s.dns != nil
+	known := pool.Spec.GetDns() != nil
 	if s.poolScope {
 		known = parts.Place == poolPlace(pool.UID)
 	}
@@ -286,12 +253,12 @@ func (p *pool) places() []string {
 	switch {
 	case s.settings.poolScope:
 		return []string{poolPlace(s.spec.UID)}
-	case len(s.members) == 0:
+	case s.view.Empty():
 		return p.before
 	}
 	var all []string
-	for _, m := range s.members {
-		all = append(all, m.address)
+	for _, at := range s.view.Endpoints() {
+		all = append(all, at.Address)
 	}
 	return all
 }

@@ -200,7 +200,7 @@ func TestPlacesReplaced(t *testing.T) {
 	change("four")
 	want("three four 192.0.2.1:443 192.0.2.2:443") // no answer so far
 	answer.Store(&[]netip.Addr{netip.MustParseAddr("192.0.2.3")})
-	eventually(t, "the answer is used", func() bool { return len(x.current("p").state.Load().members) == 1 })
+	eventually(t, "the answer is used", func() bool { return len(x.current("p").state.Load().endpoints) == 1 })
 	change("five")
 	want("four five 192.0.2.3:443")
 
@@ -360,7 +360,7 @@ func TestRemovedPoolDrains(t *testing.T) {
 func TestDefaultsAreUsable(t *testing.T) {
 	s := newSettings(proto.CloneOf(&resealv1.BackendPool{}).WithDefaults())
 	if s.maxIdle != 256 || s.maxOpen != 1024 || s.closeTimeout != time.Second || s.retries != 1 || !s.retryStale ||
-		!s.retryConnect || s.ejectAfter != 5 || s.bodyTimeout != time.Minute {
+		!s.retryConnect || s.bodyTimeout != time.Minute {
 		t.Errorf("%+v", s)
 	}
 }

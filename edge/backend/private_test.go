@@ -119,7 +119,7 @@ func TestLogInHasItsConnectionAtOnce(t *testing.T) {
 	s := serveH2(t, loginSite(nil))
 	x := newBench(t, []string{s.addr})
 	x.get("/")
-	e := x.current("p").endpoints[s.addr]
+	e := x.current("p").state.Load().endpoints[s.addr]
 	key := connKey{serverName: testName}
 	login, err := e.acquire(t.Context(), key, &waiter{call: newCall(), private: true})
 	if err != nil {

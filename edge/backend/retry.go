@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/balance"
 	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -69,20 +70,16 @@ func (a *attempt) end(err error) bool {
 	if !a.over.CompareAndSwap(false, true) {
 		return false
 	}
-	a.e.inFlight.Add(-1)
+	a.e.End()
 	if ofEndpoint(err) {
-		a.e.failed()
+		a.e.pool.balancer.Failed(a.e.Endpoint)
 	}
 	return true
 }
 
 // answered notes a response's status.
 func (a *attempt) answered(status int) {
-	if slices.Contains(a.x.state.settings.ejectStatuses, status) {
-		a.e.failed()
-	} else {
-		a.e.succeeded()
-	}
+	a.x.state.view.Answered(a.e.Endpoint, status)
 }
 
 // lostError is a connection that ended before a byte of the response came.
@@ -151,10 +148,10 @@ func (x *trip) run() (*http.Response, error) {
 			x.body.discard()
 		}
 	}()
-	var tried []*endpoint
+	var tried []*balance.Endpoint
 	fresh, unread := false, 0
 	for further := x.state.settings.retries; ; further-- {
-		e := x.p.pick(x.state, x.call, x.req, tried)
+		e := x.state.pick(x.call, x.req, tried)
 		if e == nil {
 			return nil, fail(ReasonNoEndpoint, nil)
 		}
@@ -175,7 +172,7 @@ func (x *trip) run() (*http.Response, error) {
 			// next try may go there, but not on another old connection of
 			// HTTP/1.
 			if !died {
-				tried = append(tried, e)
+				tried = append(tried, e.Endpoint)
 			}
 			fresh = fresh || died && !lives(err)
 			continue
@@ -254,12 +251,12 @@ func (x *trip) final(err error) error {
 // try makes one attempt at e.
 func (x *trip) try(e *endpoint, fresh bool) (*http.Response, *attempt, error) {
 	a := &attempt{x: x, e: e}
-	e.inFlight.Add(1)
+	e.Begin()
 	ctx := x.req.Context()
 	begin := time.Now()
 	g, err := e.acquire(ctx, x.key, &waiter{call: x.call, fresh: fresh, private: logsInConnection(x.req.Header)})
 	if err != nil {
-		x.call.Endpoint, x.call.Connect = e.address, time.Since(begin)
+		x.call.Endpoint, x.call.Connect = e.Address, time.Since(begin)
 		x.reused, x.stale = false, false
 		a.end(err)
 		return nil, a, err

@@ -125,7 +125,7 @@ func TestBackendRestart(t *testing.T) {
 // dials counts the dials under way.
 func (x *bench) dials() int {
 	n := 0
-	for _, e := range x.current("p").endpoints {
+	for _, e := range x.current("p").state.Load().endpoints {
 		e.mu.Lock()
 		for _, set := range e.sets {
 			n += set.dials

@@ -31,28 +31,16 @@ type settings struct {
 	headerTimeout    time.Duration
 	bodyTimeout      time.Duration
 
-	retries        int
-	retryConnect   bool
-	retryStale     bool
-	retryStatuses  []int
-	ejectAfter     int
-	ejectStatuses  []int
-	ejectTime      time.Duration
-	maxEjectShare  int
-	algorithm      resealv1.LoadBalancing_Algorithm
-	hash           hashSource
-	check          *resealv1.HealthCheck
-	question       *checkQuestion
-	dns            *resealv1.DNSEndpoints
-	dnsRefresh     time.Duration
-	checkInterval  time.Duration
-	checkTimeout   time.Duration
-	checkThreshold struct{ up, down int }
+	retries       int
+	retryConnect  bool
+	retryStale    bool
+	retryStatuses []int
+	check         *resealv1.HealthCheck
+	checkTimeout  time.Duration
 }
 
 func newSettings(spec *resealv1.BackendPool) *settings {
 	connections, timeouts := spec.GetConnections(), spec.GetTimeouts()
-	outlier, check := spec.GetOutlierDetection(), spec.GetHealthCheck()
 	s := &settings{
 		protocol:         spec.GetProtocol(),
 		serverName:       spec.GetTls().GetServerName(),
@@ -71,17 +59,8 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 		headerTimeout:    timeouts.GetResponseHeader().AsDuration(),
 		bodyTimeout:      timeouts.GetIdle().AsDuration(),
 		retries:          int(spec.GetRetries().GetAttempts()),
-		ejectAfter:       int(outlier.GetConsecutiveErrors()),
-		ejectTime:        outlier.GetEjectionTime().AsDuration(),
-		maxEjectShare:    int(outlier.GetMaxEjectionPercent()),
-		algorithm:        spec.GetLoadBalancing().GetAlgorithm(),
-		hash:             parseHashSource(spec.GetLoadBalancing().GetHashOn()),
-		check:            check,
-		question:         questionOf(check),
-		dns:              spec.GetDns(),
-		dnsRefresh:       spec.GetDns().GetRefreshInterval().AsDuration(),
-		checkInterval:    check.GetInterval().AsDuration(),
-		checkTimeout:     check.GetTimeout().AsDuration(),
+		check:            spec.GetHealthCheck(),
+		checkTimeout:     spec.GetHealthCheck().GetTimeout().AsDuration(),
 	}
 	s.renegotiates = spec.GetTls().GetRenegotiation() == resealv1.BackendTLS_RENEGOTIATION_ONCE
 	s.terms = exchange.Terms{
@@ -89,11 +68,6 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 		TicketWait:    spec.GetSessions().GetTicketWait().AsDuration(),
 		SessionIDsOff: spec.GetSessions().GetSessionIds() == resealv1.Sessions_SESSION_IDS_OFF,
 		CryptoTLS:     s.renegotiates,
-	}
-	s.checkThreshold.up = int(check.GetHealthyThreshold())
-	s.checkThreshold.down = int(check.GetUnhealthyThreshold())
-	for _, status := range outlier.GetStatuses() {
-		s.ejectStatuses = append(s.ejectStatuses, int(status))
 	}
 	s.retryOn(spec.GetRetries().GetOn())
 	return s

@@ -71,7 +71,7 @@ func TestStalledClientsLeaveRoom(t *testing.T) {
 	if n := s.maxOpen.Load(); n > 4 {
 		t.Errorf("%d connections at a time", n)
 	}
-	e := x.current("p").endpoints[s.addr]
+	e := x.current("p").state.Load().endpoints[s.addr]
 	eventually(t, "nobody holds anything", func() bool {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -130,7 +130,7 @@ func TestFullQueueIsShared(t *testing.T) {
 	for range 4 {
 		all.Go(func() { failed <- x.askAs(1) })
 	}
-	e := x.current("p").endpoints[s.addr]
+	e := x.current("p").state.Load().endpoints[s.addr]
 	eventually(t, "the queue is full", func() bool {
 		e.mu.Lock()
 		defer e.mu.Unlock()

@@ -34,7 +34,7 @@ func TestRenegotiationKeepsToCryptoTLS(t *testing.T) {
 		if got := h.terms.Load(); got == nil || got.CryptoTLS != want {
 			t.Errorf("%v: a request's handshake has the terms %+v", setting, got)
 		}
-		e := x.current("p").endpoints[s.addr]
+		e := x.current("p").state.Load().endpoints[s.addr]
 		h.terms.Store(nil)
 		state := *e.pool.state.Load()
 		settings := *state.settings

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/balance"
 	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -43,9 +44,9 @@ func (x *trip) openTunnel(ctx context.Context) (exchange.Tunnel, error) {
 		return nil, fail(ReasonProtocolError, errNoTunnel)
 	}
 	x.state = state
-	var tried []*endpoint
+	var tried []*balance.Endpoint
 	for further := state.settings.retries; ; further-- {
-		e := x.p.pick(state, x.call, nil, tried)
+		e := state.pick(x.call, nil, tried)
 		if e == nil {
 			return nil, fail(ReasonNoEndpoint, nil)
 		}
@@ -57,7 +58,7 @@ func (x *trip) openTunnel(ctx context.Context) (exchange.Tunnel, error) {
 		if further <= 0 || ctx.Err() != nil || !state.settings.retryConnect || !neverConnected(err) {
 			return nil, err
 		}
-		tried = append(tried, e)
+		tried = append(tried, e.Endpoint)
 	}
 }
 
@@ -72,17 +73,17 @@ func neverConnected(err error) bool {
 
 func (x *trip) tryTunnel(ctx context.Context, e *endpoint) (exchange.Tunnel, error) {
 	a := &attempt{x: x, e: e}
-	e.inFlight.Add(1)
+	e.Begin()
 	begin := time.Now()
 	g, err := e.acquire(ctx, x.key, &waiter{call: x.call, raw: true})
 	if err != nil {
-		x.call.Endpoint, x.call.Connect = e.address, time.Since(begin)
+		x.call.Endpoint, x.call.Connect = e.Address, time.Since(begin)
 		a.end(err)
 		return nil, err
 	}
 	g.raw.fill(x.call, protocolTCP, false)
 	x.call.Connect = g.raw.connect
-	e.succeeded()
+	e.Succeeded()
 	t := &tunnelConn{c: g.raw, x: x, e: e}
 	t.dog = newWatchdog(x.state.settings.bodyTimeout, func() { t.end(idleError(true)) })
 	t.dog.wait(1)
@@ -125,7 +126,7 @@ func (t *tunnelConn) end(cause error) {
 	t.once.Do(func() {
 		t.cause.Store(&cause)
 		t.dog.stop()
-		t.e.inFlight.Add(-1)
+		t.e.End()
 		t.x.finish(cause)
 		t.c.close()
 	})

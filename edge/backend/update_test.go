@@ -181,8 +181,8 @@ func TestHealthCheckRemoved(t *testing.T) {
 	x := newBench(t, []string{servers[0].addr, servers[1].addr}, func(p *resealv1.BackendPool) {
 		p.HealthCheck = &resealv1.HealthCheck{Path: "/sick/0", Interval: dur(5 * time.Millisecond), UnhealthyThreshold: 1}
 	})
-	e := x.current("p").endpoints[servers[0].addr]
-	eventually(t, "the endpoint is unhealthy", func() bool { return e.unhealthy(e.settings()) })
+	e := x.current("p").state.Load().endpoints[servers[0].addr]
+	eventually(t, "the endpoint is unhealthy", func() bool { return e.pool.state.Load().view.Unhealthy(e.Endpoint) })
 	x.set(func(p *resealv1.BackendPool) {
 		p.HealthCheck = nil
 		p.LoadBalancing = &resealv1.LoadBalancing{Algorithm: resealv1.LoadBalancing_ALGORITHM_ROUND_ROBIN}
@@ -284,8 +284,8 @@ func TestEjectionsFollowConfiguration(t *testing.T) {
 	sick.Store(false)
 	out := func() int {
 		n, s := 0, x.current("p").state.Load()
-		for _, m := range s.members {
-			if m.ejected(s.settings, time.Now()) {
+		for _, e := range s.view.Endpoints() {
+			if s.view.Ejected(e, time.Now()) {
 				n++
 			}
 		}

@@ -160,7 +160,7 @@ func (c *conn) abort() {
 
 // fill tells a call about the connection that served it.
 func (c *conn) fill(call *exchange.Exchange, protocol string, reused bool) {
-	call.Endpoint, call.Protocol = c.e.address, protocol
+	call.Endpoint, call.Protocol = c.e.Address, protocol
 	call.Reused, call.Resumed, call.TLSVersion = reused, c.resumed, c.version
 	call.Connect = 0
 }

@@ -1,4 +1,4 @@
-package backend
+package balance
 
 import (
 	"cmp"
@@ -15,12 +15,12 @@ import (
 // keys that it gains or held.
 type ring struct {
 	points    []ringPoint // by hash
-	endpoints []*endpoint // each one that has a point
+	endpoints []*Endpoint // each one that has a point
 }
 
 type ringPoint struct {
 	hash uint64
-	e    *endpoint
+	e    *Endpoint
 }
 
 const (
@@ -44,16 +44,16 @@ func newRing(members []*member) *ring {
 		if m.weight == 0 {
 			continue
 		}
-		r.endpoints = append(r.endpoints, m.endpoint)
+		r.endpoints = append(r.endpoints, m.Endpoint)
 		for i := range max(per*m.weight, 1) {
-			r.points = append(r.points, ringPoint{hashString(m.address + "#" + strconv.Itoa(i)), m.endpoint})
+			r.points = append(r.points, ringPoint{hashString(m.Address + "#" + strconv.Itoa(i)), m.Endpoint})
 		}
 	}
 	slices.SortFunc(r.points, func(a, b ringPoint) int {
 		if c := cmp.Compare(a.hash, b.hash); c != 0 {
 			return c
 		}
-		return strings.Compare(a.e.address, b.e.address)
+		return strings.Compare(a.e.Address, b.e.Address)
 	})
 	return r
 }
@@ -63,11 +63,11 @@ func newRing(members []*member) *ring {
 const manyRefused = 8
 
 // find walks from the key's place to the first endpoint that is ok.
-func (r *ring) find(key uint64, ok func(*endpoint) bool) *endpoint {
+func (r *ring) find(key uint64, ok func(*Endpoint) bool) *Endpoint {
 	start, _ := slices.BinarySearchFunc(r.points, key, func(p ringPoint, key uint64) int {
 		return cmp.Compare(p.hash, key)
 	})
-	var refused *endpoint
+	var refused *Endpoint
 	many := 0
 	for i := range r.points {
 		e := r.points[(start+i)%len(r.points)].e
@@ -101,9 +101,9 @@ func parseHashSource(hashOn string) hashSource {
 	}
 }
 
-// of returns the hash of a call's key. A request without the header or cookie
+// of returns the hash of an exchange's key. A request without the header or cookie
 // is hashed by its source.
-func (s hashSource) of(call *exchange.Exchange, req *http.Request) uint64 {
+func (s hashSource) of(x *exchange.Exchange, req *http.Request) uint64 {
 	key := ""
 	if req != nil {
 		switch s.kind {
@@ -120,7 +120,7 @@ func (s hashSource) of(call *exchange.Exchange, req *http.Request) uint64 {
 		}
 	}
 	if key == "" {
-		key = call.Source.Addr().String()
+		key = x.Source.Addr().String()
 	}
 	return hashString(key)
 }

@@ -1,4 +1,4 @@
-package backend
+package balance
 
 import (
 	"math/rand/v2"
@@ -10,23 +10,22 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// pick chooses the endpoint of a request. tried are endpoints that failed it
+// Pick chooses the endpoint of a request. tried are endpoints that failed it
 // already. Endpoints that are unhealthy, ejected or tried come in only when no
 // better one is left, so a pool with endpoints never refuses a request for want
-// of one. req is nil for tunnels. nil means that the pool has no endpoint with a
-// weight.
-func (p *pool) pick(state *poolState, call *exchange.Exchange, req *http.Request, tried []*endpoint) *endpoint {
+// of one. req is nil for tunnels. nil means that no endpoint has a weight.
+func (v *View) Pick(x *exchange.Exchange, req *http.Request, tried []*Endpoint) *Endpoint {
 	now := time.Now()
-	available := func(e *endpoint) bool { return e.available(state.settings, now) }
-	preferences := []func(*endpoint) bool{available, func(*endpoint) bool { return true }}
+	available := func(e *Endpoint) bool { return v.Available(e, now) }
+	preferences := []func(*Endpoint) bool{available, func(*Endpoint) bool { return true }}
 	if len(tried) > 0 {
-		fresh := func(e *endpoint) bool { return !slices.Contains(tried, e) }
-		preferences = []func(*endpoint) bool{
-			func(e *endpoint) bool { return available(e) && fresh(e) }, available, fresh, preferences[1],
+		fresh := func(e *Endpoint) bool { return !slices.Contains(tried, e) }
+		preferences = []func(*Endpoint) bool{
+			func(e *Endpoint) bool { return available(e) && fresh(e) }, available, fresh, preferences[1],
 		}
 	}
 	for _, ok := range preferences {
-		if e := p.choose(state, call, req, ok); e != nil {
+		if e := v.choose(x, req, ok); e != nil {
 			return e
 		}
 	}
@@ -35,25 +34,25 @@ func (p *pool) pick(state *poolState, call *exchange.Exchange, req *http.Request
 
 // choose applies the pool's algorithm to the endpoints that are ok and have a
 // weight.
-func (p *pool) choose(state *poolState, call *exchange.Exchange, req *http.Request, ok func(*endpoint) bool) *endpoint {
-	switch state.settings.algorithm {
+func (v *View) choose(x *exchange.Exchange, req *http.Request, ok func(*Endpoint) bool) *Endpoint {
+	switch v.rules.algorithm {
 	case resealv1.LoadBalancing_ALGORITHM_ROUND_ROBIN:
-		return p.rotate(state.members, ok)
+		return v.rotate(ok)
 	case resealv1.LoadBalancing_ALGORITHM_RING_HASH:
-		return state.ring.find(state.settings.hash.of(call, req), ok)
+		return v.ring.find(v.rules.hash.of(x, req), ok)
 	default:
-		return leastLoaded(state.members, ok)
+		return leastLoaded(v.members, ok)
 	}
 }
 
 // leastLoaded returns the endpoint with the fewest requests in flight per
 // weight, a random one of several.
-func leastLoaded(members []*member, ok func(*endpoint) bool) *endpoint {
+func leastLoaded(members []*member, ok func(*Endpoint) bool) *Endpoint {
 	var best *member
 	var bestLoad int64
 	ties := 0
 	for _, m := range members {
-		if m.weight == 0 || !ok(m.endpoint) {
+		if m.weight == 0 || !ok(m.Endpoint) {
 			continue
 		}
 		load := m.inFlight.Load()
@@ -74,18 +73,18 @@ func leastLoaded(members []*member, ok func(*endpoint) bool) *endpoint {
 	if best == nil {
 		return nil
 	}
-	return best.endpoint
+	return best.Endpoint
 }
 
 // rotate is smooth weighted round robin: each endpoint gains its weight, the
 // one with the most goes and pays the sum.
-func (p *pool) rotate(members []*member, ok func(*endpoint) bool) *endpoint {
-	p.turns.Lock()
-	defer p.turns.Unlock()
+func (v *View) rotate(ok func(*Endpoint) bool) *Endpoint {
+	v.turns.Lock()
+	defer v.turns.Unlock()
 	var best *member
 	total := 0
-	for _, m := range members {
-		if m.weight == 0 || !ok(m.endpoint) {
+	for _, m := range v.members {
+		if m.weight == 0 || !ok(m.Endpoint) {
 			continue
 		}
 		total += m.weight
@@ -98,5 +97,5 @@ func (p *pool) rotate(members []*member, ok func(*endpoint) bool) *endpoint {
 		return nil
 	}
 	best.turn -= total
-	return best.endpoint
+	return best.Endpoint
 }
