@@ -96,9 +96,9 @@ func mayImport(from, to string) bool {
 		// edge/link the way to the control plane, controlplane/mirror the way to
 		// what etcd holds; what is below a child is that child's own. A probe
 		// tries the protocol of edge/session/abbreviated itself; edge/backend stands
-		// on edge/balance.
+		// on edge/balance and edge/conn.
 		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || to == "edge/link" || to == "controlplane/mirror" || strings.HasPrefix(to, from+"/") ||
-			from == "edge/probe" && to == "edge/session/abbreviated" || from == "edge/backend" && to == "edge/balance")
+			from == "edge/probe" && to == "edge/session/abbreviated" || from == "edge/backend" && (to == "edge/balance" || to == "edge/conn"))
 	case "cmd":
 		return toTop == "proto" || toTop == "controlplane" || toTop == "edge" || toTop == "cmd"
 	case "integration":
@@ -122,6 +122,9 @@ func TestMayImport(t *testing.T) {
 		{"edge/exchange", "edge/frontend", false},
 		{"edge/backend", "edge/balance", true},
 		{"edge/balance", "edge/backend", false},
+		{"edge/backend", "edge/conn", true},
+		{"edge/conn", "edge/backend", false},
+		{"edge/conn", "edge/balance", false},
 		{"edge/balance", "edge/exchange", true},
 		{"edge/frontend", "edge/balance", false},
 		{"edge/feed", "edge/link", true},

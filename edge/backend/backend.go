@@ -23,24 +23,19 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/edge/conn"
 	"github.com/reseal/reseal/edge/exchange"
 )
 
 // Handshaker makes client handshakes and keeps the sessions they give.
 type Handshaker interface {
-	// Reserve waits, before the dial, until a handshake of identity should be
-	// made.
-	Reserve(ctx context.Context, identity exchange.Identity, terms exchange.Terms) (exchange.Attempt, error)
-	// Doubt notes that the server may have forgotten the sessions of identity.
-	Doubt(identity exchange.Identity)
+	conn.Handshaker
 	// Forget drops the sessions of a group of identities.
 	Forget(group string)
 	// Replace notes that for a pool the group next has taken the place of old,
 	// which other pools may keep: places are those of the pool's own identities. It
 	// is called before a handshake with the new one and before Forget of the old.
 	Replace(old, next string, places []string)
-	// Unclean notes that a connection of identity ended without close_notify.
-	Unclean(identity exchange.Identity)
 }
 
 // Config configures a Backend.
@@ -76,7 +71,7 @@ type Backend struct {
 	running  bool       // guarded by updating
 
 	connMu sync.Mutex
-	conns  map[*conn]struct{}
+	conns  map[*pooled]struct{}
 }
 
 // New returns a Backend without pools. It starts nothing.
@@ -92,7 +87,7 @@ func New(cfg Config) *Backend {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
 	}
-	b := &Backend{cfg: cfg, live: newTracker(), h2: newTransport(), conns: map[*conn]struct{}{}}
+	b := &Backend{cfg: cfg, live: newTracker(), h2: newTransport(), conns: map[*pooled]struct{}{}}
 	b.pools.Store(&map[string]*pool{})
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
@@ -126,7 +121,7 @@ func (b *Backend) shutdown() {
 	b.updating.Unlock()
 	b.cancel()
 	for _, c := range b.open() {
-		c.abort()
+		c.Abort()
 	}
 	timer := time.NewTimer(bound)
 	defer timer.Stop()
@@ -134,17 +129,17 @@ func (b *Backend) shutdown() {
 	case <-b.live.finish():
 	case <-timer.C:
 		for _, c := range b.open() {
-			c.wire.Close()
+			c.Kill()
 		}
 		b.cfg.Logger.Warn("connections to backends did not end in time", "count", len(b.open()))
 	}
 }
 
 // open lists the open connections.
-func (b *Backend) open() []*conn {
+func (b *Backend) open() []*pooled {
 	b.connMu.Lock()
 	defer b.connMu.Unlock()
-	all := make([]*conn, 0, len(b.conns))
+	all := make([]*pooled, 0, len(b.conns))
 	for c := range b.conns {
 		all = append(all, c)
 	}
@@ -152,7 +147,7 @@ func (b *Backend) open() []*conn {
 }
 
 // track enters a connection whose handshake completed.
-func (b *Backend) track(c *conn) {
+func (b *Backend) track(c *pooled) {
 	b.live.add()
 	b.connMu.Lock()
 	b.conns[c] = struct{}{}
@@ -160,7 +155,7 @@ func (b *Backend) track(c *conn) {
 }
 
 // untrack takes out a connection whose socket is closed.
-func (b *Backend) untrack(c *conn) {
+func (b *Backend) untrack(c *pooled) {
 	b.connMu.Lock()
 	delete(b.conns, c)
 	b.connMu.Unlock()

@@ -84,13 +84,13 @@ func (b *h1Body) abandon(cause error) {
 	x.release()
 	x.a.done(cause)
 	if !cheap {
-		x.c.close()
+		x.c.Close()
 		return
 	}
 	backend := x.c.e.pool.b
 	backend.spawn("the rest of an answer", func() {
 		if backend.guarded("the rest of an answer", b.drain) != nil {
-			x.c.close()
+			x.c.Close()
 		}
 	})
 }
@@ -100,17 +100,17 @@ func (b *h1Body) abandon(cause error) {
 func (b *h1Body) drain() {
 	c := b.x.c
 	if !b.mu.TryLock() {
-		c.wire.interrupt()
+		c.Interrupt()
 		b.mu.Lock()
 	}
 	defer b.mu.Unlock()
-	_ = c.wire.SetReadDeadline(time.Now().Add(c.closeTimeout()))
+	_ = c.SetReadDeadline(time.Now().Add(c.CloseTimeout()))
 	_, err := io.CopyN(io.Discard, b.src, cheapRest+1)
-	if !errors.Is(err, io.EOF) || c.closing.Load() || c.reader.Buffered() > 0 || c.unread {
-		c.close()
+	if !errors.Is(err, io.EOF) || c.Closing() || c.reader.Buffered() > 0 || c.unread {
+		c.Close()
 		return
 	}
-	_ = c.wire.SetReadDeadline(time.Time{})
+	_ = c.SetReadDeadline(time.Time{})
 	c.exchange.Store(nil)
 	c.freeReader()
 	c.e.put(c)
@@ -152,7 +152,7 @@ func (u *h1Upgraded) Write(p []byte) (int, error) {
 }
 
 // CloseWrite sends close_notify.
-func (u *h1Upgraded) CloseWrite() error { return u.x.c.tc.CloseWrite() }
+func (u *h1Upgraded) CloseWrite() error { return u.x.c.TLS.CloseWrite() }
 
 // Close ends the tunnel.
 func (u *h1Upgraded) Close() error {

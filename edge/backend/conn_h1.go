@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/reseal/reseal/edge/conn"
 	"github.com/reseal/reseal/edge/exchange"
 )
 
@@ -19,7 +20,7 @@ import (
 // response begins, watch reads its header into reader and hands over to the
 // request's goroutine by ready; with resume it gets the connection back.
 type h1Conn struct {
-	*conn
+	*pooled
 	state  atomic.Int32 // h1Idle, h1Active, h1Dead
 	ready  chan struct{}
 	resume chan struct{}
@@ -64,14 +65,14 @@ var h1Readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, read
 const readerSize = 16 << 10
 
 // newH1Conn starts to watch c. It is active until it is offered.
-func newH1Conn(c *conn) *h1Conn {
+func newH1Conn(c *pooled) *h1Conn {
 	h := &h1Conn{
-		conn: c, ready: make(chan struct{}, 1), resume: make(chan struct{}, 1),
+		pooled: c, ready: make(chan struct{}, 1), resume: make(chan struct{}, 1),
 		limit: noLimit, timer: time.NewTimer(time.Hour),
 	}
 	h.timer.Stop()
 	h.state.Store(h1Active)
-	c.hooks.Store(&hooks{leave: h.leave, broken: func() {
+	c.Hook(conn.Hooks{Leave: h.leave, Broken: func() {
 		if x := h.exchange.Load(); x != nil {
 			x.abort(fail(ReasonReset, errClosed))
 		}
@@ -100,17 +101,17 @@ func (c *h1Conn) unwatched() {
 	default:
 	}
 	c.e.dropIdle(c)
-	c.close()
+	c.Close()
 }
 
 // watch waits for responses until the connection ends.
 func (c *h1Conn) watch() {
 	for {
 		err := c.await()
-		if !c.closing.Load() && err != nil && (err == errUnsolicited || c.state.CompareAndSwap(h1Idle, h1Dead)) {
+		if !c.Closing() && err != nil && (err == errUnsolicited || c.state.CompareAndSwap(h1Idle, h1Dead)) {
 			// It ended, or sent what nobody asked for, while idle.
 			c.e.dropIdle(c)
-			c.close()
+			c.Close()
 			return
 		}
 		c.err = err
@@ -120,7 +121,7 @@ func (c *h1Conn) watch() {
 		}
 		select {
 		case <-c.resume:
-		case <-c.ended:
+		case <-c.Ended():
 			return
 		}
 	}
@@ -130,7 +131,7 @@ func (c *h1Conn) watch() {
 func (c *h1Conn) await() error {
 	if c.reader == nil {
 		// Idle connections hold no buffer: one byte tells that more has come.
-		if _, err := c.conn.Read(c.first[:]); err != nil {
+		if _, err := c.pooled.Read(c.first[:]); err != nil {
 			return err
 		}
 		if c.state.CompareAndSwap(h1Idle, h1Dead) {
@@ -185,7 +186,7 @@ func (c *h1Conn) Read(p []byte) (int, error) {
 	if c.limit > 0 && int64(len(p)) > c.limit {
 		p = p[:c.limit]
 	}
-	n, err := c.conn.Read(p)
+	n, err := c.pooled.Read(p)
 	if c.limit > 0 {
 		c.limit -= int64(n)
 	}
@@ -213,11 +214,11 @@ func (c *h1Conn) take() bool { return c.state.CompareAndSwap(h1Idle, h1Active) }
 
 // rest makes an active connection idle. endpoint.mu is held.
 func (c *h1Conn) rest(now time.Time) bool {
-	if c.closing.Load() || len(c.ready) > 0 {
+	if c.Closing() || len(c.ready) > 0 {
 		return false
 	}
 	c.since, c.rested = now, true
-	c.count(gaugeIdle)
+	c.Count(conn.Idle)
 	c.state.Store(h1Idle)
 	return true
 }
@@ -229,7 +230,7 @@ func (c *h1Conn) granted(w *waiter) grant {
 	c.owner = c.owner.next(w.call)
 	c.e.ownFor(w, &c.owner)
 	c.e.hold(c, w.call.Client)
-	c.count(gaugeActive)
+	c.Count(conn.Active)
 	return grant{h1: c, reused: c.served > 1, stale: c.served > 1 || c.rested}
 }
 
@@ -237,7 +238,7 @@ func (c *h1Conn) granted(w *waiter) grant {
 // endpoint.mu is held.
 func (c *h1Conn) expired(s *settings, now time.Time) bool {
 	return s.maxRequests > 0 && c.served >= s.maxRequests ||
-		s.maxLifetime > 0 && now.Sub(c.created) >= s.maxLifetime ||
+		s.maxLifetime > 0 && now.Sub(c.Created) >= s.maxLifetime ||
 		c.state.Load() == h1Idle && now.Sub(c.since) >= s.idleTimeout ||
 		s.orphaned(c.served, c.owner)
 }
@@ -245,7 +246,7 @@ func (c *h1Conn) expired(s *settings, now time.Time) bool {
 // drop ends an idle connection that has been taken out of its set.
 func (c *h1Conn) drop() {
 	c.state.Store(h1Dead)
-	c.close()
+	c.Close()
 }
 
 // dropIdle takes a connection that died out of the idle ones.

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/reseal/reseal/edge/conn"
 	"github.com/reseal/reseal/edge/exchange"
 )
 
@@ -16,7 +17,7 @@ import (
 // free is counted here: x/net/http2 is never asked under a lock, since its
 // answer may wait for a Write that a stalled peer holds up.
 type h2Conn struct {
-	*conn
+	*pooled
 	cc      *http2.ClientConn
 	frames  *frames       // owned by Read
 	settled chan struct{} // closed when the peer's first SETTINGS have been processed
@@ -75,7 +76,7 @@ type h2Net struct {
 // Read is called when x/net/http2 has processed what it read before.
 func (n h2Net) Read(p []byte) (int, error) {
 	n.h.heed()
-	count, err := n.h.conn.Read(p)
+	count, err := n.h.pooled.Read(p)
 	f := n.h.frames
 	wanted := !f.unwanted
 	f.see(p[:count])
@@ -87,7 +88,7 @@ func (n h2Net) Read(p []byte) (int, error) {
 
 func (n h2Net) Write(p []byte) (int, error) {
 	begin := time.Now()
-	count, err := n.h.conn.Write(p)
+	count, err := n.h.pooled.Write(p)
 	if err == nil && time.Since(begin) > stuckAfter {
 		n.h.e.serveAgain(n.h.key) // some may have waited for this one
 	}
@@ -109,20 +110,20 @@ func (n h2Net) SetWriteDeadline(t time.Time) error {
 // Close is called by x/net/http2 when the connection is broken, or idle after
 // GOAWAY.
 func (n h2Net) Close() error {
-	n.h.conn.close()
+	n.h.pooled.Close()
 	return nil
 }
 
 // newH2Conn starts HTTP/2 on c.
-func newH2Conn(c *conn) (*h2Conn, error) {
-	h := &h2Conn{conn: c, idleSince: time.Now(), frames: newFrames(), settled: make(chan struct{})}
-	cc, err := c.e.pool.b.h2.NewClientConn(h2Net{c.tc, h})
+func newH2Conn(c *pooled) (*h2Conn, error) {
+	h := &h2Conn{pooled: c, idleSince: time.Now(), frames: newFrames(), settled: make(chan struct{})}
+	cc, err := c.e.pool.b.h2.NewClientConn(h2Net{c.TLS, h})
 	if err != nil {
 		return nil, fail(ReasonProtocolError, err)
 	}
 	h.cc = cc
-	c.hooks.Store(&hooks{leave: h.forget, goodbye: h.goodbye, broken: func() { cc.Close() }})
-	c.count(gaugeIdle)
+	c.Hook(conn.Hooks{Leave: h.forget, Goodbye: h.goodbye, Broken: func() { cc.Close() }})
+	c.Count(conn.Idle)
 	return h, nil
 }
 
@@ -154,7 +155,7 @@ func (h *h2Conn) awaitSettings(limit time.Duration) error {
 	select {
 	case <-h.settled:
 		return nil
-	case <-h.ended:
+	case <-h.Ended():
 		return fail(ReasonReset, errNoSettings)
 	case <-timer.C:
 		return fail(ReasonProtocolError, errNoSettings)
@@ -199,13 +200,13 @@ func (h *h2Conn) fits(w *waiter, s *settings) bool {
 // reserve takes a stream, if the connection has one free. endpoint.mu is held.
 func (h *h2Conn) reserve(s *settings) bool {
 	now := time.Now()
-	if h.closing.Load() || h.retired || h.streams >= h.limit || now.Before(h.hold) ||
-		h.stuck(now) || h.old(s, now) {
+	if h.Closing() || h.retired || h.streams >= h.limit || now.Before(h.hold) ||
+		h.Stuck(now, stuckAfter) || h.old(s, now) {
 		return false
 	}
 	h.streams++
 	h.served++
-	h.count(gaugeActive)
+	h.Count(conn.Active)
 	return true
 }
 
@@ -270,7 +271,7 @@ func (h *h2Conn) release(answered bool) {
 func (h *h2Conn) over() {
 	if h.streams--; h.streams == 0 {
 		h.idleSince = time.Now()
-		h.count(gaugeIdle)
+		h.Count(conn.Idle)
 	}
 }
 
@@ -286,7 +287,7 @@ func (e *endpoint) serveAgain(key connKey) {
 // old reports whether the connection may not take more requests.
 func (h *h2Conn) old(s *settings, now time.Time) bool {
 	return s.maxRequests > 0 && h.served >= s.maxRequests ||
-		s.maxLifetime > 0 && now.Sub(h.created) >= s.maxLifetime
+		s.maxLifetime > 0 && now.Sub(h.Created) >= s.maxLifetime
 }
 
 func (h *h2Conn) idleNow() bool { return h.streams == 0 }
@@ -303,7 +304,7 @@ func (h *h2Conn) retireLocked() {
 	h.retired = true
 	h.unlist()
 	if h.streams == 0 {
-		h.close()
+		h.Close()
 	}
 }
 

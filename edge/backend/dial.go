@@ -2,11 +2,10 @@ package backend
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"net"
 	"time"
 
+	"github.com/reseal/reseal/edge/conn"
 	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -38,7 +37,7 @@ func (e *endpoint) dial(set *connSet) {
 	}
 	if err != nil {
 		if c != nil {
-			c.close() // gives the slot back
+			c.Close() // gives the slot back
 		}
 		e.dialFailed(set, begin, c != nil, err)
 		return
@@ -47,7 +46,7 @@ func (e *endpoint) dial(set *connSet) {
 }
 
 // speak finds out what is spoken on c, and starts HTTP/2 if that is it.
-func (e *endpoint) speak(c *conn) (protocol string, h2 *h2Conn, err error) {
+func (e *endpoint) speak(c *pooled) (protocol string, h2 *h2Conn, err error) {
 	defer e.pool.b.caught("a dial", &err)
 	protocol, err = e.protocolOf(c)
 	if protocol == protocolHTTP2 {
@@ -57,7 +56,7 @@ func (e *endpoint) speak(c *conn) (protocol string, h2 *h2Conn, err error) {
 }
 
 // startH2 starts HTTP/2 on c and waits until it can be used.
-func (e *endpoint) startH2(c *conn) (*h2Conn, error) {
+func (e *endpoint) startH2(c *pooled) (*h2Conn, error) {
 	state := e.pool.state.Load()
 	h, err := newH2Conn(c)
 	if err != nil {
@@ -67,12 +66,12 @@ func (e *endpoint) startH2(c *conn) (*h2Conn, error) {
 }
 
 // protocolOf returns what is spoken on c.
-func (e *endpoint) protocolOf(c *conn) (string, error) {
+func (e *endpoint) protocolOf(c *pooled) (string, error) {
 	asked := e.settings().protocol
 	switch {
 	case asked == resealv1.BackendPool_PROTOCOL_TCP:
 		return protocolTCP, nil
-	case c.tc.ConnectionState().NegotiatedProtocol == protocolHTTP2:
+	case c.TLS.ConnectionState().NegotiatedProtocol == protocolHTTP2:
 		return protocolHTTP2, nil
 	case asked == resealv1.BackendPool_PROTOCOL_HTTP2:
 		return "", fail(ReasonProtocolError, errNotH2)
@@ -115,7 +114,7 @@ func (set *connSet) judge(settings *settings, err error) error {
 }
 
 // dialled hands a new connection to the waiters.
-func (e *endpoint) dialled(set *connSet, c *conn, h2 *h2Conn, protocol string) {
+func (e *endpoint) dialled(set *connSet, c *pooled, h2 *h2Conn, protocol string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	settings := e.settings()
@@ -125,7 +124,7 @@ func (e *endpoint) dialled(set *connSet, c *conn, h2 *h2Conn, protocol string) {
 	case protocolHTTP2:
 		set.h2 = append(set.h2, h2)
 		h2.listed = true
-		if c.closing.Load() {
+		if c.Closing() {
 			h2.unlist()
 		}
 		e.serve(set, settings)
@@ -137,7 +136,7 @@ func (e *endpoint) dialled(set *connSet, c *conn, h2 *h2Conn, protocol string) {
 	default:
 		h1 := newH1Conn(c)
 		if !e.offer(h1, settings) {
-			c.close()
+			c.Close()
 		}
 	}
 	e.dialMore(set, settings)
@@ -145,15 +144,15 @@ func (e *endpoint) dialled(set *connSet, c *conn, h2 *h2Conn, protocol string) {
 
 // offerRaw gives a connection to the first tunnel. Without one it is closed:
 // servers that speak first would leave it in an unknown state.
-func (e *endpoint) offerRaw(set *connSet, c *conn) {
+func (e *endpoint) offerRaw(set *connSet, c *pooled) {
 	if len(set.waiters) == 0 {
-		c.close()
+		c.Close()
 		return
 	}
 	w := set.waiters[0]
 	set.waiters = append(set.waiters[:0], set.waiters[1:]...)
 	e.exit(w)
-	c.count(gaugeActive)
+	c.Count(conn.Active)
 	w.got <- grant{raw: c}
 }
 
@@ -183,170 +182,41 @@ func (e *endpoint) failWaiters(set *connSet, settings *settings, begin time.Time
 	}
 }
 
-// connect opens a TCP connection and makes the handshake, once more in full on
-// another connection if an offered session broke it. slot says whether it counts
-// in the endpoint's open connections.
-func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, slot bool) (c *conn, err error) {
-	defer e.pool.b.caught("a dial", &err)
-	begin := time.Now()
-	config := e.clientConfig(state, key)
-	identity := state.sessionIdentity(e.Address, key)
-	attempt, err := e.reserve(ctx, state, identity)
-	if err != nil {
-		return nil, err
+// connect opens a connection. slot says whether it counts in the endpoint's open
+// connections.
+func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, slot bool) (c *pooled, err error) {
+	b, settings := e.pool.b, state.settings
+	defer b.caught("a dial", &err)
+	c = &pooled{e: e, key: key, slot: slot}
+	dialer := conn.Dialer{Handshaker: b.cfg.Handshaker, Dial: b.cfg.Dial, Counters: e.pool.counters, Guard: guard{b}}
+	target := conn.Target{
+		Address: e.Address, Identity: state.sessionIdentity(e.Address, key), TLS: state.tls, ServerName: key.serverName,
+		Terms: settings.terms, Renegotiates: settings.renegotiates,
+		DialTimeout: settings.connectTimeout, HandshakeTimeout: settings.handshakeTimeout,
 	}
-	socket, err := e.openSocket(ctx, state.settings)
-	if err != nil {
-		attempt.Release()
-		if ofEndpoint(err) {
-			// A server that refuses may be one that restarts and has forgotten its
-			// sessions.
-			e.pool.b.cfg.Handshaker.Doubt(identity)
-		}
-		return nil, err
+	if key.http1 {
+		target.ALPN = []string{protocolHTTP1}
 	}
-	c, err = e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
-		exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
-		return attempt.Handshake(ctx, w, config)
-	})
-	if redo := (exchange.FullHandshaker)(nil); err != nil && errors.As(err, &redo) {
-		if !worthRedoing(err) {
-			redo.Release()
-			return nil, err
-		}
-		if socket, err = e.openSocket(ctx, state.settings); err != nil {
-			redo.Release()
-			return nil, err
-		}
-		c, err = e.shake(ctx, state, socket, func(ctx context.Context, w *wire) (
-			exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
-			return redo.FullHandshake(ctx, w)
-		})
-		if errors.As(err, &redo) {
-			redo.Release() // it was offered one that had come meanwhile, in vain
-		}
+	if c.Conn, err = dialer.Connect(ctx, target, c); err != nil {
+		return nil, connectError(err)
 	}
-	if err != nil {
-		return nil, err
-	}
-	c.key, c.identity, c.connect, c.slot = key, identity, time.Since(begin), slot
-	e.pool.b.track(c) // from here on a shutdown may close it at any time
+	b.track(c) // from here on a shutdown may close it at any time
 	e.pool.counters.Add(exchange.Opened.At(), 1)
 	return c, nil
 }
 
-// reserve waits for the turn of a handshake: while another one may bring a
-// session it is cheaper to wait than to make a full one.
-func (e *endpoint) reserve(ctx context.Context, state *poolState, identity exchange.Identity) (attempt exchange.Attempt, err error) {
-	defer e.pool.b.caught("a dial", &err)
-	terms := state.settings.terms
-	if state.tls.SessionTicketsDisabled {
-		terms.Wait = 0
+// connectError names what went wrong before a connection was there.
+func connectError(err error) error {
+	var failed *conn.Error
+	if !errors.As(err, &failed) {
+		return err
 	}
-	waiting, cancel := context.WithTimeout(ctx, state.settings.handshakeTimeout)
-	defer cancel()
-	attempt, err = e.pool.b.cfg.Handshaker.Reserve(waiting, identity, terms)
-	if err != nil { // it waited too long behind others
-		return nil, handshakeError(err).blamed(blameEdge)
+	switch failed.Step {
+	case conn.StepReserve: // it waited too long behind others
+		return handshakeError(failed.Err).blamed(blameEdge)
+	case conn.StepDial:
+		return dialError(failed.Err)
+	default:
+		return handshakeError(failed.Err)
 	}
-	return attempt, nil
-}
-
-// openSocket opens a TCP connection.
-func (e *endpoint) openSocket(ctx context.Context, settings *settings) (socket net.Conn, err error) {
-	defer e.pool.b.caught("a dial", &err)
-	dialing, cancel := context.WithTimeout(ctx, settings.connectTimeout)
-	defer cancel()
-	socket, err = e.pool.b.cfg.Dial(dialing, "tcp", e.Address)
-	if err != nil {
-		return nil, dialError(err)
-	}
-	return socket, nil
-}
-
-// worthRedoing reports whether a handshake without a session may do better.
-func worthRedoing(err error) bool {
-	var failure *Error
-	var netErr net.Error
-	if errors.As(err, &failure) && failure.Reason == ReasonVerifyFailure {
-		return false
-	}
-	return !(errors.As(err, &netErr) && netErr.Timeout()) && !errors.Is(err, context.DeadlineExceeded) &&
-		!errors.Is(err, context.Canceled)
-}
-
-type handshake func(context.Context, *wire) (exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error)
-
-// shake makes one handshake, which is counted.
-func (e *endpoint) shake(ctx context.Context, state *poolState, socket net.Conn, do handshake) (*conn, error) {
-	settings := state.settings
-	w := &wire{Conn: socket}
-	shaking, cancel := untilEnded(ctx, settings.handshakeTimeout, settings.closeTimeout)
-	defer cancel()
-	begin := time.Now()
-	tc, mechanism, miss, err := e.caughtShake(shaking, w, do)
-	took := time.Since(begin)
-	if err != nil {
-		if redo := (exchange.FullHandshaker)(nil); !errors.As(err, &redo) || !redo.Declined() {
-			e.pool.counters.HandshakeFailed(took)
-		}
-		w.lingerClose(e.pool.b, settings.closeTimeout)
-		return nil, handshakeError(err)
-	}
-	tls := tc.ConnectionState()
-	e.pool.counters.Handshake(mechanism, miss, tls.Version, took)
-	c := &conn{
-		e: e, tc: tc, wire: w, created: begin,
-		resumed: tls.DidResume, version: tls.Version, ended: make(chan struct{}),
-	}
-	if settings.renegotiates {
-		// Another handshake writes into it. It is empty where a session without
-		// extended master secret was resumed.
-		c.finished = append([]byte{}, tls.TLSUnique...)
-	}
-	return c, nil
-}
-
-// untilEnded bounds a handshake by limit and by ctx's deadline. When ctx is
-// cancelled, as at the edge's stop, the handshake may take grace to its end: then
-// the connection ends with close_notify, where it would otherwise break off.
-func untilEnded(ctx context.Context, limit, grace time.Duration) (context.Context, context.CancelFunc) {
-	end := time.Now().Add(limit)
-	if own, ok := ctx.Deadline(); ok && own.Before(end) {
-		end = own
-	}
-	shaking, cancel := context.WithDeadline(context.WithoutCancel(ctx), end)
-	stop := context.AfterFunc(ctx, func() {
-		timer := time.AfterFunc(grace, cancel)
-		context.AfterFunc(shaking, func() { timer.Stop() })
-	})
-	return shaking, func() {
-		stop()
-		cancel()
-	}
-}
-
-func (e *endpoint) caughtShake(ctx context.Context, w *wire, do handshake) (
-	tc exchange.TLSConn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error) {
-	defer e.pool.b.caught("a handshake", &err)
-	return do(ctx, w)
-}
-
-// clientConfig is the pool's TLS configuration for one name.
-func (e *endpoint) clientConfig(state *poolState, key connKey) *tls.Config {
-	config := state.tls.Clone()
-	config.ServerName = key.serverName
-	if key.http1 {
-		config.NextProtos = []string{protocolHTTP1}
-	}
-	if verify := config.VerifyConnection; verify != nil {
-		config.VerifyConnection = func(cs tls.ConnectionState) error {
-			cs.ServerName = key.serverName // crypto/tls tells names only, not addresses
-			if err := verify(cs); err != nil {
-				return verifyError{err}
-			}
-			return nil
-		}
-	}
-	return config
 }

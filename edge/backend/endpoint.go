@@ -53,7 +53,7 @@ type waiter struct {
 type grant struct {
 	h1     *h1Conn
 	h2     *h2Conn
-	raw    *conn
+	raw    *pooled
 	reused bool // it has served a request
 	stale  bool // it may have died since it was known to live
 	err    error
@@ -150,7 +150,7 @@ func (e *endpoint) leave(set *connSet, w *waiter) {
 	case g.h2 != nil:
 		g.h2.drop()
 	case g.raw != nil:
-		g.raw.close()
+		g.raw.Close()
 	}
 }
 
@@ -262,7 +262,7 @@ func (e *endpoint) put(c *h1Conn) {
 	kept := e.offer(c, e.settings())
 	e.mu.Unlock()
 	if !kept {
-		c.close()
+		c.Close()
 		return
 	}
 	c.resume <- struct{}{}
@@ -277,7 +277,7 @@ func (e *endpoint) putUnused(c *h1Conn) {
 	kept := e.offer(c, e.settings())
 	e.mu.Unlock()
 	if !kept {
-		c.close()
+		c.Close()
 	}
 }
 
@@ -356,7 +356,7 @@ func (e *endpoint) evict() bool {
 }
 
 // slotFreed gives back the slot of a connection that is closed.
-func (e *endpoint) slotFreed(c *conn) {
+func (e *endpoint) slotFreed(c *pooled) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if c.reclaimed {

@@ -2,14 +2,12 @@ package backend
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"slices"
-	"syscall"
+
+	"github.com/reseal/reseal/edge/conn"
 )
 
 // Reasons of an Error, as they stand in access log and statistics.
@@ -175,14 +173,9 @@ func statusOf(reason string) int {
 	}
 }
 
-// ownFailures are what a dial fails with when the edge lacks something.
-var ownFailures = []error{
-	syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.EADDRNOTAVAIL, syscall.EAGAIN,
-}
-
 // dialError names what went wrong in TCP connect.
 func dialError(err error) *Error {
-	if slices.ContainsFunc(ownFailures, func(own error) bool { return errors.Is(err, own) }) {
+	if conn.OwnFailure(err) {
 		return fail(ReasonLocalFailure, err)
 	}
 	if errors.Is(err, context.Canceled) {
@@ -196,21 +189,13 @@ func dialError(err error) *Error {
 	return e
 }
 
-// verifyError marks what the pool's own verification refused.
-type verifyError struct{ error }
-
-func (e verifyError) Unwrap() error { return e.error }
-
 // handshakeError names what went wrong in TLS.
 func handshakeError(err error) *Error {
 	if own := (*Error)(nil); errors.As(err, &own) && own.Reason == ReasonInternal {
 		return own
 	}
-	var verification *tls.CertificateVerificationError
-	var hostname x509.HostnameError
-	var own verifyError
-	if errors.As(err, &verification) || errors.As(err, &hostname) || errors.As(err, &own) {
-		return fail(ReasonVerifyFailure, explained(err))
+	if conn.Refused(err) {
+		return fail(ReasonVerifyFailure, conn.Explained(err))
 	}
 	return fail(ReasonHandshakeFailure, err)
 }
@@ -223,4 +208,20 @@ func reasonOf(err error) string {
 		return e.Reason
 	}
 	return ""
+}
+
+// refusedRenegotiation is the error of an exchange that ended because its endpoint
+// asked to renegotiate, or nil. Which requests make it ask is the client's choice,
+// so the endpoint is not blamed; nor would another attempt do better.
+func refusedRenegotiation(err error) *Error {
+	var lost *lostError
+	if errors.As(err, &lost) && !lost.written {
+		return nil // it asked before it knew the request
+	}
+	for _, cause := range []error{conn.ErrRenegotiation, conn.ErrRenegotiatedAgain} {
+		if errors.Is(err, cause) {
+			return fail(ReasonProtocolError, cause).blamed(blameEdge)
+		}
+	}
+	return nil
 }

@@ -42,7 +42,7 @@ type h1Exchange struct {
 func (c *h1Conn) roundTrip(ctx context.Context, a *attempt) (*http.Response, error) {
 	select {
 	case <-c.ready: // it died, or spoke unasked, after it was taken
-		c.close()
+		c.Close()
 		return nil, &lostError{err: errOr(c.err, errUnsolicited)}
 	default:
 	}
@@ -75,9 +75,9 @@ func (x *h1Exchange) sendHead() error {
 	defer headBuffers.Put(buf)
 	out := append(appendHead((*buf)[:0], x.a.x.req, body, x.a.x.call.RequestNames), body.small...)
 	*buf = out[:0]
-	before := c.wire.written.Load()
+	before := c.Written()
 	if _, err := c.Write(out); err != nil {
-		return &lostError{err: err, written: c.wire.written.Load() > before}
+		return &lostError{err: err, written: c.Written() > before}
 	}
 	return nil
 }
@@ -169,7 +169,7 @@ func (x *h1Exchange) mayBegin() bool {
 		return x.keep.Load()
 	case <-timer.C:
 		return true
-	case <-x.c.ended:
+	case <-x.c.Ended():
 		return false
 	}
 }
@@ -210,7 +210,7 @@ func (x *h1Exchange) receive(ctx context.Context) (*http.Response, error) {
 				return nil, x.fail(err)
 			}
 			broken = err
-			c.timer.Reset(c.closeTimeout())
+			c.timer.Reset(c.CloseTimeout())
 		case <-ctx.Done():
 			return nil, x.fail(ctx.Err())
 		case <-c.timer.C:
@@ -296,7 +296,7 @@ func (x *h1Exchange) respond(ctx context.Context, resp *http.Response) (*http.Re
 		}
 		return x.upgraded(resp), nil
 	}
-	if resp.Close || x.c.renegotiated() {
+	if resp.Close || x.c.Renegotiated() {
 		x.keep.Store(false)
 	}
 	if x.begin != nil {
@@ -363,7 +363,7 @@ func (x *h1Exchange) abort(cause error) bool {
 		return false
 	}
 	x.release()
-	x.c.close()
+	x.c.Close()
 	return true
 }
 
@@ -411,7 +411,7 @@ func (x *h1Exchange) partDone() {
 		c.freeReader()
 		c.e.put(c)
 	} else {
-		c.close()
+		c.Close()
 	}
 	x.a.done(nil)
 }

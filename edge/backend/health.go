@@ -41,7 +41,7 @@ func (e *endpoint) check(ctx context.Context, state *poolState) error {
 	if err != nil {
 		return err
 	}
-	defer c.close()
+	defer c.Close()
 	if ctx.Err() != nil { // the edge stops
 		return ctx.Err()
 	}

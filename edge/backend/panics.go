@@ -54,3 +54,16 @@ func (b *Backend) loop(ctx context.Context, what string, f func(context.Context)
 		}
 	}
 }
+
+// guard is what connections have of the backend.
+type guard struct{ b *Backend }
+
+// Spawn implements conn.Guard.
+func (g guard) Spawn(what string, f func()) { g.b.spawn(what, f) }
+
+// Caught implements conn.Guard.
+func (g guard) Caught(what string, err *error) {
+	if p := recover(); p != nil {
+		*err = g.b.panicked(what, p)
+	}
+}

@@ -291,7 +291,7 @@ func (x *trip) try(e *endpoint, fresh bool) (*http.Response, *attempt, error) {
 
 func (g grant) connectTime() time.Duration {
 	if g.h2 != nil {
-		return g.h2.connect
+		return g.h2.Took
 	}
-	return g.h1.connect
+	return g.h1.Took
 }

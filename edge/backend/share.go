@@ -58,7 +58,7 @@ func (e *endpoint) exit(w *waiter) {
 // the end of c sees to.
 func (e *endpoint) hold(c *h1Conn, client uint64) {
 	e.unhold(c)
-	if c.closing.Load() {
+	if c.Closing() {
 		return
 	}
 	s := e.shareOf(client)

@@ -217,7 +217,7 @@ func TestStuckH2ConnectionIsAvoided(t *testing.T) {
 	eventually(t, "the Write is held up", func() bool {
 		for _, c := range x.b.open() {
 			// For long enough that it is the peer's doing and not this machine's.
-			if c.stuck(time.Now().Add(-time.Second)) {
+			if c.Stuck(time.Now().Add(-time.Second), stuckAfter) {
 				return true
 			}
 		}

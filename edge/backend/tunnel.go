@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"github.com/reseal/reseal/edge/balance"
+	"github.com/reseal/reseal/edge/conn"
 	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // tunnelConn is a connection of a tcp pool. Such connections are never reused.
 type tunnelConn struct {
-	c     *conn
+	c     *pooled
 	x     *trip
 	e     *endpoint
 	dog   *watchdog
@@ -82,12 +83,12 @@ func (x *trip) tryTunnel(ctx context.Context, e *endpoint) (exchange.Tunnel, err
 		return nil, err
 	}
 	g.raw.fill(x.call, protocolTCP, false)
-	x.call.Connect = g.raw.connect
+	x.call.Connect = g.raw.Took
 	e.Succeeded()
 	t := &tunnelConn{c: g.raw, x: x, e: e}
 	t.dog = newWatchdog(x.state.settings.bodyTimeout, func() { t.end(idleError(true)) })
 	t.dog.wait(1)
-	g.raw.hooks.Store(&hooks{broken: func() { t.end(fail(ReasonReset, errClosed)) }})
+	g.raw.Hook(conn.Hooks{Broken: func() { t.end(fail(ReasonReset, errClosed)) }})
 	return t, nil
 }
 
@@ -114,7 +115,7 @@ func (t *tunnelConn) explain(err error) error {
 }
 
 // CloseWrite sends close_notify; reading goes on (RFC 8446 section 6.1).
-func (t *tunnelConn) CloseWrite() error { return t.c.tc.CloseWrite() }
+func (t *tunnelConn) CloseWrite() error { return t.c.TLS.CloseWrite() }
 
 // Close ends the tunnel.
 func (t *tunnelConn) Close() error {
@@ -128,6 +129,6 @@ func (t *tunnelConn) end(cause error) {
 		t.dog.stop()
 		t.e.End()
 		t.x.finish(cause)
-		t.c.close()
+		t.c.Close()
 	})
 }

@@ -1,4 +1,4 @@
-package backend
+package conn
 
 import (
 	"crypto/tls"
@@ -13,6 +13,20 @@ import (
 	"github.com/reseal/reseal/proto/rules"
 )
 
+// verifyError marks what the pool's own verification refused.
+type verifyError struct{ error }
+
+func (e verifyError) Unwrap() error { return e.error }
+
+// Refused reports whether a handshake failed because the peer's certificate was
+// refused.
+func Refused(err error) bool {
+	var verification *tls.CertificateVerificationError
+	var hostname x509.HostnameError
+	var own verifyError
+	return errors.As(err, &verification) || errors.As(err, &hostname) || errors.As(err, &own)
+}
+
 // certificateError is a certificate that was refused. Its text says which one and
 // why, and what to look at.
 type certificateError struct {
@@ -23,9 +37,9 @@ type certificateError struct {
 func (e *certificateError) Error() string { return e.text }
 func (e *certificateError) Unwrap() error { return e.err }
 
-// explained names the certificate that an error of verification is about. What
+// Explained names the certificate that an error of verification is about. What
 // the peer wrote into it is quoted and cut.
-func explained(err error) error {
+func Explained(err error) error {
 	certificate, cause, hint := refusedCertificate(err)
 	if certificate == nil {
 		return err
@@ -110,8 +124,8 @@ const alertNoRenegotiation tls.AlertError = 100
 
 // Refused requests to renegotiate.
 var (
-	errRenegotiation = errors.New("the backend asked to renegotiate, which tls.renegotiation: once allows, for HTTP/1.1 and TLS 1.2")
-	errAgain         = errors.New("the backend asked to renegotiate once more on a connection; tls.renegotiation: once allows it once")
+	ErrRenegotiation     = errors.New("the backend asked to renegotiate, which tls.renegotiation: once allows, for HTTP/1.1 and TLS 1.2")
+	ErrRenegotiatedAgain = errors.New("the backend asked to renegotiate once more on a connection; tls.renegotiation: once allows it once")
 )
 
 // renegotiationError puts words in the place of the error that a read ended with
@@ -122,23 +136,7 @@ func renegotiationError(err error, once bool) error {
 	case !errors.As(err, &local) || local.Op != "local error" || local.Err == nil || local.Err.Error() != alertNoRenegotiation.Error():
 		return err
 	case once:
-		return fmt.Errorf("%w: %w", errAgain, err)
+		return fmt.Errorf("%w: %w", ErrRenegotiatedAgain, err)
 	}
-	return fmt.Errorf("%w: %w", errRenegotiation, err)
-}
-
-// refusedRenegotiation is the error of an exchange that ended because its endpoint
-// asked to renegotiate, or nil. Which requests make it ask is the client's choice,
-// so the endpoint is not blamed; nor would another attempt do better.
-func refusedRenegotiation(err error) *Error {
-	var lost *lostError
-	if errors.As(err, &lost) && !lost.written {
-		return nil // it asked before it knew the request
-	}
-	for _, cause := range []error{errRenegotiation, errAgain} {
-		if errors.Is(err, cause) {
-			return fail(ReasonProtocolError, cause).blamed(blameEdge)
-		}
-	}
-	return nil
+	return fmt.Errorf("%w: %w", ErrRenegotiation, err)
 }

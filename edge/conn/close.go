@@ -1,4 +1,4 @@
-package backend
+package conn
 
 import (
 	"io"
@@ -10,7 +10,7 @@ import (
 )
 
 // This file is the one place where connections to backends end. Every end goes
-// through conn.close (after a completed handshake) or lingerClose (before).
+// through Conn.Close (after a completed handshake) or lingerClose (before).
 //
 // A server may forget the TLS session of a connection that ended without
 // close_notify, and an RST can destroy a close_notify that is still on its way.
@@ -20,31 +20,31 @@ import (
 // within closeTimeout. Since the peer's FIN comes first, TIME_WAIT stays with
 // it.
 
-// close begins the end of the connection and returns at once. Only the first
+// Close begins the end of the connection and returns at once. Only the first
 // call has an effect.
-func (c *conn) close() {
+func (c *Conn) Close() {
 	if !c.closing.CompareAndSwap(false, true) {
 		return
 	}
 	close(c.ended)
-	c.count(gaugeEnded)
-	c.e.pool.b.spawn("a close", func() {
-		defer c.gone()
+	c.Count(gone)
+	c.dialer.Guard.Spawn("a close", func() {
+		defer c.leave()
 		c.finish()
 	})
 }
 
 // finish ends the connection and counts how it ended.
-func (c *conn) finish() {
-	if h := c.hooks.Load(); h != nil && h.leave != nil {
-		h.leave()
+func (c *Conn) finish() {
+	if h := c.hooks.Load(); h != nil && h.Leave != nil {
+		h.Leave()
 	}
 	kind := resealv1.CloseKind_CLOSE_KIND_RESET_BY_US // as it is after a panic
 	defer func() {
-		c.e.pool.counters.Add(exchange.Closed.At(int(kind), exchange.By(c.peerEnded.Load())), 1)
+		c.dialer.Counters.Add(exchange.Closed.At(int(kind), exchange.By(c.peerEnded.Load())), 1)
 	}()
-	kind = c.end(time.Now().Add(c.closeTimeout()))
-	sessions := c.e.pool.b.cfg.Handshaker
+	kind = c.end(time.Now().Add(c.owner.CloseTimeout()))
+	sessions := c.dialer.Handshaker
 	if unclean(kind) {
 		sessions.Unclean(c.identity)
 	}
@@ -53,20 +53,17 @@ func (c *conn) finish() {
 	}
 }
 
-// gone gives back what the connection held.
-func (c *conn) gone() {
-	_ = c.tc.NetConn().Close()
-	c.e.pool.b.untrack(c)
-	if c.slot {
-		c.e.slotFreed(c)
-	}
+// leave gives back what the connection held.
+func (c *Conn) leave() {
+	_ = c.TLS.NetConn().Close()
+	c.owner.Gone()
 }
 
 // end ends the connection by deadline and says how it ended.
-func (c *conn) end(deadline time.Time) resealv1.CloseKind {
+func (c *Conn) end(deadline time.Time) resealv1.CloseKind {
 	c.wire.capWrites(deadline)
-	if h := c.hooks.Load(); h != nil && h.goodbye != nil && !c.peerEnded.Load() {
-		h.goodbye(deadline)
+	if h := c.hooks.Load(); h != nil && h.Goodbye != nil && !c.peerEnded.Load() {
+		h.Goodbye(deadline)
 	}
 	c.wire.interrupt()
 	c.readMu.Lock() // whoever read has let go
@@ -76,43 +73,43 @@ func (c *conn) end(deadline time.Time) resealv1.CloseKind {
 	peerEnded := c.peerEnded.Load()
 	before := c.wire.came.Load()
 	sent := c.notify()
-	drain(c.tc.Read, c.observeEnd)
+	drain(c.TLS.Read, c.observeEnd)
 	notified := <-sent == nil
 	// What is left on the socket after close_notify, or after a damaged record.
 	drain(c.wire.Read, nil)
 	streaming := c.wire.pending() || c.wire.came.Load() > before && !c.wire.fin.Load() && !c.peerNotify.Load()
-	_ = c.tc.NetConn().Close() // not the wire beneath: whoever waits for a session learns of it
+	_ = c.TLS.NetConn().Close() // not the wire beneath: whoever waits for a session learns of it
 	return c.kind(peerEnded, notified, streaming)
 }
 
 // notify sends close_notify. While a Write is under way it must wait for it; a
 // peer that writes as well may not read before we do, so the caller reads on
 // meanwhile.
-func (c *conn) notify() <-chan error {
+func (c *Conn) notify() <-chan error {
 	sent := make(chan error, 1)
 	if c.writes.Load() == 0 {
-		sent <- c.tc.CloseWrite()
+		sent <- c.TLS.CloseWrite()
 		return sent
 	}
-	b := c.e.pool.b
-	b.spawn("a close", func() {
+	guard := c.dialer.Guard
+	guard.Spawn("a close", func() {
 		var err error
 		defer func() { sent <- err }()
-		defer b.caught("a close", &err)
-		err = c.tc.CloseWrite()
+		defer guard.Caught("a close", &err)
+		err = c.TLS.CloseWrite()
 	})
 	return sent
 }
 
 // observeEnd notes the peer's close_notify when it comes after ours.
-func (c *conn) observeEnd(err error) {
+func (c *Conn) observeEnd(err error) {
 	if err == io.EOF && !c.wire.fin.Load() {
 		c.peerNotify.Store(true)
 	}
 }
 
 // kind classifies the end.
-func (c *conn) kind(peerEnded, notified, streaming bool) resealv1.CloseKind {
+func (c *Conn) kind(peerEnded, notified, streaming bool) resealv1.CloseKind {
 	fin, reset, theirs := c.wire.fin.Load(), c.wire.reset.Load(), c.peerNotify.Load()
 	switch {
 	case theirs && notified:
@@ -151,8 +148,8 @@ func drain(read func([]byte) (int, error), ended func(error)) {
 
 // lingerClose ends a connection whose handshake did not complete: FIN, then
 // what the peer still sends is read so that no RST overtakes an alert of ours.
-func (w *wire) lingerClose(b *Backend, timeout time.Duration) {
-	b.spawn("a close", func() {
+func (w *wire) lingerClose(guard Guard, timeout time.Duration) {
+	guard.Spawn("a close", func() {
 		defer w.Close()
 		if half, ok := w.Conn.(interface{ CloseWrite() error }); ok {
 			_ = half.CloseWrite()

@@ -1,4 +1,8 @@
-package backend
+// Package conn makes TLS connections to backends and ends them: dial, the turn of
+// the handshake, the handshake, what is read and written, and the rules by which
+// connections close (close.go). It knows no pools: whoever has a connection is told
+// what becomes of it.
+package conn
 
 import (
 	"bytes"
@@ -12,30 +16,27 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// connKey is what connections of an endpoint may be shared within. The pool's
-// Identity is the same for all of an endpoint's connections.
-type connKey struct {
-	serverName string
-	http1      bool // h2 was not offered, for a request with Upgrade
-}
+// Conn is one TLS connection, whatever is spoken on it. Its methods are safe for
+// concurrent use, if nothing else is said.
+type Conn struct {
+	// TLS is the connection itself. Read and Write of Conn are used in the place of
+	// its own.
+	TLS exchange.TLSConn
+	// Created is when its handshake began.
+	Created time.Time
+	// Took is what the wait for the handshake's turn, dial and handshake took.
+	Took time.Duration
+	// Resumed is whether its session was a resumed one, Version its TLS version.
+	Resumed bool
+	Version uint16
 
-// conn is one TLS connection, whatever is spoken on it.
-type conn struct {
-	e        *endpoint
-	key      connKey
+	dialer   Dialer
+	owner    Owner
 	identity exchange.Identity // of its TLS session
-	tc       exchange.TLSConn
 	wire     *wire
-	created  time.Time
-	connect  time.Duration // what dial and handshake took
-	resumed  bool
-	version  uint16
-	slot     bool   // counts in the endpoint's open connections
 	finished []byte // of its handshake, where it may renegotiate once
 
-	reclaimed bool // taken from its client; guarded by endpoint.mu
-
-	readMu     sync.Mutex   // held by whoever reads from tc
+	readMu     sync.Mutex   // held by whoever reads from TLS
 	writes     atomic.Int32 // Writes under way
 	writing    atomic.Int64 // when the last Write began, in Unix ns; 0: it is through
 	closing    atomic.Bool
@@ -44,78 +45,90 @@ type conn struct {
 	peerNotify atomic.Bool   // its close_notify has come
 
 	gaugeMu sync.Mutex
-	gauge   gauge
+	gauge   Gauge
 
-	// hooks are set once something runs on the connection, which may be closing by
-	// then.
-	hooks atomic.Pointer[hooks]
+	hooks atomic.Pointer[Hooks]
 }
 
-// hooks are how a protocol takes part in the connection's end.
-type hooks struct {
-	// leave takes the connection out of its set. May be nil.
-	leave func()
-	// goodbye says farewell before close_notify. May be nil.
-	goodbye func(deadline time.Time)
-	// broken ends what runs when the edge shuts down.
-	broken func()
+// Owner has a connection, and is told what becomes of it.
+type Owner interface {
+	// CloseTimeout bounds the connection's end. It is asked when that begins.
+	CloseTimeout() time.Duration
+	// Gone says that the socket is closed.
+	Gone()
 }
 
-type gauge int8
+// Hooks are how a protocol takes part in the connection's end.
+type Hooks struct {
+	// Leave takes the connection out of where it is offered. May be nil.
+	Leave func()
+	// Goodbye says farewell before close_notify. May be nil.
+	Goodbye func(deadline time.Time)
+	// Broken ends what runs when the edge shuts down.
+	Broken func()
+}
 
+// Hook sets the hooks, once something runs on the connection, which may be closing
+// by then.
+func (c *Conn) Hook(hooks Hooks) { c.hooks.Store(&hooks) }
+
+// Gauge is where a connection is counted.
+type Gauge int8
+
+// Gauges. A connection begins in none of them.
 const (
-	gaugeNone gauge = iota
-	gaugeIdle
-	gaugeActive
-	gaugeEnded // for good
+	_ Gauge = iota
+	Idle
+	Active
+	gone // for good
 )
 
-// count moves the connection in the gauges.
-func (c *conn) count(to gauge) {
+// Count moves the connection in the gauges.
+func (c *Conn) Count(to Gauge) {
 	c.gaugeMu.Lock()
 	from := c.gauge
-	if from != gaugeEnded {
+	if from != gone {
 		c.gauge = to
 	}
 	c.gaugeMu.Unlock()
-	if from == to || from == gaugeEnded {
+	if from == to || from == gone {
 		return
 	}
 	c.move(from, -1)
 	c.move(to, 1)
 }
 
-func (c *conn) move(g gauge, delta int64) {
+func (c *Conn) move(g Gauge, delta int64) {
 	switch g {
-	case gaugeIdle:
-		c.e.pool.counters.Add(exchange.Connections.At(exchange.Idle), delta)
-	case gaugeActive:
-		c.e.pool.counters.Add(exchange.Connections.At(exchange.Active), delta)
+	case Idle:
+		c.dialer.Counters.Add(exchange.Connections.At(exchange.Idle), delta)
+	case Active:
+		c.dialer.Counters.Add(exchange.Connections.At(exchange.Active), delta)
 	}
 }
 
 // Read reads decrypted bytes, until the connection is being closed.
-func (c *conn) Read(p []byte) (n int, err error) {
+func (c *Conn) Read(p []byte) (n int, err error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
-	defer c.e.pool.b.caught("a read", &err)
+	defer c.dialer.Guard.Caught("a read", &err)
 	if c.closing.Load() {
 		return 0, net.ErrClosed
 	}
-	n, err = c.tc.Read(p)
+	n, err = c.TLS.Read(p)
 	if err != nil {
 		if c.closing.Load() {
 			return n, net.ErrClosed
 		}
 		c.observe(err)
-		err = renegotiationError(err, c.e.settings().renegotiates)
+		err = renegotiationError(err, c.finished != nil)
 	}
 	return n, err
 }
 
 // observe notes that the peer ended the connection. crypto/tls returns io.EOF
 // for close_notify and for FIN alike; only the wire knows.
-func (c *conn) observe(err error) {
+func (c *Conn) observe(err error) {
 	if err == io.EOF && !c.wire.fin.Load() {
 		c.peerNotify.Store(true)
 		c.peerEnded.Store(true)
@@ -126,47 +139,56 @@ func (c *conn) observe(err error) {
 }
 
 // Write writes bytes as TLS records.
-func (c *conn) Write(p []byte) (n int, err error) {
+func (c *Conn) Write(p []byte) (n int, err error) {
 	c.writes.Add(1)
 	defer c.writes.Add(-1)
-	defer c.e.pool.b.caught("a write", &err)
+	defer c.dialer.Guard.Caught("a write", &err)
 	if c.closing.Load() {
 		return 0, net.ErrClosed
 	}
 	c.writing.Store(time.Now().UnixNano())
 	defer c.writing.Store(0)
-	return c.tc.Write(p)
+	return c.TLS.Write(p)
 }
 
-// renegotiated reports whether the peer has renegotiated, so that it may not do so
-// for another request. Only whoever reads from the connection may ask.
-func (c *conn) renegotiated() bool {
-	return c.finished != nil && !bytes.Equal(c.finished, c.tc.ConnectionState().TLSUnique)
+// Renegotiated reports whether the peer has renegotiated, so that it may not do so
+// for another request. Only who reads from the connection may ask.
+func (c *Conn) Renegotiated() bool {
+	return c.finished != nil && !bytes.Equal(c.finished, c.TLS.ConnectionState().TLSUnique)
 }
 
-// stuck reports whether a Write has been held up: the peer does not read.
-func (c *conn) stuck(now time.Time) bool {
+// Stuck reports whether a Write has taken longer than after: the peer does not
+// read.
+func (c *Conn) Stuck(now time.Time, after time.Duration) bool {
 	begun := c.writing.Load()
-	return begun != 0 && now.Sub(time.Unix(0, begun)) > stuckAfter
+	return begun != 0 && now.Sub(time.Unix(0, begun)) > after
 }
 
-// abort ends the connection and what runs on it.
-func (c *conn) abort() {
+// Written is how many bytes went out, those of TLS included.
+func (c *Conn) Written() int64 { return c.wire.written.Load() }
+
+// SetReadDeadline is that of net.Conn.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.wire.SetReadDeadline(t) }
+
+// Interrupt makes a Read under way, and later ones, fail with a time-out.
+func (c *Conn) Interrupt() { c.wire.interrupt() }
+
+// Closing reports whether the end has begun.
+func (c *Conn) Closing() bool { return c.closing.Load() }
+
+// Ended is closed when the end begins.
+func (c *Conn) Ended() <-chan struct{} { return c.ended }
+
+// Abort ends the connection and what runs on it.
+func (c *Conn) Abort() {
 	if h := c.hooks.Load(); h != nil {
-		h.broken()
+		h.Broken()
 	}
-	c.close()
+	c.Close()
 }
 
-// fill tells a call about the connection that served it.
-func (c *conn) fill(call *exchange.Exchange, protocol string, reused bool) {
-	call.Endpoint, call.Protocol = c.e.Address, protocol
-	call.Reused, call.Resumed, call.TLSVersion = reused, c.resumed, c.version
-	call.Connect = 0
-}
-
-// closeTimeout bounds the connection's end.
-func (c *conn) closeTimeout() time.Duration { return c.e.settings().closeTimeout }
+// Kill closes the socket, when the time for all else is over.
+func (c *Conn) Kill() { c.wire.Close() }
 
 // unclean are the ends after which a strict server forgets the session.
 func unclean(kind resealv1.CloseKind) bool {

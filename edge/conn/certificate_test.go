@@ -1,4 +1,4 @@
-package backend
+package conn
 
 import (
 	"crypto/tls"
@@ -10,7 +10,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestCertificateErrors: an error of verification names the certificate and what to
 // look at, and what the peer wrote into it is bounded.
@@ -40,7 +44,7 @@ func TestCertificateErrors(t *testing.T) {
 		{x509.UnknownAuthorityError{Cert: leaf}, []string{"unknown authority", "CN=issuer", "tls.trust"}},
 		{errors.New("the pool's own reason"), []string{"the pool's own reason", "CN=leaf", "CN=issuer"}},
 	} {
-		err := handshakeError(&tls.CertificateVerificationError{UnverifiedCertificates: []*x509.Certificate{leaf}, Err: test.cause})
+		err := Explained(&tls.CertificateVerificationError{UnverifiedCertificates: []*x509.Certificate{leaf}, Err: test.cause})
 		text := err.Error()
 		for _, want := range test.want {
 			if !strings.Contains(text, want) {
@@ -50,32 +54,27 @@ func TestCertificateErrors(t *testing.T) {
 		if len(text) > 700 || strings.Contains(text, "\n") {
 			t.Errorf("%d bytes: %q", len(text), text)
 		}
-		if err.Reason != ReasonVerifyFailure || !strings.Contains(fmt.Sprintf("%T", errors.Unwrap(errors.Unwrap(err))), "CertificateVerificationError") {
-			t.Errorf("%s of %v", err.Reason, test.cause)
+		if !Refused(err) || !strings.Contains(fmt.Sprintf("%T", errors.Unwrap(err)), "CertificateVerificationError") {
+			t.Errorf("%T of %v", err, test.cause)
 		}
 	}
-	if err := handshakeError(&tls.CertificateVerificationError{Err: errors.New("no certificate")}); err.Reason != ReasonVerifyFailure {
+	if err := Explained(&tls.CertificateVerificationError{Err: errors.New("no certificate")}); !Refused(err) {
 		t.Error(err)
 	}
 }
 
 func TestRenegotiationErrors(t *testing.T) {
 	refused := &net.OpError{Op: "local error", Err: tls.AlertError(100)}
-	for _, once := range []bool{false, true} {
-		err := renegotiationError(refused, once)
-		e := refusedRenegotiation(&lostError{err: err, written: true})
-		if e == nil || e.Reason != ReasonProtocolError || ofEndpoint(e) || !strings.Contains(e.Error(), "tls.renegotiation: once") {
-			t.Errorf("once %v: %v", once, e)
-		}
-		if refusedRenegotiation(&lostError{err: err}) != nil {
-			t.Error("a request that was not sent can't be tried again")
+	for once, want := range map[bool]error{false: ErrRenegotiation, true: ErrRenegotiatedAgain} {
+		if err := renegotiationError(refused, once); !errors.Is(err, want) || !errors.Is(err, refused) {
+			t.Errorf("once %v: %v", once, err)
 		}
 	}
 	for _, other := range []error{
 		net.ErrClosed, &net.OpError{Op: "remote error", Err: tls.AlertError(100)}, &net.OpError{Op: "local error", Err: tls.AlertError(10)},
 		&net.OpError{Op: "local error"},
 	} {
-		if err := renegotiationError(other, true); err != other || refusedRenegotiation(err) != nil {
+		if err := renegotiationError(other, true); err != other {
 			t.Errorf("%v became %v", other, err)
 		}
 	}
