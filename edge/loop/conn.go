@@ -182,6 +182,9 @@ func (l *Loop) receive(c *Conn) {
 	if c.buffered() > 0 {
 		c.touch()
 	}
+	if c.writeErr != nil {
+		c.awaitAnswer()
+	}
 	l.account(c)
 	l.enlist(c)
 }

@@ -30,7 +30,10 @@ func (c *Conn) depart() {
 	c.queued, c.dirty = false, false
 	l.disown(c)
 	c.stopTimers()
-	c.loop = nil
+	if c.linger != nil {
+		c.linger.Stop()
+	}
+	c.loop, c.linger = nil, nil
 	if to.Post(func() {
 		c.handler, c.heir, c.moving = c.heir, nil, nil
 		to.receive(c)

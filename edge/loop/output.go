@@ -234,10 +234,15 @@ func (c *Conn) writeFailed(err error) {
 		c.peerWasFirst()
 	}
 	c.drop()
+	c.awaitAnswer()
+}
+
+// awaitAnswer reads for a while what the peer has sent before a write failed.
+func (c *Conn) awaitAnswer() {
 	c.readable = true
 	c.loop.enlist(c)
-	if c.linger == nil {
-		c.within(alertTime, func() { c.finish(err, false) })
+	if c.linger == nil { // else its end is bounded already
+		c.within(alertTime, func() { c.finish(c.writeErr, false) })
 	}
 }
 
