@@ -27,6 +27,10 @@ const (
 	maxMessage = 16 << 20
 	// maxHeaders bounds the metadata of a call, in bytes.
 	maxHeaders = 64 << 10
+	// connectTimeout is how long a connection may take to be ready: as long as edges
+	// wait when all of a fleet connect at once. The gate ends those that say nothing
+	// long before.
+	connectTimeout = 30 * time.Second
 	// streamWindow is what a caller may send on a stream before it is read, in bytes.
 	streamWindow = 256 << 10
 )
@@ -61,7 +65,7 @@ func newGRPCServer(t *trust.Trust, door *gate.Gate, codec encoding.CodecV2, vers
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(256),
-		grpc.ConnectionTimeout(10*time.Second),
+		grpc.ConnectionTimeout(connectTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		// Thousands of mostly idle streams: buffers only while they are used, and

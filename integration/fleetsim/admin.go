@@ -117,22 +117,25 @@ func (a *Admin) Covered(ctx context.Context, epoch uint64) (int, error) {
 	return covered, nil
 }
 
-// Edges returns the states of the edges as the control plane sees them, counted.
-func (a *Admin) Edges(ctx context.Context) (map[resealv1.Edge_State]int, error) {
+// Synced returns how many edges serve the newest revision, as the control plane sees
+// it.
+func (a *Admin) Synced(ctx context.Context) (int, error) {
 	answer, err := resealv1.NewFleetServiceClient(a.conn).ListEdges(ctx, &resealv1.ListEdgesRequest{})
-	states := map[resealv1.Edge_State]int{}
+	synced := 0
 	for _, edge := range answer.GetEdges() {
-		states[edge.GetState()]++
+		if edge.GetState() == resealv1.Edge_STATE_SYNCED {
+			synced++
+		}
 	}
-	return states, err
+	return synced, err
 }
 
-// Reported returns how many edges have reported since the call, and the requests of
-// a pool that they counted together.
-func (a *Admin) Reported(ctx context.Context, pool string) (edges int, requests uint64, err error) {
+// Requests returns the requests of a pool that all edges have reported together.
+func (a *Admin) Requests(ctx context.Context, pool string) (uint64, error) {
 	answer, err := resealv1.NewTallyServiceClient(a.conn).GetStats(ctx, &resealv1.GetStatsRequest{Name: pool})
+	var requests uint64
 	for _, stats := range answer.GetPools() {
 		requests += stats.GetRequests()
 	}
-	return len(answer.GetEdges()) - len(answer.GetStaleEdges()), requests, err
+	return requests, err
 }

@@ -22,7 +22,7 @@ func TestFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%+v", r)
-	if r.Goroutines > 16 {
+	if r.Goroutines > 12.5 {
 		t.Errorf("%.1f goroutines per edge", r.Goroutines)
 	}
 	if r.ChangeBytes > 2000 {

@@ -22,10 +22,13 @@ func (s Size) counted() (pools, listeners []*resealv1.Stats) {
 	return pools, listeners
 }
 
+// servedRequests are those of the first pool.
+const servedRequests = 1_000_000
+
 func stats(name string, more uint64, misses map[string]uint64) *resealv1.Stats {
 	return &resealv1.Stats{
 		Name:       name,
-		Requests:   1_000_000 + more,
+		Requests:   servedRequests + more,
 		Errors:     map[string]uint64{"connect": 3, "timeout": 7},
 		Handshakes: &resealv1.Handshakes{Full: 15, ResumedSessionId: 300, ResumedTicket: 4000, ResumedPsk: 20_000, Failed: 3},
 		Misses:     misses,

@@ -79,7 +79,7 @@ func (t *Trial) Run(ctx context.Context) (Result, error) {
 		name string
 		run  func(context.Context) error
 	}{
-		{"prepare", t.prepare}, {"connect", t.connect}, {"idle", t.idle}, {"change", t.change}, {"rotate", t.rotate}, {"restart", t.restart},
+		{"prepare", t.prepare}, {"connect", t.connect}, {"idle", t.idle}, {"change", t.change}, {"rotate", t.rotate}, {"restart", t.restart}, {"settle", t.settle},
 	}
 	defer func() {
 		if t.simulated != nil {
@@ -248,6 +248,26 @@ func (t *Trial) restart(ctx context.Context) error {
 	t.result.Back, t.result.BackCPU, t.result.Peak = moments.Last().Sub(began), usage.CPU, usage.Peak
 	t.result.Return = t.simulated.Counts().Minus(counted)
 	return nil
+}
+
+// settle waits until the control plane tells of all edges what they are and counted.
+func (t *Trial) settle(ctx context.Context) error {
+	for want := uint64(t.Edges) * servedRequests; ; {
+		synced, err := t.admin.Synced(ctx)
+		if err != nil {
+			return err
+		}
+		requests, err := t.admin.Requests(ctx, poolName(0))
+		if err != nil {
+			return err
+		}
+		if synced == t.Edges && requests == want {
+			return nil
+		}
+		if err := sleep(ctx, 250*time.Millisecond); err != nil {
+			return fmt.Errorf("%d of %d edges are synced, %d requests of %d are known: %w", synced, t.Edges, requests, want, err)
+		}
+	}
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
