@@ -203,7 +203,11 @@ func (d *demo) applyExamples(ctx context.Context) error {
 	}
 	for i := range edgeNames {
 		edge := d.processes[len(d.processes)-len(edgeNames)+i]
-		if err := edge.WaitReady(ctx, probe("http://"+d.addresses.admin[i]+"/readyz")); err != nil {
+		// It is ready without a listener, too, as it was before the examples came.
+		ready := probe("http://" + d.addresses.admin[i] + "/readyz")
+		if err := edge.WaitReady(ctx, func(ctx context.Context) error {
+			return errors.Join(ready(ctx), process.Listening(d.addresses.edges[i]))
+		}); err != nil {
 			return err
 		}
 	}

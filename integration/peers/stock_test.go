@@ -112,7 +112,7 @@ func TestTap(t *testing.T) {
 			var got peers.Counts
 			want := eventually(t, backend, "the same as the tap", func(c peers.Counts) bool {
 				got = tap.Counts()
-				return got.Full == c.Full && got.Resumed() == c.Resumed() && got.Connections == 8
+				return got.Full == c.Full && got.Resumed() == c.Resumed() && got.Connections == 8 && got.Failed == 1
 			})
 			if got.ResumedSessionID != want.ResumedSessionID && s.mode == peers.TLS12SessionIDs || got.ResumedTicket != want.ResumedTicket || got.ResumedPSK != want.ResumedPSK ||
 				got.Unclean != 4 || got.Resets != 2 || got.Failed != 1 || got.Full == 6 && s.name == "go" {
