@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	edgetally "github.com/reseal/reseal/edge/tally"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -129,9 +130,9 @@ func (p *plane) node(id, bootID string) *node {
 func (n *node) traffic(pool string, requests int) {
 	for range requests {
 		n.Pool(pool).Handshake(0, resealv1.MissReason_MISS_REASON_NO_SESSION, 0x0303, time.Millisecond)
-		n.Pool(pool).Opened()
+		n.Pool(pool).Add(exchange.Opened.At(), 1)
 		n.Pool(pool).Request(false, time.Millisecond)
-		n.Pool(pool).Closed(resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_BOTH, true)
+		n.Pool(pool).Add(exchange.Closed.At(int(resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_BOTH), exchange.ByPeer), 1)
 	}
 }
 
@@ -167,8 +168,9 @@ func TestTotals(t *testing.T) {
 		b.traffic("app", 4)
 		b.traffic("api", 1)
 		b.Pool("app").Error("reset")
-		b.Pool("app").Idle(2)
-		b.Listener("web").Request(200, false, 0)
+		b.Pool("app").Add(exchange.Connections.At(exchange.Idle), 2)
+		b.Listener("web").Request(false, 0)
+		b.Listener("web").Add(exchange.Answers.At(200), 1)
 		started := time.Now()
 		got := p.stats(&resealv1.GetStatsRequest{})
 		if waited := time.Since(started); waited != 0 {
@@ -301,7 +303,7 @@ func TestWindows(t *testing.T) {
 			a.traffic("app", 1)
 			settle(time.Minute)
 		}
-		a.Pool("app").Active(3)
+		a.Pool("app").Add(exchange.Connections.At(exchange.Active), 3)
 		for since, want := range map[time.Duration]uint64{
 			0: 120, 10 * time.Second: 0, 5 * time.Minute: 5, 30 * time.Minute: 30, time.Hour: 60,
 		} {
@@ -479,7 +481,7 @@ func TestMetrics(t *testing.T) {
 		b.traffic("app", 3)
 		b.Pool("app").Handshake(resealv1.Mechanism_MECHANISM_PSK, 0, 0x0304, 0)
 		b.Pool("app").Request(true, 0)
-		b.Pool("app").Active(1)
+		b.Pool("app").Add(exchange.Connections.At(exchange.Active), 1)
 		a.Listener("web").HandshakeFailed(0)
 		settle(5 * time.Second)
 		want := `
