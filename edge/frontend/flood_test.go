@@ -253,3 +253,27 @@ func FuzzFrameScanner(f *testing.F) {
 		}
 	})
 }
+
+// TestDownloadInSmallReads: a client that takes a large body in small parts sends
+// two window updates for each of them, as Go's does, and is no flood.
+func TestDownloadInSmallReads(t *testing.T) {
+	const size = 16 << 20
+	e := newEdge(t, upstreamFuncs{roundTrip: func(*http.Request, *exchange.Exchange) (*http.Response, error) {
+		response := textResponse(200, "")
+		response.Body, response.ContentLength = io.NopCloser(io.LimitReader(zeros{}, size)), size
+		return response, nil
+	}})
+	response := must[*http.Response](t)(e.client(true).Get("https://app.test/"))
+	defer response.Body.Close()
+	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, response.Body, make([]byte, 4<<10))
+	if n != size || err != nil {
+		t.Errorf("%d of %d bytes: %v", n, size, err)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}

@@ -21,9 +21,14 @@ const (
 	floodCredit = 500
 	// floodRefill is earned per second.
 	floodRefill = 100
-	// dataCredit is earned by each DATA frame that we send: clients answer with
-	// window updates for stream and connection, and some (gRPC) with a PING.
+	// dataCredit is earned by each DATA frame that we send: some clients (gRPC)
+	// answer with a PING.
 	dataCredit = 3
+	// Window updates are free as far as we sent content: two, for stream and
+	// connection, for each updatePart bytes or fewer of a DATA frame. Go's client
+	// gives windows back for each 4 KiB that are read of it, maybe much later.
+	updatePart = 1 << 10
+	maxUpdates = 1 << 20
 	// youngStream is how long a stream must live so that its reset is free. Ends
 	// by a time limit, of either side, are not a flood.
 	youngStream = time.Second
@@ -54,6 +59,7 @@ type h2Conn struct {
 
 	mu       sync.Mutex
 	credit   float64
+	updates  int // of windows, that are free
 	refilled time.Time
 	young    map[uint32]time.Time // when open streams began
 	flooded  bool
@@ -134,7 +140,12 @@ func (c *h2Conn) received(f frame) {
 		if !f.has(http2.FlagSettingsAck) { // the same bit for both
 			c.pay(1)
 		}
-	default: // PRIORITY, WINDOW_UPDATE, CONTINUATION, GOAWAY and what we don't know
+	case http2.FrameWindowUpdate:
+		if c.updates--; c.updates < 0 {
+			c.updates = 0
+			c.pay(1)
+		}
+	default: // PRIORITY, CONTINUATION, GOAWAY and what we don't know
 		c.pay(1)
 	}
 }
@@ -160,6 +171,7 @@ func (c *h2Conn) sent(f frame) {
 	}
 	if f.kind == http2.FrameData {
 		c.earn(dataCredit)
+		c.updates = min(c.updates+2*int(1+f.length/updatePart), maxUpdates)
 	}
 }
 
