@@ -73,7 +73,6 @@ func newGRPCServer(t *trust.Trust, door *gate.Gate, codec encoding.CodecV2, vers
 		// much more there could be, which costs a ping for each message.
 		grpc.ReadBufferSize(0),
 		grpc.WriteBufferSize(4096),
-		grpc.SharedWriteBuffer(true),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(4*streamWindow),
 	)

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -101,8 +102,8 @@ func (l *Listener) mayAccept(ctx context.Context) bool {
 
 // passedDeadline reports whether Accept was ended by Pause.
 func passedDeadline(err error) bool {
-	timeout, ok := err.(net.Error)
-	return ok && timeout.Timeout()
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
 func sleep(ctx context.Context, d time.Duration) {
