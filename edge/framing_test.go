@@ -279,31 +279,14 @@ func TestEndlessInformational(t *testing.T) {
 		}
 	})
 	h2 := serveRaw(t, "h2", func(c net.Conn, _ int) {
-		reader := bufio.NewReader(c)
-		if _, err := reader.Discard(len(http2.ClientPreface)); err != nil {
-			return
-		}
-		framer := http2.NewFramer(c, reader)
-		_ = framer.WriteSettings()
-		for {
-			frame, err := framer.ReadFrame()
-			if err != nil {
-				return
-			}
-			switch f := frame.(type) {
-			case *http2.SettingsFrame:
-				if !f.IsAck() {
-					_ = framer.WriteSettingsAck()
-				}
-			case *http2.HeadersFrame:
-				for {
-					// :status 103 as a literal without indexing.
-					if framer.WriteHeaders(http2.HeadersFrameParam{StreamID: f.StreamID, BlockFragment: []byte("\x08\x03103"), EndHeaders: true}) != nil {
-						return
-					}
+		serveH2(c, func(framer *http2.Framer, f *http2.MetaHeadersFrame) {
+			for {
+				// :status 103 as a literal without indexing.
+				if framer.WriteHeaders(http2.HeadersFrameParam{StreamID: f.StreamID, BlockFragment: []byte("\x08\x03103"), EndHeaders: true}) != nil {
+					return
 				}
 			}
-		}
+		})
 	})
 	for name, b := range map[string]*rawBackend{"h1": h1, "h2": h2} {
 		x := newLegs(t, b.address)

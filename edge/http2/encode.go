@@ -100,7 +100,7 @@ func (e *encoder) begin(dst []byte) []byte {
 // know returns what is known of a name, which is a token, and its lower case.
 func (e *encoder) know(name string) knownName {
 	i := 0
-	for i < len(name) && tokens[name[i]] == name[i] {
+	for i < len(name) && lower(name[i]) == name[i] {
 		i++
 	}
 	if i == len(name) {
@@ -109,7 +109,7 @@ func (e *encoder) know(name string) knownName {
 	var scratch [64]byte
 	low := append(scratch[:0], name[:i]...)
 	for ; i < len(name); i++ {
-		low = append(low, tokens[name[i]])
+		low = append(low, lower(name[i]))
 	}
 	if known, ok := e.names[string(low)]; ok {
 		return known

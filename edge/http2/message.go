@@ -319,34 +319,27 @@ func readTrailers(ev *Event) (wrong string) {
 	return ""
 }
 
-// tokens are the characters of tokens (RFC 9110 section 5.6.2), each with its
-// lower case, and 0 for the others.
-var tokens = func() (table [256]byte) {
-	const others = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
-	for i := range len(others) {
-		table[others[i]] = others[i]
-	}
-	for c := byte('A'); c <= 'Z'; c++ {
-		table[c] = c + 'a' - 'A'
-	}
-	return table
-}()
-
 // validName reports whether a name is a token in lower case.
 func validName(name string) bool {
 	for i := range len(name) {
-		if tokens[name[i]] != name[i] || name[i] == 0 {
+		if lower(name[i]) != name[i] {
 			return false
 		}
 	}
-	return name != ""
+	return exchange.ValidToken(name)
+}
+
+// lower is the lower case of a character of a token.
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
 }
 
 // validValue reports whether a value has no control characters but HTAB, and no
 // space at its ends.
-func validValue(s string) bool {
-	return exchange.ValidValue(s) && (s == "" || s[0] != ' ' && s[0] != '\t' && s[len(s)-1] != ' ' && s[len(s)-1] != '\t')
-}
+func validValue(s string) bool { return exchange.ValidValue(s) && exchange.TrimSpace(s) == s }
 
 // validAuthority takes what may be host[:port]: no user information (RFC 9113
 // section 8.3.1), nothing that ends the authority in a URI, nothing invisible.
