@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"runtime"
+	"runtime/debug"
 	"runtime/metrics"
 	"sync/atomic"
 	"time"
@@ -19,9 +20,21 @@ const (
 	collectAbove = 75
 )
 
+const (
+	// restInterval is how often it is looked whether the edge is at rest, and
+	// restAllocated is what it may have allocated in that time, in bytes.
+	restInterval  = 2 * time.Second
+	restAllocated = 4 << 20
+	// worthFreeing is how much must have been allocated since memory was given back
+	// to the system, in percent of the heap, and freeLeast in bytes.
+	worthFreeing = 25
+	freeLeast    = 16 << 20
+)
+
 // memory measures what the process uses: what was alive at the last garbage
 // collection, and stacks. What is garbage does not count, since it goes when
-// memory becomes short (debug.SetMemoryLimit).
+// memory becomes short (debug.SetMemoryLimit), and, when the edge comes to rest, by
+// run.
 type memory struct {
 	limit int64 // 0: none
 	used  atomic.Int64
@@ -32,24 +45,69 @@ func (m *memory) Used() int64 { return m.used.Load() }
 
 // run measures until ctx ends.
 func (m *memory) run(ctx context.Context) error {
-	if m.limit <= 0 {
-		return nil
+	rest := time.NewTicker(restInterval)
+	defer rest.Stop()
+	var measure <-chan time.Time // never without a limit
+	if m.limit > 0 {
+		ticker := time.NewTicker(memoryInterval)
+		defer ticker.Stop()
+		measure = ticker.C
 	}
-	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
-	ticker := time.NewTicker(memoryInterval)
-	defer ticker.Stop()
-	collected := time.Now()
+	before, collected := readHeap(), time.Now()
+	var freed heap // after memory was given back
+	m.used.Store(before.used())
 	for {
-		metrics.Read(samples)
-		m.used.Store(int64(samples[0].Value.Uint64() + samples[1].Value.Uint64()))
-		if m.Used() > m.limit/100*collectAbove && time.Since(collected) >= collectInterval {
-			runtime.GC()
-			collected = time.Now()
-		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-measure:
+			m.used.Store(readHeap().used())
+			if m.Used() > m.limit/100*collectAbove && time.Since(collected) >= collectInterval {
+				runtime.GC()
+				collected = time.Now()
+			}
+		case <-rest.C:
+			now := readHeap()
+			if now.atRest(before, freed) {
+				// Clients that connected left garbage, as many times of what they hold now
+				// as the collector lets grow. Without traffic nothing would collect it for
+				// minutes.
+				debug.FreeOSMemory()
+				now = readHeap()
+				freed = now
+			}
+			before = now
 		}
 	}
+}
+
+// heap is what the Go runtime says of its memory, in bytes.
+type heap struct {
+	live      uint64 // at the last collection
+	objects   uint64 // live and garbage
+	free      uint64 // may be given back to the system
+	stacks    uint64
+	allocated uint64 // ever
+}
+
+func readHeap() heap {
+	samples := []metrics.Sample{
+		{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/stacks:bytes"}, {Name: "/gc/heap/allocs:bytes"},
+	}
+	metrics.Read(samples)
+	return heap{
+		live: samples[0].Value.Uint64(), objects: samples[1].Value.Uint64(), free: samples[2].Value.Uint64(),
+		stacks: samples[3].Value.Uint64(), allocated: samples[4].Value.Uint64(),
+	}
+}
+
+func (h heap) used() int64 { return int64(h.live + h.stacks) }
+
+// atRest reports whether next to nothing was allocated since before, and enough
+// since memory was given back that a collection may find much. What is garbage is
+// only known by one.
+func (h heap) atRest(before, freed heap) bool {
+	since := h.allocated - freed.allocated
+	return h.allocated-before.allocated < restAllocated && since > freeLeast && since > (h.objects+h.free)/100*worthFreeing
 }

@@ -35,3 +35,49 @@ func TestMemoryInUse(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestMemoryAtRest: what clients have left behind is given back to the system when
+// nothing more happens, and not before.
+func TestMemoryAtRest(t *testing.T) {
+	const size = 128 << 20
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- (&memory{}).run(ctx) }()
+	garbage := make([]byte, size)
+	for i := range garbage {
+		garbage[i] = 1
+	}
+	runtime.KeepAlive(garbage)
+	garbage = nil
+	_ = garbage
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		now := readHeap()
+		if now.objects+now.free < size/2 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes of objects and %d of free memory are kept", now.objects, now.free)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+
+	freed := heap{objects: 1 << 30, allocated: 1 << 40}
+	for name, test := range map[string]struct {
+		allocated, lately uint64 // since memory was given back, since it was looked at last
+		want              bool
+	}{
+		"at rest":      {1 << 28, 0, true},
+		"hardly used":  {1 << 28, restAllocated - 1, true},
+		"traffic":      {1 << 28, restAllocated, false},
+		"little since": {1 << 27, 0, false},
+	} {
+		now := heap{objects: 1 << 30, allocated: freed.allocated + test.allocated}
+		before := heap{allocated: now.allocated - test.lately}
+		if got := now.atRest(before, freed); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
