@@ -96,8 +96,12 @@ func mayImport(from, to string) bool {
 		// edge/link the way to the control plane, controlplane/mirror the way to
 		// what etcd holds; what is below a child is that child's own. A probe
 		// tries the protocol of edge/session/abbreviated itself; edge/backend stands
-		// on edge/balance and edge/conn.
+		// on edge/balance and edge/conn. Both legs run on edge/loop and speak by the
+		// machines edge/http1 and edge/http2; edge/legtest, which only tests and the
+		// root package use, shows legs as net/http would see them.
 		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || to == "edge/link" || to == "controlplane/mirror" || strings.HasPrefix(to, from+"/") ||
+			(from == "edge/frontend" || from == "edge/backend") && (to == "edge/loop" || to == "edge/http1" || to == "edge/http2") ||
+			(from == "edge/conn" || from == "edge/legtest") && to == "edge/loop" ||
 			from == "edge/probe" && to == "edge/session/abbreviated" || from == "edge/backend" && (to == "edge/balance" || to == "edge/conn"))
 	case "cmd":
 		return toTop == "proto" || toTop == "controlplane" || toTop == "edge" || toTop == "cmd"
@@ -127,6 +131,14 @@ func TestMayImport(t *testing.T) {
 		{"edge/conn", "edge/balance", false},
 		{"edge/balance", "edge/exchange", true},
 		{"edge/frontend", "edge/balance", false},
+		{"edge/frontend", "edge/http2", true},
+		{"edge/backend", "edge/loop", true},
+		{"edge/conn", "edge/http1", false},
+		{"edge/loop", "edge/http1", false},
+		{"edge/http2", "edge/loop", false},
+		{"edge/legtest", "edge/loop", true},
+		{"edge/frontend", "edge/legtest", false},
+		{"edge/backend", "edge/legtest", false},
 		{"edge/feed", "edge/link", true},
 		{"edge/link", "edge/feed", false},
 		{"integration/fleetsim", "edge/link", true},
