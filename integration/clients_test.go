@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -19,12 +18,6 @@ import (
 	"time"
 
 	"golang.org/x/net/websocket"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	testpb "google.golang.org/grpc/interop/grpc_testing"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 
 	"github.com/reseal/reseal/integration/harness"
 	"github.com/reseal/reseal/integration/peers"
@@ -67,7 +60,6 @@ func TestClients(t *testing.T) {
 	t.Run("h2load", f.h2load)
 	t.Run("s_client", f.sClient)
 	t.Run("websocket", f.websocket)
-	t.Run("grpc", f.grpc)
 	t.Run("tls", f.tunnel)
 }
 
@@ -254,97 +246,6 @@ func (f *front) websocket(t *testing.T) {
 		if !bytes.Equal(got, message) {
 			t.Fatalf("echo of %d bytes differs", size)
 		}
-	}
-}
-
-// echoServer is the part of gRPC's interoperability service that this test uses.
-type echoServer struct {
-	testpb.UnimplementedTestServiceServer
-}
-
-func (echoServer) UnaryCall(ctx context.Context, request *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
-	if want := request.GetResponseStatus(); want.GetCode() != 0 {
-		_ = grpc.SetTrailer(ctx, metadata.Pairs("check-trailer", "with error"))
-		return nil, status.Error(codes.Code(want.GetCode()), want.GetMessage())
-	}
-	return &testpb.SimpleResponse{Payload: request.GetPayload()}, nil
-}
-
-func (echoServer) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer) error {
-	stream.SetTrailer(metadata.Pairs("check-trailer", "after all"))
-	for {
-		request, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: request.GetPayload()}); err != nil {
-			return err
-		}
-	}
-}
-
-func (f *front) grpc(t *testing.T) {
-	server := grpc.NewServer()
-	testpb.RegisterTestServiceServer(server, echoServer{})
-	backend := f.Launch(t, func(_ context.Context, o peers.Options) (*peers.Backend, error) {
-		return peers.GoWith(o, server)
-	}, peers.Options{HTTP2: true})
-	host := "grpc." + harness.SiteName
-	f.WaitAcked(f.Apply(f.Pool("grpc", []*peers.Backend{backend}, "  protocol: http2\n")+harness.Route("grpc", "web", host, "grpc", "")), f.edge)
-
-	config := f.ClientTLS()
-	config.ServerName = host
-	conn, err := grpc.NewClient("passthrough:///"+f.address,
-		grpc.WithTransportCredentials(credentials.NewTLS(config)), grpc.WithAuthority(host))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close() }()
-	client := testpb.NewTestServiceClient(conn)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-
-	payload := &testpb.Payload{Body: peers.Body(peers.Large)[:100_000]}
-	response, err := client.UnaryCall(ctx, &testpb.SimpleRequest{Payload: payload})
-	if err != nil || !bytes.Equal(response.GetPayload().GetBody(), payload.GetBody()) {
-		t.Errorf("unary: %d bytes, %v", len(response.GetPayload().GetBody()), err)
-	}
-	var trailer metadata.MD
-	_, err = client.UnaryCall(ctx, &testpb.SimpleRequest{ResponseStatus: &testpb.EchoStatus{Code: int32(codes.DataLoss), Message: "half gone"}}, grpc.Trailer(&trailer))
-	if status.Code(err) != codes.DataLoss || status.Convert(err).Message() != "half gone" {
-		t.Errorf("unary with an error: %v", err)
-	}
-	if got := trailer.Get("check-trailer"); len(got) != 1 || got[0] != "with error" {
-		t.Errorf("trailer of the error: %v", trailer)
-	}
-
-	stream, err := client.FullDuplexCall(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Each message waits for its echo: a proxy that waits for the end of the
-	// request would hang here.
-	for i := range 50 {
-		body := peers.Body(peers.Large)[:1+i*500]
-		if err := stream.Send(&testpb.StreamingOutputCallRequest{Payload: &testpb.Payload{Body: body}}); err != nil {
-			t.Fatal(err)
-		}
-		echo, err := stream.Recv()
-		if err != nil || !bytes.Equal(echo.GetPayload().GetBody(), body) {
-			t.Fatalf("message %d: %d bytes, %v", i, len(echo.GetPayload().GetBody()), err)
-		}
-	}
-	if err := stream.CloseSend(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
-		t.Errorf("end of the stream: %v", err)
-	}
-	if got := stream.Trailer().Get("check-trailer"); len(got) != 1 || got[0] != "after all" {
-		t.Errorf("trailer of the stream: %v", stream.Trailer())
 	}
 }
 
