@@ -17,32 +17,36 @@ type absent = carried
 func newCarried() carried { return carried{totals{}, totals{}} }
 
 // take notes what is lost when now takes the place of before.
-func (e *edge) carry(before, now *report) {
+func (e *edge) carry(words *vocabularies, before, now *report) {
 	if before == nil {
 		return
 	}
 	again := before.bootID == now.bootID
-	e.before.pools.carry(before.pools, now.pools, e.absent.pools, again)
-	e.before.listeners.carry(before.listeners, now.listeners, e.absent.listeners, again)
+	e.before.pools.carry(words, before.pools, now.pools, e.absent.pools, again)
+	e.before.listeners.carry(words, before.listeners, now.listeners, e.absent.listeners, again)
 }
 
 // carry adds the counters of before that those of now don't continue. again says that
 // both are of one process.
-func (t totals) carry(before, now []*counters, missing totals, again bool) {
+func (t totals) carry(words *vocabularies, before, now []*packed, missing totals, again bool) {
 	if again && slices.Equal(before, now) {
 		return
 	}
-	for _, c := range before {
-		switch next := byName(now, c.name); {
-		case !again || next != nil && next.below(c):
-			t.add(c.lasting())
+	for _, p := range before {
+		next := byName(now, p.name.Value())
+		if again && next == p {
+			continue
+		}
+		switch c := words.unpack(p).lasting(); {
+		case !again || next != nil && words.unpack(next).below(c):
+			t.add(c)
 		case next == nil:
-			missing[c.name] = c.lasting()
+			missing[c.name] = c
 		}
 	}
 	for name, c := range missing {
 		next := byName(now, name)
-		if !again || next != nil && next.below(c) {
+		if !again || next != nil && words.unpack(next).below(c) {
 			t.add(c)
 		}
 		if !again || next != nil {
@@ -75,15 +79,13 @@ func (e *edge) addPast(sum carried) {
 	}
 }
 
-// addReport adds the newest report of an edge. Its gauges count while the edge is
-// present.
-func (c carried) addReport(newest *report, present bool) {
-	for to, from := range map[*totals][]*counters{&c.pools: newest.pools, &c.listeners: newest.listeners} {
-		for _, counted := range from {
-			if !present {
-				counted = counted.lasting()
-			}
-			to.add(counted)
-		}
+// addReport adds the newest report of an edge, but for epochs. Its gauges count while
+// the edge is present.
+func (c carried) addReport(words *vocabularies, newest *report, present bool) {
+	what := lasting
+	if present {
+		what = withGauges
 	}
+	c.pools.addPacked(words, newest.pools, what)
+	c.listeners.addPacked(words, newest.listeners, what)
 }

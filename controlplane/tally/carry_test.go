@@ -71,7 +71,7 @@ func TestTotalsNeverFall(t *testing.T) {
 	total(2_000_007, 2)
 	s.report(t, b, "1", map[string]uint64{"app": 10}) // counts backwards
 	total(2_000_017, 2)
-	if got := s.edges["a"].newest.pools[0].plain[requests]; got != 1 {
+	if got := s.words.unpack(s.edges["a"].newest.pools[0]).plain[requests]; got != 1 {
 		t.Errorf("edge a itself counts %d", got)
 	}
 	s.mu.Lock()

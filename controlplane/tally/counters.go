@@ -29,9 +29,8 @@ const (
 	divided
 )
 
-// counters are the counters of one pool or listener, in a form that is small
-// and quick to add: an hour of them is kept. They are immutable once they are
-// in a report.
+// counters are the counters of one pool or listener, to add up and to compare. Reports
+// keep them packed.
 type counters struct {
 	name   string
 	plain  [plain]uint64
@@ -94,28 +93,18 @@ func toMap(shares []share) map[string]uint64 {
 	return counts
 }
 
-func (c *counters) equal(other *counters) bool {
-	if c.name != other.name || c.plain != other.plain || c.active != other.active || c.idle != other.idle {
-		return false
-	}
-	for i := range c.shares {
-		if !slices.Equal(c.shares[i], other.shares[i]) {
-			return false
-		}
-	}
-	return slices.EqualFunc(c.epochs, other.epochs, (*epoch).equal)
-}
+// plus is the sum of two counts.
+func plus(a, b uint64) uint64 { return a + b }
 
 // add returns the sum. The receiver may be nil.
 func (c *counters) add(other *counters) *counters {
 	if c == nil {
-		return other
+		c = &counters{name: other.name}
 	}
 	total := &counters{name: c.name, active: c.active + other.active, idle: c.idle + other.idle}
 	for i := range total.plain {
 		total.plain[i] = c.plain[i] + other.plain[i]
 	}
-	plus := func(a, b uint64) uint64 { return a + b }
 	for i := range total.shares {
 		total.shares[i] = merge(c.shares[i], other.shares[i], plus)
 	}
@@ -162,12 +151,14 @@ func anyBelow(shares, before []share) bool {
 }
 
 func find(shares []share, key string) uint64 {
-	i, ok := slices.BinarySearchFunc(shares, key, func(s share, key string) int { return cmp.Compare(s.key, key) })
+	i, ok := slices.BinarySearchFunc(shares, key, compareKeys)
 	if !ok {
 		return 0
 	}
 	return shares[i].count
 }
+
+func compareKeys(s share, key string) int { return cmp.Compare(s.key, key) }
 
 // merge combines sorted lists. A key that is missing counts 0, and a result of
 // 0 is left out.

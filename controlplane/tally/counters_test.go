@@ -1,9 +1,11 @@
 package tally
 
 import (
+	"cmp"
+	"slices"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 	"pgregory.net/rapid"
 
@@ -39,7 +41,25 @@ func TestRoundTrip(t *testing.T) {
 	words := newVocabularies()
 	rapid.Check(t, func(t *rapid.T) {
 		stats := drawStats(t)
-		if diff := cmp.Diff(stats, fromStats(stats, words).stats(), protocmp.Transform()); diff != "" {
+		for i := range rapid.Uint64Range(0, 3).Draw(t, "epochs") {
+			keyring := rapid.SampledFrom([]string{"", "default", "other"}).Draw(t, "keyring")
+			stats.Epochs = append(stats.Epochs, epochStats(keyring, i, 1+rapid.Uint64().Draw(t, "resumed")/2, map[string]uint64{"expired": 3}))
+		}
+		slices.SortFunc(stats.Epochs, func(a, b *resealv1.EpochStats) int { return cmp.Compare(a.GetKeyring(), b.GetKeyring()) })
+		counted := fromStats(stats, words)
+		one, scratch := words.pack(counted, nil)
+		if diff := gocmp.Diff(stats, words.unpack(one).stats(), protocmp.Transform()); diff != "" {
+			t.Fatal(diff)
+		}
+		if again, _ := words.pack(words.unpack(one), scratch); !again.equal(one) {
+			t.Fatalf("%q is packed as %q again", one.data, again.data)
+		}
+		// Sums of packed counters are those of plain ones.
+		other := fromStats(drawStats(t), words)
+		two, _ := words.pack(other, nil)
+		total := totals{}
+		total.addPacked(words, []*packed{one, two}, everything)
+		if diff := gocmp.Diff(counted.add(other).stats(), total["app"].stats(), protocmp.Transform()); diff != "" {
 			t.Fatal(diff)
 		}
 	})
@@ -53,7 +73,7 @@ func TestAddThenSince(t *testing.T) {
 		later := base.add(grown)
 		got := later.since(base)
 		grown.active, grown.idle = later.active, later.idle // gauges are as of now
-		if !got.equal(grown) {
+		if diff := gocmp.Diff(got.stats(), grown.stats(), protocmp.Transform()); diff != "" {
 			t.Fatalf("%v after %v is %v, want %v", later, base, got, grown)
 		}
 		if later.plain[requests] > 0 {
@@ -65,4 +85,26 @@ func TestAddThenSince(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What an edge of many pools reports is kept in little space.
+func TestPackedCountersAreSmall(t *testing.T) {
+	stats := &resealv1.Stats{
+		Name: "web", Requests: 1_000_000, Errors: map[string]uint64{"connect": 3, "timeout": 7},
+		Handshakes:  &resealv1.Handshakes{Full: 15, ResumedSessionId: 300, ResumedTicket: 4000, ResumedPsk: 20_000, Failed: 3},
+		Misses:      map[string]uint64{"not_offered": 9000, "expired": 20},
+		Connections: &resealv1.ConnectionStats{Opened: 24_315, Reused: 975_000, Active: 4, Idle: 12},
+		Closes:      map[string]uint64{"close_notify_both": 24_000, "reset_by_peer": 11},
+		ClosesBy:    map[string]uint64{"us": 20_000, "peer": 4011},
+	}
+	words := newVocabularies()
+	if p, _ := words.pack(fromStats(stats, words), nil); len(p.data) > 56 {
+		t.Errorf("a pool takes %d bytes", len(p.data))
+	}
+	for number := range uint64(maxEpochs) {
+		stats.Epochs = append(stats.Epochs, epochStats("default", 500+number, 1000, map[string]uint64{"expired": 5}))
+	}
+	if p, _ := words.pack(fromStats(stats, words), nil); len(p.data) > 56+9*maxEpochs {
+		t.Errorf("a listener with all epochs takes %d bytes", len(p.data))
+	}
 }

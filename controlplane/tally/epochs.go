@@ -12,8 +12,7 @@ import (
 const maxEpochs = 72
 
 // epoch is what became of the tickets of one epoch; number 0, of no keyring, is that
-// of other tickets. It is immutable, and shared by the reports between which it did
-// not change.
+// of other tickets.
 type epoch struct {
 	keyring string
 	number  uint64
@@ -23,10 +22,6 @@ type epoch struct {
 
 func compareEpochs(a, b *epoch) int {
 	return cmp.Or(cmp.Compare(a.keyring, b.keyring), cmp.Compare(a.number, b.number))
-}
-
-func (e *epoch) equal(other *epoch) bool {
-	return compareEpochs(e, other) == 0 && e.resumed == other.resumed && slices.Equal(e.misses, other.misses)
 }
 
 // fromEpochs copies what an edge reports, within bounds, sorted.
@@ -51,17 +46,14 @@ func toEpochs(epochs []*epoch) []*resealv1.EpochStats {
 	return all
 }
 
-// shareEpochs replaces those that have not changed with the ones in before, and
-// returns how many have changed.
-func shareEpochs(epochs, before []*epoch) (changed int) {
-	for i, e := range epochs {
-		if same := findEpoch(before, e); same.equal(e) {
-			epochs[i] = same
-		} else {
-			changed++
-		}
+// epoch returns an epoch of c, new if it has none of this number yet.
+func (c *counters) epoch(keyring string, number uint64) *epoch {
+	wanted := &epoch{keyring: keyring, number: number}
+	i, ok := slices.BinarySearchFunc(c.epochs, wanted, compareEpochs)
+	if !ok {
+		c.epochs = slices.Insert(c.epochs, i, wanted)
 	}
-	return changed
+	return c.epochs[i]
 }
 
 // epochsSince is what was counted after base. An epoch that is below base was given
@@ -70,7 +62,6 @@ func shareEpochs(epochs, before []*epoch) (changed int) {
 func epochsSince(epochs, base []*epoch) []*epoch {
 	var kept []*epoch
 	moved := &epoch{}
-	plus := func(a, b uint64) uint64 { return a + b }
 	for _, e := range base {
 		if e.number == 0 || !findEpoch(epochs, e).below(e) {
 			kept = append(kept, e)

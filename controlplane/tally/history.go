@@ -1,7 +1,7 @@
 package tally
 
 import (
-	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -14,7 +14,7 @@ const (
 	// sampleInterval is the resolution of windows.
 	sampleInterval = 5 * time.Second
 	// maxCells bounds the counters that are kept for windows, of all edges. At
-	// a few hundred bytes each that is about 100 MB. Over it windows get
+	// some 300 bytes each, at most, that is about 75 MB. Over it windows get
 	// shorter.
 	maxCells = 250_000
 
@@ -31,8 +31,8 @@ const (
 type report struct {
 	at        time.Time // on this replica's clock
 	bootID    string
-	pools     []*counters // sorted by name
-	listeners []*counters
+	pools     []*packed // sorted by name
+	listeners []*packed
 	cells     int // what it costs to keep: itself, and counters that the one kept before does not hold
 }
 
@@ -52,57 +52,56 @@ func newReport(message *resealv1.ReportRequest, at time.Time, words *vocabularie
 	return made
 }
 
-// named copies what has a name, within bounds, sorted.
-func named(all []*resealv1.Stats, words *vocabularies) []*counters {
-	taken := make([]*counters, 0, min(len(all), maxPerReport))
+// named packs what has a name, within bounds, sorted.
+func named(all []*resealv1.Stats, words *vocabularies) []*packed {
+	if len(all) == 0 {
+		return nil
+	}
+	taken := make([]*packed, 0, min(len(all), maxPerReport))
+	var scratch []byte
 	for _, stats := range all {
 		if name := stats.GetName(); name != "" && len(name) <= maxName && len(taken) < maxPerReport {
-			taken = append(taken, fromStats(stats, words))
+			var made *packed
+			made, scratch = words.pack(fromStats(stats, words), scratch)
+			taken = append(taken, made)
 		}
 	}
-	return unique(taken)
+	return sorted(taken)
 }
 
-// unique sorts by name and keeps the first of each.
-func unique(all []*counters) []*counters {
-	slices.SortStableFunc(all, compareNames)
-	return slices.CompactFunc(all, func(a, b *counters) bool { return a.name == b.name })
+// sorted sorts by name and keeps the first of each.
+func sorted(all []*packed) []*packed {
+	slices.SortStableFunc(all, comparePacked)
+	return slices.CompactFunc(all, func(a, b *packed) bool { return a.name == b.name })
 }
 
 // take returns what was reported and what stands beside it, sorted.
-func (r *report) take(reported, stand, before []*counters) []*counters {
+func (r *report) take(reported, stand, before []*packed) []*packed {
 	if len(reported) == 0 && slices.Equal(stand, before) {
 		return before
 	}
-	taken := unique(slices.Concat(reported, stand))
-	taken = taken[:min(len(taken), maxPerReport)]
-	for i, c := range taken {
-		changed := len(c.epochs)
-		if same := byName(before, c.name); same != nil {
-			if same == c || same.equal(c) {
-				taken[i] = same
-				continue
-			}
-			changed = shareEpochs(c.epochs, same.epochs)
+	taken := reported
+	if len(stand) > 0 {
+		taken = sorted(slices.Concat(reported, stand))
+	}
+	taken = slices.Clip(taken[:min(len(taken), maxPerReport)])
+	changed := 0
+	for i, p := range taken {
+		if same := byName(before, p.name.Value()); same != nil && same.equal(p) {
+			taken[i] = same
+			continue
 		}
-		r.cells += 1 + (changed+len(c.epochs)/16)/3 // their sizes beside a cell's
+		changed += p.cells()
 	}
 	if slices.Equal(taken, before) {
 		return before
 	}
+	r.cells += changed + len(taken)/listCells
 	return taken
 }
 
-func compareNames(a, b *counters) int { return cmp.Compare(a.name, b.name) }
-
-// byName finds counters in a sorted list.
-func byName(all []*counters, name string) *counters {
-	i, ok := slices.BinarySearchFunc(all, name, func(c *counters, name string) int { return cmp.Compare(c.name, name) })
-	if !ok {
-		return nil
-	}
-	return all[i]
-}
+// listCells is how many pointers to counters cost as much as a cell.
+const listCells = 32
 
 // history are the reports of an edge that windows start from, oldest first.
 type history []*report
@@ -150,8 +149,8 @@ func (h history) trim(now time.Time) (kept, dropped history) {
 // window returns what an edge counted from start until its newest report. What an
 // earlier process of the edge counted in it is included, and a process that
 // started in it counts from 0. A window that reaches beyond the history starts
-// with the history; from is where it does.
-func (h history) window(newest *report, start time.Time) (pools, listeners totals, from time.Time) {
+// with the history; from is where it does. An empty name stands for all.
+func (h history) window(words *vocabularies, newest *report, start time.Time, name string) (pools, listeners totals, from time.Time) {
 	pools, listeners = totals{}, totals{}
 	reports := append(slices.Clip(h), newest)
 	first := 0
@@ -169,45 +168,60 @@ func (h history) window(newest *report, start time.Time) (pools, listeners total
 			continue
 		}
 		// r is the last report of its process.
-		pools.addSince(r.pools, base.pools, r == newest)
-		listeners.addSince(r.listeners, base.listeners, r == newest)
+		pools.addSince(words, only(r.pools, name), base.pools, r == newest)
+		listeners.addSince(words, only(r.listeners, name), base.listeners, r == newest)
 		base = &report{}
 	}
 	return pools, listeners, from
 }
 
-// totals are sums by name.
+// only are the counters of one name, or all when it is empty.
+func only(all []*packed, name string) []*packed {
+	if name == "" {
+		return all
+	}
+	if p := byName(all, name); p != nil {
+		return []*packed{p}
+	}
+	return nil
+}
+
+// totals are sums by name. Nothing else holds any part of them.
 type totals map[string]*counters
 
 func (t totals) add(c *counters) { t[c.name] = t[c.name].add(c) }
 
+// addPacked adds parts of packed counters. It allocates nothing for names and keys that
+// were added before.
+func (t totals) addPacked(words *vocabularies, all []*packed, what parts) {
+	for _, p := range all {
+		name := p.name.Value()
+		if t[name] == nil {
+			t[name] = &counters{name: name}
+		}
+		words.addTo(t[name], p, what)
+	}
+}
+
 // addSince adds what was counted after base. Gauges count only now.
-func (t totals) addSince(all, base []*counters, now bool) {
-	for _, c := range all {
-		grown := c.since(byName(base, c.name))
+func (t totals) addSince(words *vocabularies, all, base []*packed, now bool) {
+	for _, p := range all {
+		grown, before := words.unpack(p), byName(base, p.name.Value())
+		if before != nil {
+			grown = grown.since(words.unpack(before))
+		}
 		if !now {
-			still := *grown
-			still.active, still.idle = 0, 0
-			grown = &still
+			grown.active, grown.idle = 0, 0
 		}
 		t.add(grown)
 	}
 }
 
-func (t totals) addAll(all []*counters) {
-	for _, c := range all {
-		t.add(c)
+// stats are the totals sorted by name.
+func (t totals) stats() []*resealv1.Stats {
+	var stats []*resealv1.Stats
+	for _, name := range slices.Sorted(maps.Keys(t)) {
+		stats = append(stats, t[name].stats())
 	}
-}
-
-// stats are the totals sorted by name, of one name unless it is empty.
-func (t totals) stats(name string) []*resealv1.Stats {
-	var sorted []*resealv1.Stats
-	for _, c := range t {
-		if name == "" || c.name == name {
-			sorted = append(sorted, c.stats())
-		}
-	}
-	slices.SortFunc(sorted, func(a, b *resealv1.Stats) int { return cmp.Compare(a.GetName(), b.GetName()) })
-	return sorted
+	return stats
 }

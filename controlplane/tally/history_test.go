@@ -29,7 +29,7 @@ func TestHostileReports(t *testing.T) {
 	if len(got.pools) > maxPerReport {
 		t.Errorf("%d pools are kept", len(got.pools))
 	}
-	app := byName(got.pools, "app").stats()
+	app := words.unpack(byName(got.pools, "app")).stats()
 	if app.GetRequests() != 0 || app.GetConnections().GetActive() != 0 {
 		t.Errorf("kept %v", app)
 	}

@@ -104,37 +104,62 @@ func (s *Server) outstanding(q question) <-chan struct{} {
 	return q.stream.reported
 }
 
-// add adds up the newest reports of the edges that were asked.
+// known is what is known of an edge that was asked. Reports don't change: they are
+// read without a lock.
+type known struct {
+	edge    string
+	stale   bool
+	newest  *report // nil: it has never reported
+	history history // nil unless it was asked for
+}
+
+func (s *Server) known(asked []question, windows bool) []known {
+	found := make([]known, 0, len(asked))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range asked {
+		k := known{edge: q.edge, stale: q.stream == nil || q.stream.answered < q.request}
+		if e := s.edges[q.edge]; e != nil {
+			k.newest = e.newest
+			if windows {
+				k.history = slices.Clone(e.history)
+			}
+		}
+		found = append(found, k)
+	}
+	return found
+}
+
+// add adds up the newest reports of the edges that were asked, of one name unless that
+// is empty.
 func (s *Server) add(asked []question, name string, since time.Duration) *resealv1.GetStatsResponse {
 	now := time.Now()
 	response := &resealv1.GetStatsResponse{Time: timestamppb.New(now)}
 	pools, listeners := totals{}, totals{}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, q := range asked {
-		stale := q.stream == nil || q.stream.answered < q.request
-		if stale {
-			response.StaleEdges = append(response.StaleEdges, q.edge)
+	for _, k := range s.known(asked, since > 0) {
+		if k.stale {
+			response.StaleEdges = append(response.StaleEdges, k.edge)
 		}
-		row := &resealv1.EdgeStats{Edge: q.edge, Stale: stale}
-		if e := s.edges[q.edge]; e != nil {
-			ofPools, ofListeners := totals{}, totals{}
-			if since > 0 {
-				var from time.Time
-				ofPools, ofListeners, from = e.history.window(e.newest, now.Add(-since))
-				row.WindowStart = timestamppb.New(from)
-			} else {
-				ofPools.addAll(e.newest.pools)
-				ofListeners.addAll(e.newest.listeners)
-			}
-			pools.addTotals(ofPools)
-			listeners.addTotals(ofListeners)
-			row.Pools, row.Listeners = ofPools.stats(name), ofListeners.stats(name)
-			row.Time = timestamppb.New(e.newest.at)
-		}
+		row := &resealv1.EdgeStats{Edge: k.edge, Stale: k.stale}
 		response.Edges = append(response.Edges, row)
+		if k.newest == nil {
+			continue
+		}
+		ofPools, ofListeners := totals{}, totals{}
+		if since > 0 {
+			var from time.Time
+			ofPools, ofListeners, from = k.history.window(s.words, k.newest, now.Add(-since), name)
+			row.WindowStart = timestamppb.New(from)
+		} else {
+			ofPools.addPacked(s.words, only(k.newest.pools, name), everything)
+			ofListeners.addPacked(s.words, only(k.newest.listeners, name), everything)
+		}
+		pools.addTotals(ofPools)
+		listeners.addTotals(ofListeners)
+		row.Pools, row.Listeners = ofPools.stats(), ofListeners.stats()
+		row.Time = timestamppb.New(k.newest.at)
 	}
-	response.Pools, response.Listeners = pools.stats(name), listeners.stats(name)
+	response.Pools, response.Listeners = pools.stats(), listeners.stats()
 	slices.Sort(response.StaleEdges)
 	return response
 }

@@ -122,7 +122,7 @@ func (s *Server) strip(ctx context.Context, c *stream, message *resealv1.ReportR
 	}
 	s.mu.Unlock()
 	ignored := 0
-	only := func(all []*resealv1.Stats, assigned map[string]bool, before []*counters) []*resealv1.Stats {
+	drop := func(all []*resealv1.Stats, assigned map[string]bool, before []*packed) []*resealv1.Stats {
 		return slices.DeleteFunc(all, func(stats *resealv1.Stats) bool {
 			name := stats.GetName()
 			if s.config.Assigned == nil && isName(name) || assigned[name] || byName(before, name) != nil {
@@ -132,8 +132,8 @@ func (s *Server) strip(ctx context.Context, c *stream, message *resealv1.ReportR
 			return true
 		})
 	}
-	message.Pools = only(message.GetPools(), pools, known.pools)
-	message.Listeners = only(message.GetListeners(), listeners, known.listeners)
+	message.Pools = drop(message.GetPools(), pools, known.pools)
+	message.Listeners = drop(message.GetListeners(), listeners, known.listeners)
 	if ignored > 0 {
 		s.ignored.Add(float64(ignored))
 		if !c.stripped {

@@ -126,7 +126,7 @@ func (s *Server) forgetLocked(e *edge) {
 	s.dropHistoryLocked(e)
 	sum := newCarried()
 	e.addPast(sum)
-	sum.addReport(e.newest, false)
+	sum.addReport(s.words, e.newest, false)
 	s.gone.pools.addLasting(sum.pools)
 	s.gone.listeners.addLasting(sum.listeners)
 	delete(s.edges, e.id)
@@ -182,7 +182,7 @@ func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
 	}
 	before, kept := e.newest, e.history.last()
 	e.newest = made
-	e.carry(before, e.newest)
+	e.carry(s.words, before, e.newest)
 	if before != nil && before != kept && before.bootID != e.newest.bootID {
 		// The last that the earlier process said.
 		e.history = append(e.history, before)
@@ -252,7 +252,7 @@ func (s *Server) live() []string {
 func (s *Server) fleet() (pools, listeners totals) {
 	sum := newCarried()
 	for newest, present := range s.past(sum) {
-		sum.addReport(newest, present)
+		sum.addReport(s.words, newest, present)
 	}
 	return sum.pools, sum.listeners
 }

@@ -441,7 +441,7 @@ func TestTakeover(t *testing.T) {
 		if err := end(older); status.Code(err) != codes.Aborted {
 			t.Errorf("the older stream ended with %v", err)
 		}
-		if got := p.server.edges["a"].newest.pools[0].plain[requests]; got != 2 {
+		if got := p.server.words.unpack(p.server.edges["a"].newest.pools[0]).plain[requests]; got != 2 {
 			t.Errorf("%d requests", got)
 		}
 	})

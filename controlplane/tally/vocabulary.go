@@ -3,7 +3,9 @@ package tally
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -24,8 +26,10 @@ const (
 // not in the contract are learned, so that an older control plane shows what
 // newer edges count, until there are too many.
 type vocabulary struct {
+	list atomic.Pointer[[]string] // all words; each keeps its place
+
 	mu      sync.Mutex
-	words   map[string]string // each to itself, so that one copy is kept
+	places  map[string]int // in the list
 	learned int
 }
 
@@ -49,12 +53,23 @@ func labels(enum protoreflect.EnumDescriptor) []string {
 }
 
 func newVocabulary(known ...string) *vocabulary {
-	v := &vocabulary{words: map[string]string{otherWord: otherWord}}
-	for _, word := range known {
-		v.words[word] = word
+	v := &vocabulary{places: map[string]int{}}
+	all := append([]string{otherWord}, known...)
+	for i, word := range all {
+		v.places[word] = i
 	}
+	v.list.Store(&all)
 	return v
 }
+
+// number is that of a word that shares has returned, word the reverse.
+func (v *vocabulary) number(word string) uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return uint64(v.places[word])
+}
+
+func (v *vocabulary) word(number uint64) string { return (*v.list.Load())[number] }
 
 // shares are the counts by known keys, sorted, zeros left out.
 func (v *vocabulary) shares(counts map[string]uint64) []share {
@@ -77,15 +92,17 @@ func (v *vocabulary) shares(counts map[string]uint64) []share {
 }
 
 func (v *vocabulary) wordLocked(key string) string {
-	word, ok := v.words[key]
+	place, ok := v.places[key]
 	switch {
 	case ok:
-		return word
+		return v.word(uint64(place))
 	case len(key) > maxWordLength || v.learned >= maxWords || !isName(key):
 		return otherWord
 	default:
 		v.learned++
-		v.words[key] = key
+		all := append(slices.Clone(*v.list.Load()), strings.Clone(key))
+		v.places[key] = len(all) - 1
+		v.list.Store(&all)
 		return key
 	}
 }
