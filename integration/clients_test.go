@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +15,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/net/websocket"
 
 	"github.com/reseal/reseal/integration/harness"
 	"github.com/reseal/reseal/integration/peers"
@@ -36,12 +33,7 @@ func newFront(t *testing.T) *front {
 	t.Helper()
 	w := newWorld(t)
 	f := &front{world: w}
-	mux := http.NewServeMux()
-	mux.Handle("/", peers.Handler(false))
-	mux.Handle("/websocket", websocket.Handler(func(conn *websocket.Conn) { _, _ = io.Copy(conn, conn) }))
-	f.backend = w.Launch(t, func(_ context.Context, o peers.Options) (*peers.Backend, error) {
-		return peers.GoWith(o, mux)
-	}, peers.Options{})
+	f.backend = w.Launch(t, peers.Go, peers.Options{})
 	w.StartControlPlane()
 	f.edge = w.StartEdge("one", "")
 	f.address = w.Address()
@@ -59,7 +51,6 @@ func TestClients(t *testing.T) {
 	t.Run("curl", f.curl)
 	t.Run("h2load", f.h2load)
 	t.Run("s_client", f.sClient)
-	t.Run("websocket", f.websocket)
 	t.Run("tls", f.tunnel)
 }
 
@@ -205,47 +196,6 @@ func (f *front) sClient(t *testing.T) {
 				return nil
 			})
 		})
-	}
-}
-
-func (f *front) websocket(t *testing.T) {
-	config, err := websocket.NewConfig("wss://"+harness.SiteName+"/websocket", "https://"+harness.SiteName)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tlsConfig := f.ClientTLS()
-	tlsConfig.NextProtos = []string{"http/1.1"}
-	raw, err := tls.Dial("tcp", f.address, tlsConfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := websocket.NewClient(config, raw)
-	if err != nil {
-		_ = raw.Close()
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	conn.MaxPayloadBytes = 1 << 20
-	for _, size := range []int{1, 100, 70_000, 500_000} {
-		message := peers.Body(peers.Large)[:size]
-		if err := websocket.Message.Send(conn, message); err != nil {
-			t.Fatal(err)
-		}
-		// The backend echoes bytes, so a large message may come in frames.
-		var got []byte
-		for len(got) < size {
-			var part []byte
-			if err := websocket.Message.Receive(conn, &part); err != nil {
-				t.Fatalf("after %d of %d bytes: %v", len(got), size, err)
-			}
-			got = append(got, part...)
-		}
-		if !bytes.Equal(got, message) {
-			t.Fatalf("echo of %d bytes differs", size)
-		}
 	}
 }
 
