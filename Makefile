@@ -53,7 +53,19 @@ images: ## Build the container images from the static binaries
 	deploy/images.sh $(VERSION)
 
 .PHONY: bench
-bench: ## Run the benchmarks
+bench: ## Measure what requests cost Reseal, HAProxy and nginx, and put the table into README.md (long; see bench-short)
+	integration/setup.sh
+	integration/bench/peers.sh
+	go run ./integration/bench/cost -linear -readme README.md
+
+.PHONY: bench-short
+bench-short: ## The same in two minutes, with fewer rounds, for the terminal
+	integration/setup.sh
+	integration/bench/peers.sh || true
+	go run ./integration/bench/cost -short
+
+.PHONY: bench-go
+bench-go: ## Run the benchmarks of the packages
 	go test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: bench-sessions

@@ -22,6 +22,7 @@ tshark=/usr/bin/tshark
 libtomcat9-java=/usr/share/java/tomcat9-catalina.jar
 libnetty-java=/usr/share/java/netty-handler.jar
 apache2-bin=/usr/sbin/apache2
+linux-perf=/usr/bin/perf
 '
 
 present() {
