@@ -87,6 +87,11 @@ fuzz: ## Fuzz each parser for FUZZTIME
 	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
 	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
 
+.PHONY: fuzz-peers
+fuzz-peers: ## Send the same bytes to Reseal, HAProxy and nginx for FUZZTIME, and look for requests that only Reseal sees
+	integration/setup.sh
+	RESEAL_FUZZ_PEERS=$(FUZZTIME) go test -count 1 -timeout 0 -v -run '^(TestFraming|TestFuzzPeers)$$' ./integration/framing
+
 .PHONY: h2spec
 h2spec: ## Check edge/http2 by h2spec, the conformance tests of HTTP/2
 	@$(MAKE) -s tool TOOL=$(H2SPEC)
