@@ -11,19 +11,14 @@ import (
 	"strings"
 )
 
-// cover is what a live edge has acked, as its replica tells the others. It is
-// immutable.
+// cover is what a live edge has acked. It is immutable.
 type cover struct {
-	// Stream is a random id of the stream: the newest stream of an edge owns the
-	// key.
-	Stream string `json:"stream"`
 	// Labels are those of the edge that some keyring's selector asks for: what an
 	// edge may say as it likes is not written into etcd.
 	Labels map[string]string `json:"labels,omitempty"`
-	// Terms is the terms.id of the selectors that Labels are for. Absent: an older
-	// version wrote all labels.
+	// Terms is the terms.id of the selectors that Labels are for.
 	Terms string `json:"terms,omitempty"`
-	// Acked says that the edge has acked a response on this stream.
+	// Acked says that the edge has acked a response on its stream.
 	Acked bool `json:"acked,omitempty"`
 	// Keyrings are what it acked, by name.
 	Keyrings map[string]coverOf `json:"keyrings,omitempty"`
@@ -39,14 +34,13 @@ type coverOf struct {
 	Active uint64 `json:"active,omitempty"`
 }
 
-func (c *cover) encode() ([]byte, error) { return json.Marshal(c) }
-
-// equal tells whether two covers of one stream say the same.
-func (c *cover) equal(other *cover) bool {
-	return c.Stream == other.Stream && c.Terms == other.Terms && c.Acked == other.Acked && maps.Equal(c.Labels, other.Labels) &&
-		maps.EqualFunc(c.Keyrings, other.Keyrings, func(a, b coverOf) bool {
-			return a.Record == b.Record && a.Active == b.Active && slices.Equal(a.Held, b.Held)
-		})
+// key is a text that equal covers have alone.
+func (c *cover) key() string {
+	text, err := json.Marshal(c)
+	if err != nil {
+		panic(err) // there are only strings and numbers in it
+	}
+	return string(text)
 }
 
 // terms are the labels that the selectors of all keyrings ask for. They are
@@ -78,21 +72,16 @@ func termsOf(specs []keyringSpec) terms {
 
 // of are the labels that matter. No selector tells them from all labels.
 func (t terms) of(labels map[string]string) map[string]string {
-	matter := map[string]string{}
+	var matter map[string]string
 	for name, values := range t.pairs {
 		if value, ok := labels[name]; ok && values[value] {
+			if matter == nil {
+				matter = map[string]string{}
+			}
 			matter[name] = value
 		}
 	}
 	return matter
-}
-
-func decodeCover(data []byte) (*cover, error) {
-	c := &cover{}
-	if err := json.Unmarshal(data, c); err != nil {
-		return nil, fmt.Errorf("%w: %w", errDamaged, err)
-	}
-	return c, nil
 }
 
 // held is what counts for the rules: numbers of another record mean nothing.

@@ -32,57 +32,99 @@ func (s *Server) load(found mirror.Contents) {
 	for i, kv := range found.Keys {
 		events[i] = &clientv3.Event{Type: mvccpb.Event_PUT, Kv: kv}
 	}
-	gap := found.Gap
-	parsed := s.parse(events)
+	all := s.parse(events)
 	st := s.state
 	st.mu.Lock()
-	if st.loaded && (found.Revision < st.revision || found.Cluster != s.cluster) {
+	restored := st.loaded && (found.Revision < st.revision || found.Cluster != st.cluster)
+	if restored {
 		s.log.Warn("etcd was restored or replaced, edges are asked again what they hold", "revision", found.Revision, "before", st.revision)
 		st.era++
-		gap = true
+		st.ledger = newLedger(st.ledger.self)
 	}
-	s.cluster = found.Cluster
-	if gap {
-		st.since = time.Now()
-	}
-	st.loaded, st.revision = true, found.Revision
+	st.cluster, st.revision, st.newest = found.Cluster, found.Revision, 0
 	clear(st.records)
-	clear(st.covers)
 	clear(st.offices)
+	superseded := st.ledger.replace(all, events)
 	for i, event := range events {
-		st.take(s.keys, event, parsed[i])
+		if all[i].news == nil {
+			st.take(s.keys, event, all[i])
+		}
+	}
+	if restored || found.Gap {
+		// Where no keyring has ever been, no edge has keys.
+		fresh := !st.loaded && len(st.records) == 0
+		st.since, st.inherited = time.Now(), fresh || !restored && st.ledger.complete(found.Cluster)
+	}
+	if !st.loaded {
+		st.loaded = true
+		close(st.known)
 	}
 	st.notify(true)
 	st.mu.Unlock()
+	if restored {
+		s.roster.forget()
+	}
+	s.roster.lose(superseded)
+	s.roster.nudge()
 	s.forget()
 }
 
 // take brings events of the watch into the state.
 func (s *Server) take(events []*clientv3.Event) {
-	parsed := s.parse(events)
+	all := s.parse(events)
 	s.state.mu.Lock()
 	sets := false
+	var superseded []stream
 	for i, event := range events {
-		sets = s.state.take(s.keys, event, parsed[i]) || sets
+		concerned, lost := s.state.take(s.keys, event, all[i])
+		sets, superseded = sets || concerned, append(superseded, lost...)
 		s.state.revision = max(s.state.revision, event.Kv.ModRevision)
 	}
+	ended := s.state.ledger.ended()
 	s.state.notify(sets)
 	s.state.mu.Unlock()
+	s.roster.lose(superseded)
+	if ended {
+		s.roster.contradict()
+	}
 	if sets {
+		s.roster.nudge() // the head tells what is known
 		s.forget()
 	}
 }
 
-// parse reads the records among events, and their secrets.
-func (s *Server) parse(events []*clientv3.Event) []*stored {
-	parsed := make([]*stored, len(events))
+// parsed is what an event says: a record, a part of a digest, or neither.
+type parsed struct {
+	*stored
+	news *news
+}
+
+// parse reads the records among events, with their secrets, and the digests.
+func (s *Server) parse(events []*clientv3.Event) []parsed {
+	all := make([]parsed, len(events))
 	for i, event := range events {
-		name, ok := nameOf(event.Kv.Key, s.keys.records())
-		if ok && event.Type == mvccpb.Event_PUT {
-			parsed[i] = s.parseRecord(name, event.Kv)
+		if event.Type != mvccpb.Event_PUT {
+			continue
+		}
+		if name, ok := nameOf(event.Kv.Key, s.keys.records()); ok {
+			all[i].stored = s.parseRecord(name, event.Kv)
+		} else if name, ok := nameOf(event.Kv.Key, s.keys.covers()); ok {
+			all[i].news = s.parseNews(name, event.Kv.Value)
 		}
 	}
-	return parsed
+	return all
+}
+
+// parseNews is nil for what is no digest.
+func (s *Server) parseNews(name string, value []byte) *news {
+	n, ok, err := readNews(name, value)
+	if err != nil {
+		s.log.Error("what a replica tells of its edges can't be read", "replica", n.replica, "error", err)
+	}
+	if !ok {
+		return nil
+	}
+	return &n
 }
 
 func (s *Server) parseRecord(name string, kv *mvccpb.KeyValue) *stored {

@@ -53,7 +53,9 @@ type hold struct {
 	// The fields below belong to run.
 
 	entry    *entry
-	era      int    // of the state when the stream began
+	era      int               // of the state when the stream began
+	claims   map[string]uint64 // the newest epochs that the edge held then, by keyring
+	began    time.Time
 	serial   uint64 // of the newest response
 	sent     *set   // what it holds, nil: none was sent
 	waiting  bool   // it is still in pending
@@ -101,7 +103,7 @@ func (s *Server) Hold(stream grpc.BidiStreamingServer[resealv1.HoldRequest, rese
 	if err := h.start(); err != nil {
 		return err
 	}
-	h.era = s.state.currentEra()
+	h.era, h.began = s.state.currentEra(), time.Now()
 	h.entry = s.roster.join(h.id, h.labels)
 	defer s.roster.leave(h.entry)
 	err = h.run(ctx)
@@ -169,6 +171,7 @@ func (h *hold) start() error {
 		if h.labels == nil {
 			h.labels = message.GetLabels()
 		}
+		h.claims = newestOf(message)
 	case <-timeout.C:
 		return status.Errorf(codes.DeadlineExceeded, "no request within %s", helloTimeout)
 	case <-h.server.stopped:
@@ -222,6 +225,17 @@ func cut(text string) string {
 	return strings.ToValidUTF8(text, "")
 }
 
+// newestOf are the newest epochs that an edge holds, by keyring.
+func newestOf(request *resealv1.HoldRequest) map[string]uint64 {
+	claims := map[string]uint64{}
+	for _, keyring := range request.GetKeyrings() {
+		if n := len(keyring.GetEpochs()); n > 0 {
+			claims[keyring.GetName()] = keyring.GetEpochs()[n-1]
+		}
+	}
+	return claims
+}
+
 func (h *hold) ended() error {
 	if errors.Is(h.receiveErr, io.EOF) {
 		return nil
@@ -230,10 +244,8 @@ func (h *hold) ended() error {
 }
 
 func (h *hold) run(ctx context.Context) error {
-	joined := h.entry.joined
-	var atLeast int64 // of etcd, that this replica must know; 0: not known yet
 	for {
-		changed, err := h.advance(atLeast)
+		changed, err := h.advance()
 		if err != nil {
 			return err
 		}
@@ -242,10 +254,6 @@ func (h *hold) run(ctx context.Context) error {
 			h.waiting, h.pending, h.sending = false, nil, true
 		}
 		select {
-		case newest := <-joined:
-			// A stream never starts with less than was known when it began: an
-			// edge must not lose an epoch by coming to a slower replica.
-			atLeast = max(newest, 1)
 		case message, ok := <-h.received:
 			if !ok {
 				return h.ended()
@@ -273,9 +281,9 @@ func (h *hold) run(ctx context.Context) error {
 
 // advance prepares the next response, unless the edge holds all or still owes an
 // ack. It returns what to wait for.
-func (h *hold) advance(atLeast int64) (<-chan struct{}, error) {
+func (h *hold) advance() (<-chan struct{}, error) {
 	for {
-		next, changed, err := h.server.setFor(h, atLeast)
+		next, changed, err := h.server.setFor(h)
 		if next == nil || err != nil {
 			return changed, err
 		}
@@ -290,20 +298,26 @@ func (h *hold) advance(atLeast int64) (<-chan struct{}, error) {
 		h.serial++
 		response.Serial = h.serial
 		h.sent, h.answered, h.waiting, h.pending = next, false, true, response
+		h.claims = nil // it has served its purpose
 		h.deadline.Reset(answerTimeout)
 		return changed, nil
 	}
 }
 
 // setFor is what the edge should hold, nil while that is not known.
-func (s *Server) setFor(h *hold, atLeast int64) (*set, <-chan struct{}, error) {
+func (s *Server) setFor(h *hold) (*set, <-chan struct{}, error) {
+	open := s.roster.isOpen()
 	st := s.state
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if h.era != st.era {
 		return nil, st.sets, status.Error(codes.Unavailable, "the store was restored, start again")
 	}
-	if atLeast == 0 || !st.ready() || st.revision < atLeast || st.behind() {
+	if !open || !st.ready() || st.behind() {
+		return nil, st.sets, nil
+	}
+	if h.sent == nil && !st.knows(h.claims, h.began) {
+		s.doubt()
 		return nil, st.sets, nil
 	}
 	next := &set{}

@@ -10,8 +10,9 @@
 // Keys in etcd, below Config.Prefix:
 //
 //	keyring/<name>          a record
-//	keyring-cover/<edge>    what a live edge has acked, on a lease. Nothing in it is
-//	                        as the edge said it, and only changes are written
+//	keyring-cover/<id>      what a replica tells of itself, on a lease
+//	keyring-cover/<id>/<n>  what a part of its edges have acked, on the same lease.
+//	                        Nothing in it is as the edge said it, and only changes are written
 //	keyring-leader/<lease>  a candidate of the election; the oldest one leads
 package keyring
 
@@ -87,8 +88,9 @@ type Server struct {
 	vault   *vault
 	roster  *roster
 	metrics *metrics
+	id      string        // of this process, among those that write to etcd
 	reload  time.Duration // 0: the mirror's default; tests can't wait for it
-	cluster uint64        // the etcd cluster that was loaded; belongs to follow
+	doubts  chan struct{} // holds a token when the newest record is to be asked for
 	stopped chan struct{} // closed when Run has ended
 }
 
@@ -117,10 +119,12 @@ func New(config Config) *Server {
 		config:  config,
 		keys:    keys{prefix: config.Prefix},
 		log:     config.Logger,
-		state:   newState(),
+		id:      randomID(),
+		doubts:  make(chan struct{}, 1),
 		vault:   newVault(config.Unseal),
 		stopped: make(chan struct{}),
 	}
+	s.state = newState(s.id)
 	s.roster = newRoster(s)
 	s.metrics = newMetrics(config.Registerer, s.state)
 	return s
@@ -137,6 +141,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.configure(inner) })
 	group.Go(func() error { s.follow(inner); return nil })
 	group.Go(func() error { return s.roster.run(inner) })
+	group.Go(func() error { s.confirm(inner); return nil })
 	group.Go(func() error { return s.rotate(inner) })
 	err := group.Wait()
 	if ctx.Err() != nil {

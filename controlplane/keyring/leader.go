@@ -195,8 +195,8 @@ func (s *Server) decide(now time.Time) []decision {
 		default:
 			d.before, d.record = found.revision, found.record
 		}
-		fleet := st.fleet(k, d.record.ID, now, s.config.LiveFor)
-		d.actions = Step(now, k.spec, d.record.ring(), fleet)
+		fleet := st.fleet(k, d.record.ID, d.before, now, s.config.LiveFor)
+		d.actions = unseen(Step(now, k.spec, d.record.ring(), fleet))
 		if len(d.actions) == 0 {
 			continue
 		}
@@ -207,6 +207,15 @@ func (s *Server) decide(now time.Time) []decision {
 		decisions = append(decisions, d)
 	}
 	return decisions
+}
+
+// unseen leaves out what must wait until all replicas know of an epoch that is being
+// prepared: an edge that has just come may have been told of less.
+func unseen(actions []Action) []Action {
+	if !slices.ContainsFunc(actions, func(a Action) bool { return a.Verb == Prepare }) {
+		return actions
+	}
+	return slices.DeleteFunc(actions, func(a Action) bool { return !a.Due && (a.Verb == Activate || a.Verb == Retire) })
 }
 
 func (s *Server) carryOut(ctx context.Context, office fence, d decision) error {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,7 +29,12 @@ func (k keys) all() string               { return k.prefix + "keyring" }
 func (k keys) records() string           { return k.prefix + "keyring/" }
 func (k keys) record(name string) string { return k.records() + name }
 func (k keys) covers() string            { return k.prefix + "keyring-cover/" }
-func (k keys) cover(edge string) string  { return k.covers() + edge }
+
+// digest is the head of a replica's digest, part a part of it.
+func (k keys) digest(replica string) string { return k.covers() + replica }
+func (k keys) part(replica string, number int) string {
+	return k.digest(replica) + "/" + strconv.Itoa(number)
+}
 
 // election is the prefix that concurrency.NewElection wants, leaders what it
 // makes of it.

@@ -287,6 +287,7 @@ func TestActivationSeesEdgesThatJustCame(t *testing.T) {
 	r.server.state.mu.Unlock()
 	n := r.connect("new", mute)
 	n.waitFor("default", "1 active")
+	r.covers("[] 0")
 	w := write{name: "default", before: found.revision, after: found.record, covered: looked,
 		fence: fence{key: string(answer.Kvs[0].Key), created: answer.Kvs[0].CreateRevision}}
 	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, errStale) {
@@ -295,6 +296,118 @@ func TestActivationSeesEdgesThatJustCame(t *testing.T) {
 	w.covered = 0
 	if _, err := r.server.commit(t.Context(), w); err != nil {
 		t.Errorf("without looking at edges: %v", err)
+	}
+}
+
+// TestActivationWaitsForReplicas: while a replica does not know of the next epoch, edges
+// may come to it that are not told of it. They would decline tickets of that epoch.
+func TestActivationWaitsForReplicas(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	r := f.start("r1")
+	r.waitFor("default", "1 active")
+	leads(t, r)
+	g := newGate()
+	slow := f.start("slow", func(c *Config) { c.Client, c.LiveFor = f.dialGated(g), 20*time.Second })
+	t.Cleanup(slow.stop) // before its client is closed
+	slow.waitFor("default", "1 active")
+	here := r.connect("here")
+	here.waitFor("default", "1 active")
+	eventually(t, "both tell of themselves", func() bool {
+		r.server.state.mu.Lock()
+		defer r.server.state.mu.Unlock()
+		heads := 0
+		for _, d := range r.server.state.ledger.replicas {
+			if d.known && d.head.Complete {
+				heads++
+			}
+		}
+		return heads == 2
+	})
+	g.stop()
+	r.rotate("default")
+	here.waitFor("default", "1 active, 2 prepared")
+	r.covers("[1 2] 1")
+	late := slow.connect("late")
+	late.waitFor("default", "1 active")
+	time.Sleep(time.Second)
+	if got := epochs(r.status("default")); got != "1 active, 2 prepared" {
+		t.Errorf("past a replica that does not know: %s", got)
+	}
+	g.open()
+	late.waitFor("default", "1 retired, 2 active")
+	here.waitFor("default", "1 retired, 2 active")
+}
+
+// TestRotationAfterARestart does not wait for what is known: the digest of the process
+// before says which edges live.
+func TestRotationAfterARestart(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	lives := func(c *Config) { c.LiveFor = 20 * time.Second }
+	first := f.start("r1", lives)
+	first.waitFor("default", "1 active")
+	first.connect("a").waitFor("default", "1 active")
+	first.connect("b").waitFor("default", "1 active")
+	eventually(t, "both are told of", func() bool { return len(f.values("keyring-cover/")) == 3 })
+	first.stop()
+	again := f.start("r1", lives)
+	again.waitFor("default", "1 active")
+	began := time.Now()
+	again.connect("a").waitFor("default", "1 active")
+	again.rotate("default")
+	again.waitFor("default", "1 active, 2 prepared")
+	eventually(t, "the edge that has not come back lags", func() bool {
+		return cmp.Equal(again.status("default").GetLaggards(), []string{"b"})
+	})
+	again.connect("b").waitFor("default", "1 retired, 2 active")
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// TestEdgesComeBackWithoutEtcd: a replica that knows the keys gives them to edges while
+// etcd is away.
+func TestEdgesComeBackWithoutEtcd(t *testing.T) {
+	t.Parallel()
+	f, _, stop, start := ownEtcd(t)
+	r := f.start("r1")
+	r.waitFor("default", "1 active")
+	n := r.connect("a")
+	n.waitFor("default", "1 active")
+	n.leave()
+	stop()
+	for _, id := range []string{"a", "b"} {
+		r.connect(id).waitFor("default", "1 active")
+	}
+	start()
+	eventually(t, "etcd knows of them", func() bool {
+		edges := r.status("default").GetEdges()
+		return len(edges) == 2 && edges[0].GetActive() == 1 && edges[1].GetActive() == 1 && len(f.values("keyring-cover/")) == 3
+	})
+}
+
+// TestEdgeThatKnowsMore: a replica that is behind what an edge holds asks etcd first.
+func TestEdgeThatKnowsMore(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, steady())
+	r := f.start("r1")
+	r.waitFor("default", "1 active")
+	n := r.open("a")
+	if err := n.stream.Send(&resealv1.HoldRequest{Edge: "a", Keyrings: []*resealv1.HeldKeyring{{Name: "default", Epochs: []uint64{1, 2}}}}); err != nil {
+		t.Fatal(err)
+	}
+	go n.run()
+	n.waitFor("default", "1 active") // it was mistaken, or etcd has been replaced
+	r.server.state.mu.Lock()
+	confirmed, began := r.server.state.confirmed, time.Now().Add(time.Hour)
+	knows := []bool{
+		r.server.state.knows(map[string]uint64{"default": 1, "other": 9}, began),
+		r.server.state.knows(map[string]uint64{"default": 2}, began),
+	}
+	r.server.state.mu.Unlock()
+	if confirmed.IsZero() || !knows[0] || knows[1] {
+		t.Errorf("etcd was asked at %v; what is known: %v", confirmed, knows)
 	}
 }
 
@@ -311,9 +424,14 @@ func TestNewerStreamTakesOver(t *testing.T) {
 	if code := status.Code(old.reason()); code != codes.Aborted {
 		t.Errorf("the older stream ended with %s", code)
 	}
+	eventually(t, "the other replica is told of it", func() bool {
+		second.server.state.mu.Lock()
+		defer second.server.state.mu.Unlock()
+		d := second.server.state.ledger.replicas[first.server.id]
+		return d != nil && d.parts[partOf("a")]["a"].number == 2
+	})
 	far := second.connect("a")
 	far.waitFor("default", "1 active")
-	// The older replica learns of it at its next write.
 	second.rotate("default")
 	if code := status.Code(same.reason()); code != codes.Aborted {
 		t.Errorf("the older stream on another replica ended with %s", code)

@@ -5,22 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 )
 
 const (
-	// parallelWrites bounds the writes of one replica that are under way, perWrite the
-	// keys in each: etcd takes 128 operations in a transaction.
-	parallelWrites = 8
-	perWrite       = 100
+	// maxWrite bounds the bytes of one transaction: etcd takes 1.5 MiB.
+	maxWrite = 512 << 10
 	// writesPerSecond and writesBurst bound the writes that one edge causes by
 	// connecting, acking and leaving. What comes faster is written later, the
 	// newest only.
@@ -32,52 +27,47 @@ const (
 )
 
 // roster tells all replicas which edges are connected to this one and what they
-// have acked. Each edge has a key in etcd. While its stream lives the key hangs
-// on this replica's lease; when the stream has ended, on a lease of its own that
-// ends LiveFor later. The newest stream of an edge, on whatever replica, owns the
-// key: the write of an older one fails, and so it learns that it was superseded.
+// have acked: in one digest on a lease, of which a write takes what changed of all
+// edges meanwhile. A stream of an edge waits for no write. An epoch is activated
+// past none all the same: each digest says what its replica knew before it was put
+// together, and an epoch that all of them know is in the first response to each edge
+// that came later.
 type roster struct {
 	server *Server
 	wake   chan struct{}
 
 	mu      sync.Mutex
 	entries map[string]*entry // by edge
+	covers  map[string]*cover // by their keys: thousands of edges have acked the same
 	terms   terms
+	streams uint64      // number of the newest
+	anew    bool        // all is to be written: what etcd holds is not known
+	open    bool        // edges may be served: the other replicas know that there may be some
+	dirty   [parts]bool // what etcd holds of a part is not what it should
 
-	paces map[string]*rate.Limiter // of writes, by edge; belongs to the writer
+	// The fields below belong to the writer.
+
+	paces map[string]*rate.Limiter // of writes, by edge
+	head  head                     // what etcd holds; zero: not known
 }
 
 // entry is a stream of an edge.
 type entry struct {
-	edge       string
+	stream
 	superseded chan struct{} // closed when a newer stream took over
-	joined     chan int64    // gets the newest mod revision of all records, once
 
 	// Guarded by roster.mu.
 
 	labels map[string]string // of the edge
 	cover  *cover            // what etcd should hold
 	left   time.Time         // when the stream ended, zero before
-
-	// The fields below belong to the writer.
-
-	written  *cover // what etcd holds; nil: unknown
-	revision int64  // of the key, 0: not written yet
-	welcomed bool   // joined was told
-}
-
-// welcome tells the stream the newest mod revision of all records, once.
-func (e *entry) welcome(newest int64) {
-	if !e.welcomed {
-		e.welcomed = true
-		e.joined <- newest
-	}
+	told   told              // what etcd holds, or is about to; zero: nothing
 }
 
 func newRoster(s *Server) *roster {
 	return &roster{
-		server: s, wake: make(chan struct{}, 1), entries: map[string]*entry{},
-		terms: termsOf(nil), paces: map[string]*rate.Limiter{},
+		server: s, wake: make(chan struct{}, 1), entries: map[string]*entry{}, covers: map[string]*cover{},
+		terms: termsOf(nil), paces: map[string]*rate.Limiter{}, anew: true,
 	}
 }
 
@@ -90,23 +80,37 @@ func (r *roster) nudge() {
 
 // join enters a stream, in place of an older one of the same edge.
 func (r *roster) join(edge string, labels map[string]string) *entry {
-	e := &entry{edge: edge, superseded: make(chan struct{}), joined: make(chan int64, 1), labels: labels}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e.cover = &cover{Stream: randomID(), Labels: r.terms.of(labels), Terms: r.terms.id}
-	if old := r.entries[edge]; old != nil && old.left.IsZero() {
-		close(old.superseded)
+	r.streams++
+	e := &entry{stream: stream{edge, r.streams}, superseded: make(chan struct{}), labels: labels}
+	e.cover = r.coverLocked(&cover{Labels: r.terms.of(labels), Terms: r.terms.id})
+	if old := r.entries[edge]; old != nil {
+		e.told = old.told
+		if old.left.IsZero() {
+			close(old.superseded)
+		}
 	}
 	r.entries[edge] = e
 	r.nudge()
 	return e
 }
 
+// coverLocked is the one copy of a cover.
+func (r *roster) coverLocked(c *cover) *cover {
+	key := c.key()
+	if found := r.covers[key]; found != nil {
+		return found
+	}
+	r.covers[key] = c
+	return c
+}
+
 // acked notes what the edge has acked.
 func (r *roster) acked(e *entry, keyrings map[string]coverOf) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.changeLocked(e, &cover{Stream: e.cover.Stream, Labels: e.cover.Labels, Terms: e.cover.Terms, Acked: true, Keyrings: keyrings})
+	r.changeLocked(e, &cover{Labels: e.cover.Labels, Terms: e.cover.Terms, Acked: true, Keyrings: keyrings})
 }
 
 // ask makes the covers tell which edges the present selectors select.
@@ -123,8 +127,8 @@ func (r *roster) ask(asked terms) {
 
 // changeLocked has a cover written, unless it says nothing new.
 func (r *roster) changeLocked(e *entry, next *cover) {
-	if !e.cover.equal(next) {
-		e.cover = next
+	if shared := r.coverLocked(next); shared != e.cover {
+		e.cover = shared
 		r.nudge()
 	}
 }
@@ -139,34 +143,126 @@ func (r *roster) leave(e *entry) {
 	}
 }
 
-// lost removes a stream that another replica's has superseded.
-func (r *roster) lost(e *entry) {
+// lose removes streams that another replica's have superseded.
+func (r *roster) lose(superseded []stream) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.entries[e.edge] != e {
-		return
+	for _, s := range superseded {
+		if e := r.entries[s.edge]; e != nil && e.stream == s {
+			r.removeLocked(e)
+			if e.left.IsZero() {
+				close(e.superseded)
+			}
+		}
 	}
+}
+
+func (r *roster) removeLocked(e *entry) {
 	delete(r.entries, e.edge)
-	if e.left.IsZero() {
-		close(e.superseded)
+	if e.told.cover != nil {
+		r.dirty[partOf(e.edge)] = true
+		r.nudge()
+	}
+}
+
+// forget has all written anew: etcd was restored or replaced.
+func (r *roster) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.anew = true
+	r.nudge()
+}
+
+// contradict has all written anew unless this replica has ended, as another of the
+// same name took for granted.
+func (r *roster) contradict() {
+	if r.isOpen() {
+		r.forget()
+	}
+}
+
+// isOpen says whether edges may be served: other replicas have been told that this one
+// may have some.
+func (r *roster) isOpen() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.open
+}
+
+// admit lets edges be served. An etcd without room for the first digest is no reason
+// not to: no leader can write either then, so no epoch is activated past them.
+func (r *roster) admit() {
+	r.mu.Lock()
+	opened := !r.open
+	r.open = true
+	r.mu.Unlock()
+	if opened {
+		r.server.state.announce()
 	}
 }
 
 // run writes until ctx ends. Then the lease ends by itself, so that the edges
 // count as live until they had the time to find another replica.
 func (r *roster) run(ctx context.Context) error {
+	select {
+	case <-r.server.state.known:
+	case <-ctx.Done():
+		return nil
+	}
+	r.succeed(ctx)
 	wait := newBackoff()
 	for {
 		err := r.serve(ctx, wait)
 		if ctx.Err() != nil {
+			r.end(context.WithoutCancel(ctx))
 			return nil
 		}
 		r.server.log.Warn("other replicas can't be told which edges live here", "error", err)
 		if isFull(err) {
-			r.admit(ctx)
+			r.admit()
 		}
 		wait.sleep(ctx)
 	}
+}
+
+// succeed says that processes of this replica that ended without a word serve
+// nobody.
+func (r *roster) succeed(ctx context.Context) {
+	for id, before := range r.server.state.predecessors(r.server.config.Name) {
+		if err := r.putEnded(ctx, id, before); err != nil {
+			r.server.log.Debug("an earlier process of this replica counts until its lease ends", "error", err)
+		}
+	}
+}
+
+// end says that this replica serves nobody any more.
+func (r *roster) end(ctx context.Context) {
+	r.mu.Lock()
+	r.open = false
+	r.mu.Unlock()
+	if r.head == (head{}) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, goodbye)
+	defer cancel()
+	if err := r.putEnded(ctx, r.server.id, r.head); err != nil {
+		r.server.log.Debug("this replica counts until its lease ends", "error", err)
+	}
+}
+
+func (r *roster) putEnded(ctx context.Context, id string, last head) error {
+	last.Ended = true
+	value, err := last.encode()
+	if err != nil {
+		return err
+	}
+	key := r.server.keys.digest(id)
+	ctx, cancel := context.WithTimeout(ctx, r.server.config.RequestTimeout)
+	defer cancel()
+	_, err = r.server.config.Client.Txn(ctx).
+		If(clientv3.Compare(clientv3.CreateRevision(key), ">", 0)).
+		Then(clientv3.OpPut(key, string(value), clientv3.WithIgnoreLease())).Commit()
+	return err
 }
 
 // serve writes under one lease, until that is lost.
@@ -174,7 +270,7 @@ func (r *roster) serve(ctx context.Context, wait *backoff) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	client := r.server.config.Client
-	lease, err := r.grant(ctx, r.server.config.LiveFor)
+	lease, err := r.grant(ctx)
 	if err != nil {
 		return err
 	}
@@ -182,7 +278,7 @@ func (r *roster) serve(ctx context.Context, wait *backoff) error {
 	if err != nil {
 		return fmt.Errorf("keep the lease: %w", err)
 	}
-	r.eachEntry(func(e *entry) { e.written = nil })
+	r.forget()
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for {
@@ -197,87 +293,156 @@ func (r *roster) serve(ctx context.Context, wait *backoff) error {
 		case <-r.wake:
 		case <-retry.C:
 		}
-		later, err := r.flush(ctx, lease)
+		began := time.Now()
+		again, err := r.flush(ctx, lease)
+		took := time.Since(began)
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			return err
 		}
-		if later {
-			retry.Reset(time.Second / writesPerSecond)
-		}
 		if isFull(err) {
-			r.admit(ctx)
+			r.admit()
 		}
 		if err != nil {
-			r.server.log.Debug("an edge could not be written", "error", err)
+			r.server.log.Debug("what edges hold could not be written", "error", err)
 			wait.next = min(2*wait.next, mostBackoff)
 			retry.Reset(wait.next)
 			continue
 		}
+		r.admit()
+		if again > 0 {
+			retry.Reset(again)
+		}
 		wait.reset()
-		// What comes meanwhile is written together.
-		if err := pause(ctx, gather); err != nil {
+		// What comes meanwhile is written together, the less often the more there is.
+		if err := pause(ctx, min(max(gather, 3*took), time.Second)); err != nil {
 			return err
 		}
 	}
 }
 
-func (r *roster) grant(ctx context.Context, life time.Duration) (clientv3.LeaseID, error) {
+func (r *roster) grant(ctx context.Context) (clientv3.LeaseID, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.server.config.RequestTimeout)
 	defer cancel()
-	answer, err := r.server.config.Client.Grant(ctx, int64((life+time.Second-1)/time.Second))
+	answer, err := r.server.config.Client.Grant(ctx, int64((r.server.config.LiveFor+time.Second-1)/time.Second))
 	if err != nil {
 		return 0, fmt.Errorf("lease: %w", err)
 	}
 	return answer.ID, nil
 }
 
-func (r *roster) eachEntry(do func(*entry)) {
+// flush writes what is not written yet. What failed is still to be written. Again,
+// if above 0, is when to look anew: edges that left are forgotten then, and those that
+// have caused enough writes for the moment are written.
+func (r *roster) flush(ctx context.Context, lease clientv3.LeaseID) (again time.Duration, err error) {
+	next := r.server.state.head(r.server.config.Name, r.server.config.LiveFor)
+	changed, again := r.compose(time.Now())
+	var ops []clientv3.Op
+	var numbers []int
+	size := 0
+	for number, value := range changed {
+		if size > 0 && size+len(value) > maxWrite {
+			if err := r.put(ctx, ops, numbers); err != nil {
+				return 0, err
+			}
+			ops, numbers, size = nil, nil, 0
+		}
+		op := clientv3.OpDelete(r.server.keys.part(r.server.id, number))
+		if len(value) > 0 {
+			op = clientv3.OpPut(r.server.keys.part(r.server.id, number), string(value), clientv3.WithLease(lease))
+		}
+		ops, numbers, size = append(ops, op), append(numbers, number), size+len(value)
+	}
+	// The head comes last: what it says holds for all parts.
+	if next != r.head {
+		value, err := next.encode()
+		if err != nil {
+			return 0, err
+		}
+		ops = append(ops, clientv3.OpPut(r.server.keys.digest(r.server.id), string(value), clientv3.WithLease(lease)))
+	}
+	if len(ops) == 0 {
+		return again, nil
+	}
+	if err := r.put(ctx, ops, numbers); err != nil {
+		return 0, err
+	}
+	r.head = next
+	return again, nil
+}
+
+// put writes parts in one transaction. They are dirty if it fails.
+func (r *roster) put(ctx context.Context, ops []clientv3.Op, numbers []int) error {
+	ctx, cancel := context.WithTimeout(ctx, r.server.config.RequestTimeout)
+	defer cancel()
+	_, err := r.server.config.Client.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, number := range numbers {
+			r.dirty[number] = true
+		}
+	}
+	return err
+}
+
+// compose puts the parts together that are dirty, and takes them for written. again
+// is as in flush.
+func (r *roster) compose(now time.Time) (changed map[int][]byte, again time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, e := range r.entries {
-		do(e)
-	}
-}
-
-// due is an entry to be written.
-type due struct {
-	*entry
-	cover *cover
-	left  time.Time
-}
-
-// flush writes what is not written yet. Writes of one edge never overlap. It
-// returns one of the errors; what failed is still to be written. later says that
-// some edges have caused enough writes for the moment.
-func (r *roster) flush(ctx context.Context, lease clientv3.LeaseID) (later bool, err error) {
-	var here, gone []due
-	r.eachEntry(func(e *entry) {
-		switch {
-		case e.cover == e.written && e.left.IsZero():
-		case !r.pace(e.edge).Allow():
-			later = true
-		case e.left.IsZero():
-			here = append(here, due{e, e.cover, e.left})
-		default:
-			gone = append(gone, due{e, e.cover, e.left})
+	if r.anew {
+		r.anew, r.head = false, head{}
+		for _, e := range r.entries {
+			r.dirty[partOf(e.edge)] = true
 		}
-	})
-	var group errgroup.Group
-	group.SetLimit(parallelWrites)
-	write := func(do func(context.Context) error) {
-		group.Go(func() error {
-			ctx, cancel := context.WithTimeout(ctx, r.server.config.RequestTimeout)
-			defer cancel()
-			return do(ctx)
-		})
 	}
-	for batch := range slices.Chunk(here, perWrite) {
-		write(func(ctx context.Context) error { return r.putAll(ctx, batch, lease) })
+	again = r.updateLocked(now)
+	var all [parts][]told
+	used := map[*cover]bool{}
+	for _, e := range r.entries {
+		used[e.cover], used[e.told.cover] = true, true
+		if number := partOf(e.edge); r.dirty[number] && e.told.cover != nil {
+			all[number] = append(all[number], e.told)
+		}
 	}
-	for _, d := range gone {
-		write(func(ctx context.Context) error { return r.putLeft(ctx, d) })
+	maps.DeleteFunc(r.covers, func(_ string, c *cover) bool { return !used[c] })
+	changed = map[int][]byte{}
+	for number, dirty := range r.dirty {
+		if dirty {
+			r.dirty[number], changed[number] = false, makePart(all[number])
+		}
 	}
-	return later, group.Wait()
+	return changed, again
+}
+
+// updateLocked notes what is to be told of each edge, and forgets those that left
+// long ago.
+func (r *roster) updateLocked(now time.Time) (again time.Duration) {
+	soonest := func(d time.Duration) {
+		if again == 0 || d < again {
+			again = d
+		}
+	}
+	for _, e := range r.entries {
+		next := told{e.stream, e.cover, !e.left.IsZero()}
+		if next.left {
+			rest := r.server.config.LiveFor - now.Sub(e.left)
+			if rest <= 0 {
+				r.removeLocked(e)
+				continue
+			}
+			soonest(rest)
+		}
+		switch {
+		case e.told == next:
+		case r.pace(e.edge).Allow():
+			e.told = next
+			r.dirty[partOf(e.edge)] = true
+		default:
+			soonest(time.Second / writesPerSecond)
+		}
+	}
+	return again
 }
 
 // pace is what an edge may still write. It outlives the edge's streams. The caller
@@ -295,123 +460,5 @@ func (r *roster) pace(edge string) *rate.Limiter {
 	return found
 }
 
-// putAll writes the keys of edges that are here in one transaction: a crowd of edges
-// that connect or ack costs etcd few. A stream's first write takes the key over from
-// whatever stream owned it; each further one has a guard of its own, as in guarded, so
-// that a key that is no longer this stream's stops no other.
-func (r *roster) putAll(ctx context.Context, batch []due, lease clientv3.LeaseID) error {
-	k := r.server.keys
-	var puts, ops []clientv3.Op
-	for _, d := range batch {
-		value, err := d.cover.encode()
-		if err != nil {
-			return err
-		}
-		key := k.cover(d.edge)
-		put := clientv3.OpPut(key, string(value), clientv3.WithLease(lease))
-		puts = append(puts, put)
-		if d.revision > 0 {
-			asLeft, gone := clientv3.Compare(clientv3.ModRevision(key), "=", d.revision), clientv3.Compare(clientv3.ModRevision(key), "=", 0)
-			put = clientv3.OpTxn([]clientv3.Cmp{asLeft}, []clientv3.Op{put}, []clientv3.Op{
-				clientv3.OpTxn([]clientv3.Cmp{gone}, []clientv3.Op{put}, nil),
-			})
-		}
-		ops = append(ops, put)
-	}
-	answer, err := r.server.config.Client.Txn(ctx).Then(append(ops, clientv3.OpGet(k.records(), newestRecord...))...).Commit()
-	if err != nil {
-		return err
-	}
-	newest := newestOf(answer.Responses[len(batch)].GetResponseRange().GetKvs())
-	var errs []error
-	for i, d := range batch {
-		if guarded := answer.Responses[i].GetResponseTxn(); guarded != nil && !guarded.Succeeded && !guarded.Responses[0].GetResponseTxn().Succeeded {
-			errs = append(errs, r.guarded(ctx, d, puts[i]))
-			continue
-		}
-		d.written, d.revision = d.cover, answer.Header.Revision
-		d.welcome(newest)
-	}
-	return errors.Join(errs...)
-}
-
-func newestOf(records []*mvccpb.KeyValue) int64 {
-	if len(records) == 0 {
-		return 0
-	}
-	return records[0].ModRevision
-}
-
 // isFull tells the error of an etcd that takes no writes for want of space.
 func isFull(err error) bool { return errors.Is(err, rpctypes.ErrNoSpace) }
-
-// admit lets streams begin although etcd has no room to record them. No leader
-// can write either then, so no epoch is activated past them; their covers stay
-// due.
-func (r *roster) admit(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, r.server.config.RequestTimeout)
-	defer cancel()
-	k := r.server.keys
-	answer, err := r.server.config.Client.Get(ctx, k.records(), newestRecord...)
-	if err != nil {
-		r.server.log.Debug("edges wait for their keys", "error", err)
-		return
-	}
-	r.eachEntry(func(e *entry) { e.welcome(newestOf(answer.Kvs)) })
-}
-
-// newestRecord asks for the key that was changed last.
-var newestRecord = []clientv3.OpOption{
-	clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(1),
-	clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend),
-}
-
-// guarded does op if the key is as this stream left it, or gone with its lease.
-func (r *roster) guarded(ctx context.Context, d due, op clientv3.Op) error {
-	key := r.server.keys.cover(d.edge)
-	expected := d.revision
-	for {
-		answer, err := r.server.config.Client.Txn(ctx).
-			If(clientv3.Compare(clientv3.ModRevision(key), "=", expected)).
-			Then(op).Else(clientv3.OpGet(key)).Commit()
-		if err != nil {
-			return err
-		}
-		if answer.Succeeded {
-			d.written, d.revision = d.cover, answer.Header.Revision
-			return nil
-		}
-		found := answer.Responses[0].GetResponseRange().GetKvs()
-		if len(found) == 0 {
-			expected = 0
-			continue
-		}
-		// A write of which the outcome was not known may have been ours.
-		if c, err := decodeCover(found[0].Value); err != nil || c.Stream != d.cover.Stream {
-			r.lost(d.entry)
-			return nil
-		}
-		expected = found[0].ModRevision
-	}
-}
-
-// putLeft lets the key of an edge that left end LiveFor later.
-func (r *roster) putLeft(ctx context.Context, d due) error {
-	op := clientv3.OpDelete(r.server.keys.cover(d.edge))
-	if remaining := r.server.config.LiveFor - time.Since(d.left); remaining > 0 && d.revision > 0 {
-		value, err := d.cover.encode()
-		if err != nil {
-			return err
-		}
-		lease, err := r.grant(ctx, remaining)
-		if err != nil {
-			return err
-		}
-		op = clientv3.OpPut(r.server.keys.cover(d.edge), string(value), clientv3.WithLease(lease))
-	}
-	if err := r.guarded(ctx, d, op); err != nil {
-		return err
-	}
-	r.lost(d.entry)
-	return nil
-}

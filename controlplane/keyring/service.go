@@ -54,19 +54,19 @@ func noKeyring(name string) error {
 // statusOf describes one keyring. The caller holds the state's mu.
 func (s *Server) statusOf(k keyringSpec, now time.Time) *resealv1.KeyringStatus {
 	message := &resealv1.KeyringStatus{Name: k.name}
-	found, ring, id := s.state.current(k), Ring{}, ""
+	found, ring, id, revision := s.state.current(k), Ring{}, "", int64(0)
 	if found != nil && found.problem != nil {
 		message.Problem = found.problem.Error()
 	}
 	if found != nil && found.record != nil {
-		ring, id = found.ring(), found.ID
+		ring, id, revision = found.ring(), found.ID, found.revision
 	}
 	for _, e := range ring.Epochs {
 		message.Epochs = append(message.Epochs, epochMessage(e, k.spec))
 	}
-	fleet := s.state.fleet(k, id, now, s.config.LiveFor)
+	fleet := s.state.fleet(k, id, revision, now, s.config.LiveFor)
 	for _, held := range fleet.Edges {
-		of := s.state.covers[held.Edge].Keyrings[k.name]
+		of := s.state.ledger.covers[held.Edge].Keyrings[k.name]
 		if of.Record != id {
 			of = coverOf{}
 		}

@@ -20,16 +20,25 @@ type state struct {
 	revision int64     // of etcd, of the newest event
 	era      int       // grows when etcd was restored or replaced
 	since    time.Time // when the watch began, without a gap since then
+	cluster  uint64    // of etcd
+	// inherited says that a digest from before the watch began names all live edges.
+	inherited bool
+	newest    int64 // mod revision of the newest record
+	// confirmed is when this replica asked etcd last for the newest record, and had
+	// seen atLeast then: what it knew at that time is not out of date.
+	confirmed time.Time
+	atLeast   int64
 
 	configured int64 // revision of the configuration, 0: not known yet
 	specs      []keyringSpec
 	terms      terms // of specs
 	records    map[string]*stored
-	covers     map[string]*cover
+	ledger     *ledger
 	offices    map[string]office // candidates of the election, by key
 
-	sets chan struct{} // closed when what edges hold may have changed
-	all  chan struct{} // closed at every change
+	known chan struct{} // closed when etcd was loaded first
+	sets  chan struct{} // closed when what edges hold may have changed
+	all   chan struct{} // closed at every change
 }
 
 // stored is a record as etcd has it.
@@ -45,13 +54,46 @@ type office struct {
 	created int64
 }
 
-func newState() *state {
+func newState(replica string) *state {
 	return &state{
-		records: map[string]*stored{}, covers: map[string]*cover{}, offices: map[string]office{},
+		records: map[string]*stored{}, ledger: newLedger(replica), offices: map[string]office{},
 		era:   1,
 		terms: termsOf(nil),
-		sets:  make(chan struct{}), all: make(chan struct{}),
+		known: make(chan struct{}), sets: make(chan struct{}), all: make(chan struct{}),
 	}
+}
+
+// announce wakes streams that wait to be served.
+func (st *state) announce() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.notify(true)
+}
+
+// head is what this replica tells of itself.
+func (st *state) head(name string, liveFor time.Duration) head {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return head{Format: digestFormat, Name: name, Cluster: st.cluster, Seen: st.newest, Complete: st.complete(liveFor)}
+}
+
+// complete says whether the ledger names all live edges. The caller holds mu.
+func (st *state) complete(liveFor time.Duration) bool {
+	return st.inherited || time.Since(st.since) >= liveFor
+}
+
+// predecessors are earlier processes of a replica that have not said that they
+// ended.
+func (st *state) predecessors(name string) map[string]head {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	found := map[string]head{}
+	for id, d := range st.ledger.replicas {
+		if id != st.ledger.self && d.known && !d.head.Ended && d.head.Name == name {
+			found[id] = d.head
+		}
+	}
+	return found
 }
 
 // notify wakes those who wait. The caller holds mu.
@@ -122,13 +164,14 @@ func (st *state) behind() bool {
 	return false
 }
 
-// fleet returns the live edges that a keyring selects. The caller holds mu.
-func (st *state) fleet(k keyringSpec, record string, now time.Time, liveFor time.Duration) Fleet {
+// fleet returns the live edges that a keyring selects, whose record is of a revision,
+// 0 for one that is not written yet. The caller holds mu.
+func (st *state) fleet(k keyringSpec, record string, revision int64, now time.Time, liveFor time.Duration) Fleet {
 	watched := time.Since(st.since)
 	// The current wall clock, counted back by the monotonic one: a clock that is
 	// set does not make the fleet look known or unknown.
-	fleet := Fleet{Since: now.Round(0).Add(-watched), Complete: watched >= liveFor}
-	for edge, c := range st.covers {
+	fleet := Fleet{Since: now.Round(0).Add(-watched), Complete: st.complete(liveFor), Behind: revision == 0 || !st.ledger.seen(revision)}
+	for edge, c := range st.ledger.covers {
 		held := c.held(edge, k.name, record)
 		switch {
 		case c.Terms != "" && c.Terms != st.terms.id:
@@ -156,28 +199,27 @@ func (st *state) leader() string {
 	return found.name
 }
 
-// take enters a key of etcd, or removes it. It says whether edges are concerned.
-// The caller holds mu; parsed is what parse made of the record.
-func (st *state) take(k keys, event *clientv3.Event, parsed *stored) (sets bool) {
+// take enters a key of etcd, or removes it. It says whether edges are concerned, and
+// which streams of this replica another's have superseded. The caller holds mu; read is
+// what parse made of the event.
+func (st *state) take(k keys, event *clientv3.Event, read parsed) (sets bool, superseded []stream) {
 	removed := event.Type == mvccpb.Event_DELETE
 	if name, ok := nameOf(event.Kv.Key, k.records()); ok {
 		if removed {
 			delete(st.records, name)
 		} else {
-			st.records[name] = parsed
+			st.records[name] = read.stored
 		}
-		return true
+		st.newest = max(st.newest, event.Kv.ModRevision)
+		return true, nil
 	}
-	if edge, ok := nameOf(event.Kv.Key, k.covers()); ok {
-		if removed {
-			delete(st.covers, edge)
-			return false
+	if name, ok := nameOf(event.Kv.Key, k.covers()); ok {
+		switch {
+		case removed:
+			st.ledger.drop(name)
+		case read.news != nil:
+			superseded = st.ledger.take(*read.news, event.Kv.ModRevision)
 		}
-		c, err := decodeCover(event.Kv.Value)
-		if err != nil {
-			c = &cover{} // alive, but nothing is known of it
-		}
-		st.covers[edge] = c
 	}
 	if candidate, ok := nameOf(event.Kv.Key, k.leaders()); ok {
 		if removed {
@@ -186,5 +228,5 @@ func (st *state) take(k keys, event *clientv3.Event, parsed *stored) (sets bool)
 			st.offices[candidate] = office{name: string(event.Kv.Value), created: event.Kv.CreateRevision}
 		}
 	}
-	return false
+	return false, superseded
 }

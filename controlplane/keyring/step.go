@@ -66,6 +66,9 @@ type Fleet struct {
 	// Complete says that the fleet has been watched for so long that an edge that is
 	// not among Edges is not alive.
 	Complete bool
+	// Behind says that a replica does not know the ring yet, so that edges that are
+	// not among Edges yet may have been told of less.
+	Behind bool
 }
 
 // Verb is a step of an epoch's life.
@@ -102,7 +105,8 @@ type Action struct {
 //
 // The next epoch is prepared rotationInterval after the active one became
 // active. It becomes active when every edge has acked it, or at its Deadline;
-// where nothing encrypts yet, even while the fleet is not Complete. A retired
+// where nothing encrypts yet, even while the fleet is not Complete. It waits for
+// replicas that are Behind as for edges. A retired
 // epoch is erased retireAfter after it stopped encrypting, which is when no edge
 // encrypts with it, but at most the same wait after it was retired.
 func Step(now time.Time, spec *resealv1.Keyring, ring Ring, fleet Fleet) []Action {
@@ -164,7 +168,7 @@ func (s *stepper) activate() {
 	active, replaces := s.ring.Active()
 	acked := !slices.ContainsFunc(s.fleet.Edges, func(h Held) bool { return !h.Has(prepared.Number) })
 	due := !s.now.Before(Deadline(s.spec, prepared.PreparedAt, s.fleet))
-	if !due && !(acked && (s.fleet.Complete || !replaces)) {
+	if !due && (!acked || s.fleet.Behind || replaces && !s.fleet.Complete) {
 		return
 	}
 	due = due && !acked
@@ -181,7 +185,7 @@ func (s *stepper) settle() {
 		}
 		encrypts := slices.ContainsFunc(s.fleet.Edges, func(h Held) bool { return h.Unknown || h.Active == e.Number })
 		due := !s.now.Before(Deadline(s.spec, e.RetiredAt, s.fleet))
-		if due || s.fleet.Complete && !encrypts {
+		if due || s.fleet.Complete && !s.fleet.Behind && !encrypts {
 			s.do(Action{Verb: Settle, Epoch: e.Number, Due: due})
 		}
 	}

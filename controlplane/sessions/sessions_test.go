@@ -557,3 +557,12 @@ func TestSlowMember(t *testing.T) {
 		t.Errorf("it goes on: %v", slow.cause)
 	}
 }
+
+// A relay that is full says when to come back.
+func TestFullRelay(t *testing.T) {
+	s := New(Config{})
+	s.streams = maxMembers
+	if err := s.open(); !errors.Is(err, resealv1.ErrTooManyEdges) || len(status.Convert(err).Details()) != 1 {
+		t.Errorf("an edge too many gets %v", err)
+	}
+}

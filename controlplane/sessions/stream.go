@@ -87,7 +87,7 @@ func (s *Server) open() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.streams >= maxMembers {
-		return status.Error(codes.ResourceExhausted, "this replica has as many edges as it can take")
+		return resealv1.ErrTooManyEdges
 	}
 	s.streams++
 	return nil
