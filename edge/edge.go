@@ -60,6 +60,9 @@ type Config struct {
 	// FeedWait is how long a start waits for the feed before it serves the last
 	// good configuration.
 	FeedWait time.Duration
+	// PaceGC has the edge set the pace of the garbage collector (debug.SetGCPercent),
+	// which is the process's: a small heap may grow to 64 MiB between two collections.
+	PaceGC bool
 	// ForgetSessions keeps backend sessions in memory alone: a restart makes
 	// full handshakes. Default: they are kept in StateDir, sealed.
 	ForgetSessions bool
@@ -115,7 +118,7 @@ func New(cfg Config) *Edge {
 		startedAt: time.Now(),
 		registry:  registry,
 		tally:     counters,
-		memory:    &memory{limit: cfg.MemoryLimit},
+		memory:    &memory{limit: cfg.MemoryLimit, paced: cfg.PaceGC},
 		enrolled:  make(chan struct{}),
 		reload:    make(chan struct{}, 1),
 		apply:     newConfiguration(),

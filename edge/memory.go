@@ -29,6 +29,10 @@ const (
 	// to the system, in percent of the heap, and freeLeast in bytes.
 	worthFreeing = 25
 	freeLeast    = 16 << 20
+	// heapFloor is up to what size, in bytes, the heap may always grow between two
+	// collections. With little alive the collector would otherwise run many times a
+	// second, for memory that nobody misses.
+	heapFloor = 64 << 20
 )
 
 // memory measures what the process uses: what was alive at the last garbage
@@ -37,7 +41,10 @@ const (
 // run.
 type memory struct {
 	limit int64 // 0: none
+	paced bool  // the collector's pace is set here
 	used  atomic.Int64
+
+	percent int // the pace that was set last; run's
 }
 
 // Used is the last measurement, in bytes.
@@ -56,18 +63,22 @@ func (m *memory) run(ctx context.Context) error {
 	before, collected := readHeap(), time.Now()
 	var freed heap // after memory was given back
 	m.used.Store(before.used())
+	m.pace(before)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-measure:
-			m.used.Store(readHeap().used())
+			now := readHeap()
+			m.used.Store(now.used())
+			m.pace(now)
 			if m.Used() > m.limit/100*collectAbove && time.Since(collected) >= collectInterval {
 				runtime.GC()
 				collected = time.Now()
 			}
 		case <-rest.C:
 			now := readHeap()
+			m.pace(now)
 			if now.atRest(before, freed) {
 				// Clients that connected left garbage, as many times of what they hold now
 				// as the collector lets grow. Without traffic nothing would collect it for
@@ -78,6 +89,15 @@ func (m *memory) run(ctx context.Context) error {
 			}
 			before = now
 		}
+	}
+}
+
+// pace lets the heap grow to heapFloor between two collections, or to twice what is
+// alive. A limit that comes near has its own way (debug.SetMemoryLimit).
+func (m *memory) pace(now heap) {
+	if percent := now.percent(); m.paced && percent != m.percent {
+		m.percent = percent
+		debug.SetGCPercent(percent)
 	}
 }
 
@@ -103,6 +123,16 @@ func readHeap() heap {
 }
 
 func (h heap) used() int64 { return int64(h.live + h.stacks) }
+
+// percent is by how much the heap may grow over what is alive, in percent, in steps
+// so that it rarely changes.
+func (h heap) percent() int {
+	percent := 100
+	for percent < 1600 && h.live*uint64(2*percent+100)/100 <= heapFloor {
+		percent *= 2
+	}
+	return percent
+}
 
 // atRest reports whether next to nothing was allocated since before, and enough
 // since memory was given back that a collection may find much. What is garbage is

@@ -86,6 +86,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return code
 	}
 	cfg.Logger, cfg.Version = logger, version
+	cfg.PaceGC = os.Getenv("GOGC") == ""
 	cfg.ForgetSessions = !*keepSessions
 	if cfg.MemoryLimit, err = memoryLimit(*memory); err != nil {
 		_, code := flags.Usagef("--memory-limit: %v", err)
