@@ -27,7 +27,9 @@ import (
 	"github.com/reseal/reseal/controlplane/etcd"
 	"github.com/reseal/reseal/controlplane/feed"
 	"github.com/reseal/reseal/controlplane/gate"
+	"github.com/reseal/reseal/controlplane/intent"
 	"github.com/reseal/reseal/controlplane/keyring"
+	"github.com/reseal/reseal/controlplane/replicas"
 	"github.com/reseal/reseal/controlplane/sessions"
 	"github.com/reseal/reseal/controlplane/store"
 	"github.com/reseal/reseal/controlplane/tally"
@@ -46,6 +48,14 @@ type Config struct {
 	// Advertise are the addresses that the admin context names. Default:
 	// 127.0.0.1 with the port of Listen.
 	Advertise []string
+	// ReplicaName is how the replicas of a fleet call this one: letters, digits, ".",
+	// "_" and "-", another one for each. Default: the host's name or address, and
+	// the port of Listen.
+	ReplicaName string
+	// ReplicaAddress is where other replicas reach Listen, host:port. Default: the
+	// address of Listen; when that is any address, the one from which the etcd
+	// cluster is reached.
+	ReplicaAddress string
 	// EtcdEndpoints is the external cluster. Empty: a store in this process.
 	EtcdEndpoints []string
 	// EtcdCA, EtcdCert and EtcdKey are PEM files for TLS to the external
@@ -230,10 +240,17 @@ func (c *ControlPlane) openTrust(ctx context.Context, kept *etcd.Store, listener
 }
 
 func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net.Listener) error {
-	feedServer := feed.New(feed.Config{
+	var feedServer *feed.Server
+	orders := intent.New(intent.Config{
+		Client:  kept.Client,
+		Changed: func(edge string) { feedServer.FollowDrain(edge) },
+		Logger:  c.cfg.Logger.With("part", "intent"),
+	})
+	feedServer = feed.New(feed.Config{
 		Source:     c.store,
 		Unseal:     c.store.Unseal,
 		Edge:       c.edge,
+		Drained:    orders.Drained,
 		Logger:     c.cfg.Logger.With("part", "feed"),
 		Registerer: c.registry,
 	})
@@ -258,9 +275,13 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Validate: manifest.Validate,
 		Logger:   c.cfg.Logger.With("part", "admin"),
 	})
+	group, err := c.newGroup(kept, listener.Addr(), feedServer.Connected)
+	if err != nil {
+		return err
+	}
 	keyringServer := keyring.New(keyring.Config{
 		Client:     kept.Client,
-		Name:       replicaName(listener.Addr()),
+		Name:       group.ID(),
 		Source:     c.store,
 		Seal:       c.trust.Seal,
 		Unseal:     c.trust.Unseal,
@@ -282,22 +303,28 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	server, health := newGRPCServer(c.trust, door, feed.Codec{}, c.cfg.Version)
 	resealv1.RegisterAdminServiceServer(server, adminServer)
 	resealv1.RegisterFeedServiceServer(server, feedServer)
-	resealv1.RegisterFleetServiceServer(server, feedServer)
-	resealv1.RegisterTallyServiceServer(server, tallyServer)
+	everywhere := replicas.Services{
+		Fleet:       feedServer,
+		Tally:       tallyServer,
+		FromReplica: trust.FromReplica,
+		Store:       kept.Status,
+		Orders:      c.orders(orders),
+	}
+	resealv1.RegisterFleetServiceServer(server, replicas.NewFleet(group, everywhere))
+	resealv1.RegisterTallyServiceServer(server, replicas.NewTally(group, everywhere))
 	resealv1.RegisterEnrollmentServiceServer(server, c.trust)
 	resealv1.RegisterKeyringServiceServer(server, keyringServer)
 	resealv1.RegisterSessionServiceServer(server, sessionServer)
 
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return c.trust.Run(ctx) })
-	group.Go(func() error { return c.store.Run(ctx) })
-	group.Go(func() error { return feedServer.Run(ctx) })
-	group.Go(func() error { return tallyServer.Run(ctx) })
-	group.Go(func() error { return sessionServer.Run(ctx) })
-	group.Go(func() error { return keyringServer.Run(ctx) })
-	group.Go(func() error { return door.Run(ctx) })
-	group.Go(func() error { return c.serveGRPC(ctx, server, health, door.Listener(listener)) })
-	return group.Wait()
+	running, ctx := errgroup.WithContext(ctx)
+	for _, run := range []func(context.Context) error{
+		c.trust.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, door.Run,
+		func(ctx context.Context) error { return c.joinGroup(ctx, group) },
+		func(ctx context.Context) error { return c.serveGRPC(ctx, server, health, door.Listener(listener)) },
+	} {
+		running.Go(func() error { return run(ctx) })
+	}
+	return running.Wait()
 }
 
 // serveGRPC takes calls once the store holds a snapshot, so that no edge hears
@@ -357,21 +384,6 @@ func (c *ControlPlane) PageTLS() *tls.Config {
 			return c.trust.PageTLS(), nil
 		},
 	}
-}
-
-// replicaName tells replicas apart for people: the listening address, with the
-// host's name where that is any address.
-func replicaName(address net.Addr) string {
-	host, port, err := net.SplitHostPort(address.String())
-	if err != nil {
-		return address.String()
-	}
-	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-		if name, err := os.Hostname(); err == nil {
-			host = name
-		}
-	}
-	return net.JoinHostPort(host, port)
 }
 
 // roots is the fleet's authority.

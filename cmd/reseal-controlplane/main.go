@@ -50,6 +50,8 @@ func (o *options) define(flags *daemon.Flags) {
 	flags.StringVar(&o.DataDir, "data-dir", "reseal-data", "embedded store, key-encryption key and admin context, `DIR`")
 	flags.StringVar(&o.Listen, "listen", ":7443", "gRPC services, mutual TLS, `ADDRESS`")
 	flags.StringSliceVar(&o.Advertise, "advertise", nil, "`ADDRESSES` of --listen for the admin context (default 127.0.0.1 with its port)")
+	flags.StringVar(&o.ReplicaName, "replica-name", "", "this replica's name, another one for each: letters, digits, \".\", \"_\", \"-\", `NAME` (default the host and port of --listen)")
+	flags.StringVar(&o.ReplicaAddress, "replica-address", "", "where other replicas reach --listen, `HOST:PORT` (default that address; when it is any, the one from which etcd is reached)")
 	o.page.Flag = "http"
 	flags.StringVar(&o.page.Address, "http", "127.0.0.1:7480", "/healthz, /readyz and /metrics, `ADDRESS`; empty: off")
 	flags.BoolVar(&o.pageTLS, "http-tls", false, "serve --http with mutual TLS: callers need a viewer's, operator's or administrator's certificate of this fleet")

@@ -27,6 +27,7 @@ type client struct {
 	timeout time.Duration
 	// answered: a call succeeded.
 	answered atomic.Bool
+	silent   silentReplicas
 
 	admin      resealv1.AdminServiceClient
 	fleet      resealv1.FleetServiceClient
@@ -47,6 +48,7 @@ func (a *app) connect() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.silent.warnf = a.warnf
 	a.client = c
 	return c, nil
 }
@@ -88,7 +90,11 @@ func newClient(t *target, timeout time.Duration) (*client, error) {
 func (c *client) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	bounded, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	return c.explain(ctx, method, invoke(bounded, method, req, reply, conn, opts...))
+	if err := invoke(bounded, method, req, reply, conn, opts...); err != nil {
+		return c.explain(ctx, method, err)
+	}
+	c.silent.note(reply)
+	return c.explain(ctx, method, nil)
 }
 
 // stream does the same for a stream. Only its start is bounded.
@@ -107,7 +113,11 @@ type explainedStream struct {
 }
 
 func (s *explainedStream) RecvMsg(m any) error {
-	return s.client.explain(s.Context(), s.method, s.ClientStream.RecvMsg(m))
+	err := s.ClientStream.RecvMsg(m)
+	if err == nil {
+		s.client.silent.note(m)
+	}
+	return s.client.explain(s.Context(), s.method, err)
 }
 
 // loggedCredentials notes how each TLS handshake ended.

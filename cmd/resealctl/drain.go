@@ -32,7 +32,8 @@ func newDrainCommand(a *app) *cobra.Command {
 		Short: "Take an edge out of service, or put it back",
 		Long: `Take an edge out of service: it tells its clients to go elsewhere (GOAWAY,
 Connection: close), its /readyz fails, and after the timeout it closes what is
-left. --undo takes it back into service.`,
+left. It stays out of service, whatever restarts, until --undo takes it back. An
+edge that is not connected is told when it is.`,
 		Example:           "  resealctl drain edge-1 --timeout 30s --wait\n  resealctl drain edge-1 --undo",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeEdges,
@@ -61,13 +62,18 @@ func (d *drainRun) run(ctx context.Context) error {
 	if d.timeout > 0 {
 		request.Timeout = durationpb.New(d.timeout)
 	}
-	if _, err := d.client.fleet.DrainEdge(ctx, request); err != nil {
+	answer, err := d.client.fleet.DrainEdge(ctx, request)
+	if err != nil {
 		if errors.Is(err, errNotFound) {
 			return notFound("edge", d.edge)
 		}
 		return err
 	}
 	switch {
+	case !answer.GetTold() && d.wait:
+		return fmt.Errorf("edge %q is not connected; it is told when it is", d.edge)
+	case !answer.GetTold():
+		d.printf("edge/%s is not connected; it is told when it is\n", d.edge)
 	case d.wait:
 		return d.waitUntilDone(ctx)
 	case d.undo:

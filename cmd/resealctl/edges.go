@@ -25,6 +25,7 @@ type edgeView struct {
 	Resources      int32             `json:"resources"`
 	ResourcesSent  int64             `json:"resourcesSent"`
 	Convergence    string            `json:"convergence,omitempty"`
+	Replica        string            `json:"replica,omitempty"`
 }
 
 type nackView struct {
@@ -47,7 +48,7 @@ func viewEdge(e *resealv1.Edge) edgeView {
 		BootID: e.GetBootId(), Address: e.GetAddress(), AckedRevision: e.GetAckedRevision(),
 		TargetRevision: e.GetTargetRevision(), Draining: e.GetDraining(), Resources: e.GetResources(),
 		ResourcesSent: e.GetResourcesSent(), StartedAt: utcStamp(e.GetStartedAt()),
-		ConnectedAt: utcStamp(e.GetConnectedAt()), DisconnectedAt: utcStamp(e.GetDisconnectedAt()),
+		Replica: e.GetReplica(), ConnectedAt: utcStamp(e.GetConnectedAt()), DisconnectedAt: utcStamp(e.GetDisconnectedAt()),
 	}
 	if view.Labels == nil {
 		view.Labels = map[string]string{}
@@ -80,7 +81,7 @@ func refKeys(refs []*resealv1.ResourceRef) []string {
 func edgeHeaders(wide bool) []string {
 	headers := []string{"ID", "STATE", "REVISION", "LABELS", "VERSION", "UPTIME", "ADDRESS"}
 	if wide {
-		headers = append(headers, "CONNECTED", "RESOURCES", "CONVERGENCE", "BOOT")
+		headers = append(headers, "CONNECTED", "RESOURCES", "CONVERGENCE", "BOOT", "REPLICA")
 	}
 	return append(headers, "REASON")
 }
@@ -93,7 +94,7 @@ func edgeCells(e *resealv1.Edge, wide bool) []string {
 		if e.GetConvergence() != nil {
 			convergence = e.GetConvergence().AsDuration().String()
 		}
-		cells = append(cells, age(e.GetConnectedAt()), fmt.Sprint(e.GetResources()), convergence, orNone(e.GetBootId()))
+		cells = append(cells, age(e.GetConnectedAt()), fmt.Sprint(e.GetResources()), convergence, orNone(e.GetBootId()), orNone(e.GetReplica()))
 	}
 	return append(cells, edgeReason(e))
 }
@@ -143,6 +144,7 @@ func (a *app) describeEdge(e *resealv1.Edge) {
 	d.labels("Labels", e.GetLabels())
 	d.line(0, "Version", orNone(e.GetVersion()))
 	d.line(0, "Address", orNone(e.GetAddress()))
+	d.line(0, "Replica", orNone(e.GetReplica()))
 	d.line(0, "Boot ID", orNone(e.GetBootId()))
 	d.line(0, "Started", ago(e.GetStartedAt()))
 	d.line(0, "Connected", ago(e.GetConnectedAt()))

@@ -118,6 +118,8 @@ type fakeServer struct {
 	samples   int
 	tokens    []*resealv1.JoinToken
 	unwell    bool // every call is answered UNAVAILABLE
+	// unanswered are replicas that did not answer this one.
+	unanswered []*resealv1.UnansweredReplica
 }
 
 // startFake serves on loopback until the test ends.

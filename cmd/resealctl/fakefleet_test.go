@@ -80,13 +80,32 @@ func (f *fakeServer) selectedEdges(labels map[string]string, id string) []*resea
 func (f *fakeServer) ListEdges(_ context.Context, req *resealv1.ListEdgesRequest) (*resealv1.ListEdgesResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &resealv1.ListEdgesResponse{Edges: f.selectedEdges(req.GetMatchLabels(), req.GetId())}, nil
+	return &resealv1.ListEdgesResponse{Edges: f.selectedEdges(req.GetMatchLabels(), req.GetId()), Unanswered: f.unanswered}, nil
 }
 
 func (f *fakeServer) WatchEdges(req *resealv1.WatchEdgesRequest, stream grpc.ServerStreamingServer[resealv1.WatchEdgesResponse]) error {
 	return f.watch(stream.Context(), func() error {
 		return stream.Send(&resealv1.WatchEdgesResponse{Edges: f.selectedEdges(req.GetMatchLabels(), "")})
 	})
+}
+
+// ListReplicas knows itself, and c2 which may not answer.
+func (f *fakeServer) ListReplicas(context.Context, *resealv1.ListReplicasRequest) (*resealv1.ListReplicasResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	two := &resealv1.Replica{
+		Id: "c2", Address: "10.1.0.2:7443", Version: "v0.1.0", StartedAt: timestamppb.New(fakeEpoch), Edges: 1, State: resealv1.Replica_STATE_SERVING,
+	}
+	for _, r := range f.unanswered {
+		two.State, two.Problem = resealv1.Replica_STATE_UNANSWERED, r.GetReason()
+	}
+	return &resealv1.ListReplicasResponse{
+		AnsweredBy: "c1", Store: &resealv1.StoreStatus{SizeBytes: 1700 << 20, UsedBytes: 3 << 20, QuotaBytes: 2 << 30, Problem: "the store is 83% full"},
+		Replicas: []*resealv1.Replica{
+			{Id: "c1", Address: "10.1.0.1:7443", Version: "v0.1.0", StartedAt: timestamppb.New(fakeEpoch), Edges: 1, State: resealv1.Replica_STATE_SERVING, Problem: "the store is 83% full"},
+			two,
+		},
+	}, nil
 }
 
 // DrainEdge takes edge-1's clients away at once; edge-2 keeps its own.
@@ -102,7 +121,7 @@ func (f *fakeServer) DrainEdge(_ context.Context, req *resealv1.DrainEdgeRequest
 			e.State = resealv1.Edge_STATE_DRAINING
 		}
 		f.notify()
-		return &resealv1.DrainEdgeResponse{}, nil
+		return &resealv1.DrainEdgeResponse{Told: true}, nil
 	}
 	return nil, status.Errorf(codes.NotFound, "edge %q is not connected", req.GetId())
 }
@@ -130,6 +149,7 @@ func (f *fakeServer) GetStats(_ context.Context, req *resealv1.GetStatsRequest) 
 		}
 	}
 	other := func(s *resealv1.Stats) bool { return req.GetName() != "" && s.GetName() != req.GetName() }
+	stats.Unanswered = f.unanswered
 	stats.Pools = slices.DeleteFunc(stats.Pools, other)
 	stats.Listeners = slices.DeleteFunc(stats.Listeners, other)
 	stats.Edges = slices.DeleteFunc(stats.Edges, func(e *resealv1.EdgeStats) bool {

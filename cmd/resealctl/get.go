@@ -27,6 +27,8 @@ type getter struct {
 	selection *selection
 	labels    map[string]string
 	format    *format
+
+	unanswered []*resealv1.UnansweredReplica // whose edges are missing
 }
 
 func newGetCommand(a *app) *cobra.Command {
@@ -136,6 +138,7 @@ func (g *getter) edges(ctx context.Context) ([]*resealv1.Edge, error) {
 	if err != nil {
 		return nil, err
 	}
+	g.unanswered = list.GetUnanswered()
 	byID := make(map[string]*resealv1.Edge)
 	var found []*resealv1.Edge
 	for _, edge := range list.GetEdges() {
@@ -187,17 +190,23 @@ func (g *getter) printStructured(resources []*resealv1.Resource, edges []*reseal
 		if one {
 			return g.printDocument(g.format, viewEdge(edges[0]))
 		}
-		return g.printDocument(g.format, viewEdges(edges))
+		return g.printDocument(g.format, viewEdges(edges, g.unanswered))
 	}
 	return g.formatResources(g.format, one, resources)
 }
 
-func viewEdges(edges []*resealv1.Edge) any {
+// edgesView is a list of edges as -o json and yaml show it.
+type edgesView struct {
+	Edges      []edgeView       `json:"edges"`
+	Unanswered []unansweredView `json:"unanswered,omitempty"`
+}
+
+func viewEdges(edges []*resealv1.Edge, unanswered []*resealv1.UnansweredReplica) edgesView {
 	views := make([]edgeView, len(edges))
 	for i, edge := range edges {
 		views[i] = viewEdge(edge)
 	}
-	return map[string]any{"edges": views}
+	return edgesView{views, viewUnanswered(unanswered)}
 }
 
 func (g *getter) onlyEdges() bool {

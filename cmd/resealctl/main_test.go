@@ -156,7 +156,7 @@ func checkMode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// steerFake changes the control plane: fake stop | unwell | watched N. Also
+// steerFake changes the control plane: fake stop | unwell | alone | watched N. Also
 // fake silent, which sets $SILENT to an address that never answers, and fake
 // certificate FILE NAME DOMAINS, which writes a Certificate. Of keyrings: fake
 // stuck | damaged.
@@ -165,6 +165,10 @@ func steerFake(ts *testscript.TestScript, neg bool, args []string) {
 	switch what := strings.Join(args, " "); {
 	case what == "stop":
 		f.server.Stop()
+	case what == "alone":
+		f.change(func() {
+			f.unanswered = []*resealv1.UnansweredReplica{{Id: "c2", Address: "10.1.0.2:7443", Reason: "no answer within 2s"}}
+		})
 	case what == "unwell":
 		f.change(func() { f.unwell = true })
 	case what == "stuck":

@@ -274,30 +274,34 @@ type edgeStatsView struct {
 	Listeners   []statsView `json:"listeners"`
 }
 
+// statsDocument are the lists that were asked for.
+type statsDocument struct {
+	Pools      *[]statsView     `json:"pools,omitempty"`
+	Listeners  *[]statsView     `json:"listeners,omitempty"`
+	Edges      *[]edgeStatsView `json:"edges,omitempty"`
+	Unanswered []unansweredView `json:"unanswered,omitempty"`
+}
+
 // view is the document: only the lists that were asked for.
 func (s *statsRun) view(stats *resealv1.GetStatsResponse) any {
-	switch s.what {
-	case "pools":
-		return struct {
-			Pools []statsView `json:"pools"`
-		}{viewStats(stats.GetPools())}
-	case "listeners":
-		return struct {
-			Listeners []statsView `json:"listeners"`
-		}{viewListeners(stats)}
-	case "edges":
+	document := statsDocument{Unanswered: viewUnanswered(stats.GetUnanswered())}
+	if s.what == "edges" {
 		views := make([]edgeStatsView, len(stats.GetEdges()))
 		for i, e := range stats.GetEdges() {
 			views[i] = edgeStatsView{e.GetEdge(), e.GetStale(), utcStamp(e.GetWindowStart()), viewStats(e.GetPools()), viewStats(e.GetListeners())}
 		}
-		return struct {
-			Edges []edgeStatsView `json:"edges"`
-		}{views}
+		document.Edges = &views
+		return document
 	}
-	return struct {
-		Pools     []statsView `json:"pools"`
-		Listeners []statsView `json:"listeners"`
-	}{viewStats(stats.GetPools()), viewListeners(stats)}
+	if s.what != "listeners" {
+		pools := viewStats(stats.GetPools())
+		document.Pools = &pools
+	}
+	if s.what != "pools" {
+		listeners := viewListeners(stats)
+		document.Listeners = &listeners
+	}
+	return document
 }
 
 // viewListeners are the fleet's listeners.

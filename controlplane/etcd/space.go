@@ -11,6 +11,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 const (
@@ -91,6 +93,14 @@ func (s *Store) Problem() string {
 		return fmt.Sprintf("the store is %.0f%% full: %s of %s; applies are refused from %.0f%% on", 100*p.share(), bytesText(p.size), bytesText(p.quota), 100*fullAt)
 	}
 	return ""
+}
+
+// Status is what is known of the space, and what Problem says. It makes no request.
+func (s *Store) Status() *resealv1.StoreStatus {
+	p := s.space.Load()
+	return &resealv1.StoreStatus{
+		SizeBytes: p.size, UsedBytes: p.inUse, QuotaBytes: p.quota, Embedded: p.embedded, Problem: s.Problem(),
+	}
 }
 
 // Run looks after the space until ctx ends. It returns the error by which the

@@ -57,6 +57,10 @@ type Config struct {
 	// that the edge says it has; nil lets the edge's own stand. An error that
 	// carries no gRPC status is PERMISSION_DENIED. Required.
 	Edge func(ctx context.Context) (id string, labels map[string]string, err error)
+	// Drained is the order for an edge to drain, nil when there is none. Whoever
+	// changes that calls FollowDrain. Nil: only what DrainEdge says counts, while
+	// the edge is live.
+	Drained func(id string) *resealv1.Drain
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: none.

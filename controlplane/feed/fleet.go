@@ -81,7 +81,7 @@ func (s *Server) DrainEdge(ctx context.Context, request *resealv1.DrainEdgeReque
 		case <-told:
 			s.config.Logger.Info("edge told to drain", "edge", request.GetId(), "undo", request.GetUndo(),
 				"timeout", request.GetTimeout().AsDuration())
-			return &resealv1.DrainEdgeResponse{}, nil
+			return &resealv1.DrainEdgeResponse{Told: true}, nil
 		case <-stream.done:
 			return nil, status.Errorf(codes.Unavailable, "edge %q left before it could be told; it is told when it comes back within %s", request.GetId(), liveFor)
 		case <-ctx.Done():
@@ -90,6 +90,26 @@ func (s *Server) DrainEdge(ctx context.Context, request *resealv1.DrainEdgeReque
 	}
 }
 
+// FollowDrain has an edge that is connected here told what Config.Drained says of
+// it now. It does not block.
+func (s *Server) FollowDrain(id string) {
+	drain := s.config.Drained(id)
+	if drain == nil {
+		drain = &resealv1.Drain{}
+	}
+	stream, err := s.table.order(id, drain)
+	if err != nil {
+		return // it is told when it connects
+	}
+	select {
+	case stream.redrain <- struct{}{}:
+	default:
+	}
+}
+
 func drainMessage(drain *resealv1.Drain) *resealv1.SyncResponse {
 	return &resealv1.SyncResponse{Message: &resealv1.SyncResponse_Drain{Drain: drain}}
 }
+
+// Connected is how many edges are connected to this replica.
+func (s *Server) Connected() int { return s.table.connected() }

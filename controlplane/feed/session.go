@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -40,9 +41,10 @@ type session struct {
 	hello  *resealv1.Hello
 
 	received   chan *resealv1.SyncRequest
-	receiveErr error      // set before received is closed
-	sent       chan error // how a send ended; there is room for the one under way
-	orders     chan order // of the operator, for this edge
+	receiveErr error         // set before received is closed
+	sent       chan error    // how a send ended; there is room for the one under way
+	orders     chan order    // of the operator, for this edge
+	redrain    chan struct{} // whether the edge is to drain has changed
 	probing    probing
 	superseded chan struct{} // closed when a newer stream took over
 	done       chan struct{} // closed when the session has ended
@@ -57,8 +59,9 @@ type session struct {
 	waiting      bool      // the newest update is still in pending
 	before       past      // the one before the newest
 	deadline     *time.Timer
-	sending      bool       // a send is under way
-	pending      []outgoing // at most an update and an order
+	drain        *resealv1.Drain // what the edge was told last, nil: nothing
+	sending      bool            // a send is under way
+	pending      []outgoing      // at most an update, and few orders
 }
 
 // past is an update that was answered.
@@ -92,6 +95,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[resealv1.SyncRequest, rese
 		received:   make(chan *resealv1.SyncRequest),
 		sent:       make(chan error, 1),
 		orders:     make(chan order),
+		redrain:    make(chan struct{}, 1),
 		superseded: make(chan struct{}),
 		done:       make(chan struct{}),
 		deadline:   time.NewTimer(answerTimeout),
@@ -191,13 +195,45 @@ func (c *session) start(ctx context.Context, labels map[string]string) error {
 	if replaced != nil {
 		close(replaced.superseded)
 	}
-	if drain != nil {
-		c.pending = append(c.pending, outgoing{message: drainMessage(drain)})
-	}
+	c.beginDrain(drain)
 	c.server.config.Logger.Info("edge connected", "edge", c.id, "address", address, "version", c.hello.GetVersion(),
 		"boot_id", c.hello.GetBootId(), "revision", c.hello.GetRevision())
 	// Headers tell the edge that it is welcome before there is anything to say.
 	return c.stream.SendHeader(nil)
+}
+
+// beginDrain tells an edge that has just connected whether it is to drain. before
+// is what it was told on its last stream, nil for nothing.
+func (c *session) beginDrain(before *resealv1.Drain) {
+	if c.server.config.Drained != nil {
+		wanted := c.server.config.Drained(c.id)
+		c.server.table.drained(c, wanted)
+		switch {
+		case wanted != nil && c.hello.GetDraining():
+			c.drain, before = wanted, nil // it knows
+		case wanted != nil:
+			before = wanted
+		case c.hello.GetDraining() || before != nil:
+			before = &resealv1.Drain{} // it was taken back while the edge was away
+		}
+	}
+	if before != nil {
+		c.order(order{message: drainMessage(before)})
+	}
+}
+
+// order has something said to the edge, unless it is what it was told last.
+func (c *session) order(o order) {
+	if drain := o.message.GetDrain(); drain != nil {
+		if c.drain != nil && proto.Equal(c.drain, drain) {
+			if o.sent != nil {
+				close(o.sent)
+			}
+			return
+		}
+		c.drain = drain
+	}
+	c.pending = append(c.pending, outgoing{o.message, o.sent})
 }
 
 var errStopping = status.Error(codes.Unavailable, "this replica is stopping")
@@ -228,7 +264,9 @@ func (c *session) run(ctx context.Context) error {
 		}
 		select {
 		case order := <-orders:
-			c.pending = append(c.pending, outgoing{order.message, order.sent})
+			c.order(order)
+		case <-c.redrain:
+			c.order(order{message: drainMessage(c.server.table.drainOf(c))})
 		case message, ok := <-c.received:
 			if !ok {
 				return c.ended()

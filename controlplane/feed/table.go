@@ -259,6 +259,39 @@ func (t *table) order(id string, drain *resealv1.Drain) (*session, error) {
 	return row.stream, nil
 }
 
+// drained notes what stream's edge is to do, nil: serve.
+func (t *table) drained(stream *session, drain *resealv1.Drain) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if row := t.rowLocked(stream); row != nil {
+		row.drain = drain
+		t.changedLocked()
+	}
+}
+
+// drainOf is what stream's edge is to do.
+func (t *table) drainOf(stream *session) *resealv1.Drain {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if row := t.rowLocked(stream); row != nil && row.drain != nil {
+		return row.drain
+	}
+	return &resealv1.Drain{}
+}
+
+// connected counts the edges that have a stream.
+func (t *table) connected() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	count := 0
+	for _, row := range t.edges {
+		if row.stream != nil {
+			count++
+		}
+	}
+	return count
+}
+
 // expire forgets edges that left too long ago.
 func (t *table) expire() {
 	t.mu.Lock()

@@ -33,14 +33,15 @@ func allowedRoles() map[string][]resealv1.Role {
 }
 
 // admits tells whether a method with the given allow option admits role. An
-// operator may do what a viewer may, an admin what an operator may.
+// operator may do what a viewer may, an admin what an operator may; the other roles
+// have no order.
 func admits(allow []resealv1.Role, role resealv1.Role) bool {
 	for _, allowed := range allow {
 		switch {
 		case allowed == resealv1.Role_ROLE_UNSPECIFIED:
 		case role == allowed:
 			return true
-		case allowed >= resealv1.Role_ROLE_VIEWER && role > allowed:
+		case allowed >= resealv1.Role_ROLE_VIEWER && role > allowed && role <= resealv1.Role_ROLE_ADMIN:
 			return true
 		}
 	}
@@ -113,11 +114,12 @@ func (t *Trust) authorise(ctx context.Context, fullMethod string) (context.Conte
 	return nil, status.Errorf(codes.PermissionDenied, "%s may not call %s (role needed: %s)", who.identity, name, describe(allow))
 }
 
-// describe names the roles of an allow option.
+// describe names the roles of an allow option. Replicas have one of their own, which
+// is of no use to others.
 func describe(allow []resealv1.Role) string {
 	var names []string
 	for _, role := range allow {
-		if role > resealv1.Role_ROLE_ANONYMOUS {
+		if role > resealv1.Role_ROLE_ANONYMOUS && (role != resealv1.Role_ROLE_REPLICA || len(allow) == 1) {
 			names = append(names, resealv1.Label(role))
 		}
 	}

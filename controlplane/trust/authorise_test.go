@@ -42,6 +42,8 @@ var satisfiedBy = map[resealv1.Role][]string{
 	viewer:    {"viewer", "operator", "admin"},
 	operating: {"operator", "admin"},
 	admin:     {"admin"},
+
+	resealv1.Role_ROLE_REPLICA: {"replica"},
 }
 
 func resealMethods(t *testing.T) []protoreflect.MethodDescriptor {
@@ -93,6 +95,7 @@ func callers(t *testing.T, s *server) map[string]*grpc.ClientConn {
 		"operator":     s.dial(t, operator(t, s.trust, operating, "o")),
 		"admin":        s.dial(t, operator(t, s.trust, admin, "a")),
 		"controlplane": s.dial(t, *s.trust.server.Load()),
+		"replica":      s.dial(t, replicaCertificateOf(t, s.trust, "r1")),
 	}
 }
 
@@ -138,13 +141,13 @@ func TestSensitiveMethods(t *testing.T) {
 		"/reseal.v1.AdminService/Apply":            operating,
 		"/reseal.v1.AdminService/Delete":           operating,
 		"/reseal.v1.AdminService/Rollback":         operating,
-		"/reseal.v1.FleetService/DrainEdge":        operating,
 		"/reseal.v1.FeedService/Sync":              edgeRole,
 		"/reseal.v1.TallyService/Report":           edgeRole,
 		"/reseal.v1.EnrollmentService/Renew":       edgeRole,
 		"/reseal.v1.EnrollmentService/CreateToken": admin,
 		"/reseal.v1.EnrollmentService/ListTokens":  admin,
 		"/reseal.v1.EnrollmentService/RevokeToken": admin,
+		"/reseal.v1.ReplicaService/Relay":          resealv1.Role_ROLE_REPLICA,
 	} {
 		if got := allowedRoles()[method]; len(got) != 1 || got[0] != want {
 			t.Errorf("%s admits %v, want %s", method, got, want)
@@ -192,7 +195,7 @@ func TestHealthAndReflection(t *testing.T) {
 		switch who {
 		case "anonymous":
 			want = codes.Unauthenticated
-		case "controlplane":
+		case "controlplane", "replica":
 			want = codes.PermissionDenied
 		}
 		if status.Code(err) != want {
@@ -385,4 +388,60 @@ func TestWithoutTLS(t *testing.T) {
 	defer conn.Close()
 	_, err = resealv1.NewEnrollmentServiceClient(conn).Enroll(t.Context(), &resealv1.EnrollRequest{})
 	wantCode(t, err, codes.Unauthenticated, "TLS")
+}
+
+func replicaCertificateOf(t *testing.T, trust *Trust, name string) tls.Certificate {
+	t.Helper()
+	config, err := trust.ReplicaTLS(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown, err := config.GetClientCertificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return *shown
+}
+
+// TestReplicaTLS: a replica calls control planes of its fleet and nobody else.
+func TestReplicaTLS(t *testing.T) {
+	trust := openTrust(t, testConfig(t))
+	config, err := trust.ReplicaTLS("r1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shake := func(server *tls.Config) error {
+		listener, err := tls.Listen("tcp", "127.0.0.1:0", server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		go func() {
+			if conn, err := listener.Accept(); err == nil {
+				_ = conn.(*tls.Conn).Handshake()
+				_ = conn.Close()
+			}
+		}()
+		conn, err := tls.Dial("tcp", listener.Addr().String(), config)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err
+	}
+	if err := shake(trust.ServerTLS()); err != nil {
+		t.Errorf("a control plane of the fleet: %v", err)
+	}
+	edge := edgeCertificate(t, trust, "e1", "")
+	if err := shake(&tls.Config{Certificates: []tls.Certificate{edge}, NextProtos: []string{"h2"}}); err == nil || !strings.Contains(err.Error(), "not for spiffe://") {
+		t.Errorf("an edge that poses as a control plane: %v", err)
+	}
+	cfg := testConfig(t)
+	cfg.KEKFile += "-other"
+	other := openTrust(t, cfg)
+	if err := shake(other.ServerTLS()); err == nil {
+		t.Error("a control plane of another fleet is accepted")
+	}
+	if _, err := trust.ReplicaTLS("no/name"); err == nil {
+		t.Error("a name that is no path segment is accepted")
+	}
 }

@@ -18,11 +18,11 @@ import (
 
 // Identity is who calls.
 type Identity struct {
-	// Role is what the certificate says: ROLE_EDGE, ROLE_VIEWER, ROLE_OPERATOR
-	// or ROLE_ADMIN; ROLE_ANONYMOUS without one; ROLE_UNSPECIFIED for another
-	// control plane.
+	// Role is what the certificate says: ROLE_EDGE, ROLE_VIEWER, ROLE_OPERATOR,
+	// ROLE_ADMIN or ROLE_REPLICA; ROLE_ANONYMOUS without one; ROLE_UNSPECIFIED for
+	// one that a control plane shows as a server.
 	Role resealv1.Role
-	// Name is the edge's id or the operator's name.
+	// Name is the edge's id, the operator's name or the replica's.
 	Name string
 }
 
@@ -117,9 +117,10 @@ var rolePaths = map[string]resealv1.Role{
 	"viewer":   resealv1.Role_ROLE_VIEWER,
 	"operator": resealv1.Role_ROLE_OPERATOR,
 	"admin":    resealv1.Role_ROLE_ADMIN,
+	"replica":  resealv1.Role_ROLE_REPLICA,
 }
 
-// checkName admits edge ids and operator names: what SPIFFE-ID, 2.2, allows in a
+// checkName admits edge ids and names of operators and replicas: what SPIFFE-ID, 2.2, allows in a
 // path segment, at most 63 bytes.
 func checkName(name string) error {
 	if name == "" || len(name) > 63 || name == "." || name == ".." {

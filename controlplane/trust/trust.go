@@ -4,7 +4,8 @@
 //
 // Callers are known by the one URI in their certificate:
 //
-//	spiffe://<trust domain>/controlplane
+//	spiffe://<trust domain>/controlplane, what every replica shows as a server
+//	spiffe://<trust domain>/replica/<name>, what it shows to other replicas
 //	spiffe://<trust domain>/edge/<id>
 //	spiffe://<trust domain>/viewer/<name>, /operator/<name>, /admin/<name>
 package trust

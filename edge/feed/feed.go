@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -106,6 +107,8 @@ type Feed struct {
 	// again asks for the held configuration to be applied once more.
 	again chan struct{}
 	trial *trial // belongs to whoever holds applying
+
+	drained atomic.Bool // the control plane said so last
 
 	// What survives a reconnect, guarded by mu.
 	mu       sync.Mutex

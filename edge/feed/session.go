@@ -126,6 +126,7 @@ func (s *session) talk(ctx, streamCtx context.Context) error {
 				continue
 			}
 			if drain := message.GetDrain(); drain != nil && s.feed.config.Drain != nil {
+				s.feed.drained.Store(drain.GetDrain())
 				s.feed.config.Drain(drain.GetDrain(), drain.GetTimeout().AsDuration())
 			}
 			if message.GetUpdate() == nil {
@@ -164,6 +165,7 @@ func (f *Feed) hello() *resealv1.SyncRequest {
 		Labels:    f.config.Labels,
 		Version:   f.config.Version,
 		StartedAt: timestamppb.New(f.config.StartedAt),
+		Draining:  f.drained.Load(),
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -259,7 +260,8 @@ type Edge struct {
 }
 
 // StartEdge enrols an edge with the fleet's control planes, starts it and waits
-// until it is up. It is ready when it has a configuration.
+// until it is up. It is ready when it has a configuration. It connects to Control
+// unless args hold --control-plane.
 func (f *Fleet) StartEdge(id, labels string, args ...string) *Edge {
 	f.TB.Helper()
 	return f.StartEdgeIn(nil, id, labels, args...)
@@ -281,8 +283,11 @@ func (f *Fleet) StartEdgeIn(network *process.Network, id, labels string, args ..
 	}
 	token := f.Ctl("token", "create", "--id", id, "--labels", labels, "-o", "name")
 	tokenFile := f.WriteFile("token-"+id, token)
+	if !slices.Contains(args, "--control-plane") {
+		args = append([]string{"--control-plane", f.Control.Address}, args...)
+	}
 	e.args = append([]string{
-		"--id", id, "--control-plane", f.Control.Address, "--state-dir", e.StateDir,
+		"--id", id, "--state-dir", e.StateDir,
 		"--admin", e.Admin, "--join-token-file", tokenFile, "--access-log", e.AccessLog,
 	}, args...)
 	e.Start()

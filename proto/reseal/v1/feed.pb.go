@@ -154,6 +154,7 @@ type SyncResponse struct {
 	//	*SyncResponse_Update
 	//	*SyncResponse_Drain
 	//	*SyncResponse_ProbeOrder
+	//	*SyncResponse_Move
 	Message       isSyncResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -223,6 +224,15 @@ func (x *SyncResponse) GetProbeOrder() *ProbeOrder {
 	return nil
 }
 
+func (x *SyncResponse) GetMove() *Move {
+	if x != nil {
+		if x, ok := x.Message.(*SyncResponse_Move); ok {
+			return x.Move
+		}
+	}
+	return nil
+}
+
 type isSyncResponse_Message interface {
 	isSyncResponse_Message()
 }
@@ -244,11 +254,19 @@ type SyncResponse_ProbeOrder struct {
 	ProbeOrder *ProbeOrder `protobuf:"bytes,3,opt,name=probe_order,json=probeOrder,proto3,oneof"`
 }
 
+type SyncResponse_Move struct {
+	// Connect to another replica. An edge that does not know the message, or
+	// knows no other address, stays.
+	Move *Move `protobuf:"bytes,4,opt,name=move,proto3,oneof"`
+}
+
 func (*SyncResponse_Update) isSyncResponse_Message() {}
 
 func (*SyncResponse_Drain) isSyncResponse_Message() {}
 
 func (*SyncResponse_ProbeOrder) isSyncResponse_Message() {}
+
+func (*SyncResponse_Move) isSyncResponse_Message() {}
 
 // Hello introduces an edge and what it holds.
 type Hello struct {
@@ -269,7 +287,10 @@ type Hello struct {
 	// Hash of the held configuration, as in Update.
 	Hash []byte `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
 	// When the process started.
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// Whether the edge drains because it was told to: the server tells it when that
+	// is over.
+	Draining      bool `protobuf:"varint,9,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -358,6 +379,13 @@ func (x *Hello) GetStartedAt() *timestamppb.Timestamp {
 		return x.StartedAt
 	}
 	return nil
+}
+
+func (x *Hello) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
 }
 
 // Update changes what an edge holds from base_revision to revision.
@@ -702,6 +730,63 @@ func (x *Drain) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
+// Move asks the edge to connect to another replica: this one has more edges than
+// others, or is about to stop.
+type Move struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Addresses, host:port, of the replica that has room. The edge prefers those that
+	// it was configured with itself, and connects to no others. May be empty.
+	Addresses []string `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Why, for people.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_reseal_v1_feed_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_feed_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Move) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Move) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_reseal_v1_feed_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_feed_proto_rawDesc = "" +
@@ -712,13 +797,14 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\x03ack\x18\x02 \x01(\v2\x0e.reseal.v1.AckH\x00R\x03ack\x12%\n" +
 	"\x04nack\x18\x03 \x01(\v2\x0f.reseal.v1.NackH\x00R\x04nack\x12;\n" +
 	"\fprobe_report\x18\x04 \x01(\v2\x16.reseal.v1.ProbeReportH\x00R\vprobeReportB\t\n" +
-	"\amessage\"\xaa\x01\n" +
+	"\amessage\"\xd1\x01\n" +
 	"\fSyncResponse\x12+\n" +
 	"\x06update\x18\x01 \x01(\v2\x11.reseal.v1.UpdateH\x00R\x06update\x12(\n" +
 	"\x05drain\x18\x02 \x01(\v2\x10.reseal.v1.DrainH\x00R\x05drain\x128\n" +
 	"\vprobe_order\x18\x03 \x01(\v2\x15.reseal.v1.ProbeOrderH\x00R\n" +
-	"probeOrderB\t\n" +
-	"\amessage\"\xc9\x02\n" +
+	"probeOrder\x12%\n" +
+	"\x04move\x18\x04 \x01(\v2\x0f.reseal.v1.MoveH\x00R\x04moveB\t\n" +
+	"\amessage\"\xe5\x02\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x124\n" +
@@ -729,7 +815,8 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\brevision\x18\x06 \x01(\x03R\brevision\x12\x12\n" +
 	"\x04hash\x18\a \x01(\fR\x04hash\x129\n" +
 	"\n" +
-	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x1a9\n" +
+	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1a\n" +
+	"\bdraining\x18\t \x01(\bR\bdraining\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +
@@ -757,7 +844,10 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\theld_back\x18\x05 \x03(\v2\x16.reseal.v1.ResourceRefR\bheldBack\"R\n" +
 	"\x05Drain\x12\x14\n" +
 	"\x05drain\x18\x01 \x01(\bR\x05drain\x123\n" +
-	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout2Q\n" +
+	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"<\n" +
+	"\x04Move\x12\x1c\n" +
+	"\taddresses\x18\x01 \x03(\tR\taddresses\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason2Q\n" +
 	"\vFeedService\x12B\n" +
 	"\x04Sync\x12\x16.reseal.v1.SyncRequest\x1a\x17.reseal.v1.SyncResponse\"\x05\xd2\xea\x1b\x01\x02(\x010\x01B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
 
@@ -773,7 +863,7 @@ func file_reseal_v1_feed_proto_rawDescGZIP() []byte {
 	return file_reseal_v1_feed_proto_rawDescData
 }
 
-var file_reseal_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_reseal_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_reseal_v1_feed_proto_goTypes = []any{
 	(*SyncRequest)(nil),           // 0: reseal.v1.SyncRequest
 	(*SyncResponse)(nil),          // 1: reseal.v1.SyncResponse
@@ -783,36 +873,38 @@ var file_reseal_v1_feed_proto_goTypes = []any{
 	(*Ack)(nil),                   // 5: reseal.v1.Ack
 	(*Nack)(nil),                  // 6: reseal.v1.Nack
 	(*Drain)(nil),                 // 7: reseal.v1.Drain
-	nil,                           // 8: reseal.v1.Hello.LabelsEntry
-	(*ProbeReport)(nil),           // 9: reseal.v1.ProbeReport
-	(*ProbeOrder)(nil),            // 10: reseal.v1.ProbeOrder
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(*ResourceRef)(nil),           // 12: reseal.v1.ResourceRef
-	(*Violation)(nil),             // 13: reseal.v1.Violation
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*Move)(nil),                  // 8: reseal.v1.Move
+	nil,                           // 9: reseal.v1.Hello.LabelsEntry
+	(*ProbeReport)(nil),           // 10: reseal.v1.ProbeReport
+	(*ProbeOrder)(nil),            // 11: reseal.v1.ProbeOrder
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*ResourceRef)(nil),           // 13: reseal.v1.ResourceRef
+	(*Violation)(nil),             // 14: reseal.v1.Violation
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_reseal_v1_feed_proto_depIdxs = []int32{
 	2,  // 0: reseal.v1.SyncRequest.hello:type_name -> reseal.v1.Hello
 	5,  // 1: reseal.v1.SyncRequest.ack:type_name -> reseal.v1.Ack
 	6,  // 2: reseal.v1.SyncRequest.nack:type_name -> reseal.v1.Nack
-	9,  // 3: reseal.v1.SyncRequest.probe_report:type_name -> reseal.v1.ProbeReport
+	10, // 3: reseal.v1.SyncRequest.probe_report:type_name -> reseal.v1.ProbeReport
 	3,  // 4: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
 	7,  // 5: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
-	10, // 6: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
-	8,  // 7: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
-	11, // 8: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 9: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
-	12, // 10: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
-	13, // 11: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
-	12, // 12: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
-	14, // 13: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	0,  // 14: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
-	1,  // 15: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
-	15, // [15:16] is the sub-list for method output_type
-	14, // [14:15] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	11, // 6: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
+	8,  // 7: reseal.v1.SyncResponse.move:type_name -> reseal.v1.Move
+	9,  // 8: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
+	12, // 9: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 10: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
+	13, // 11: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
+	14, // 12: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
+	13, // 13: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
+	15, // 14: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	0,  // 15: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
+	1,  // 16: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
+	16, // [16:17] is the sub-list for method output_type
+	15, // [15:16] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_feed_proto_init() }
@@ -833,6 +925,7 @@ func file_reseal_v1_feed_proto_init() {
 		(*SyncResponse_Update)(nil),
 		(*SyncResponse_Drain)(nil),
 		(*SyncResponse_ProbeOrder)(nil),
+		(*SyncResponse_Move)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -840,7 +933,7 @@ func file_reseal_v1_feed_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_feed_proto_rawDesc), len(file_reseal_v1_feed_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -90,7 +90,7 @@ func (x Edge_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Edge_State.Descriptor instead.
 func (Edge_State) EnumDescriptor() ([]byte, []int) {
-	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{4, 0}
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{6, 0}
 }
 
 // ListEdgesRequest selects edges.
@@ -152,7 +152,9 @@ func (x *ListEdgesRequest) GetId() string {
 type ListEdgesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sorted by id.
-	Edges         []*Edge `protobuf:"bytes,1,rep,name=edges,proto3" json:"edges,omitempty"`
+	Edges []*Edge `protobuf:"bytes,1,rep,name=edges,proto3" json:"edges,omitempty"`
+	// Replicas that did not answer, sorted by id: their edges are missing.
+	Unanswered    []*UnansweredReplica `protobuf:"bytes,2,rep,name=unanswered,proto3" json:"unanswered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -194,6 +196,114 @@ func (x *ListEdgesResponse) GetEdges() []*Edge {
 	return nil
 }
 
+func (x *ListEdgesResponse) GetUnanswered() []*UnansweredReplica {
+	if x != nil {
+		return x.Unanswered
+	}
+	return nil
+}
+
+// ListReplicasRequest asks for all replicas.
+type ListReplicasRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReplicasRequest) Reset() {
+	*x = ListReplicasRequest{}
+	mi := &file_reseal_v1_fleet_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReplicasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReplicasRequest) ProtoMessage() {}
+
+func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_fleet_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
+func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{2}
+}
+
+// ListReplicasResponse holds the replicas.
+type ListReplicasResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by id, those that did not answer included.
+	Replicas []*Replica `protobuf:"bytes,1,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// The room in the store, as the replica that answers sees it.
+	Store *StoreStatus `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
+	// Name of the replica that answers.
+	AnsweredBy    string `protobuf:"bytes,3,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReplicasResponse) Reset() {
+	*x = ListReplicasResponse{}
+	mi := &file_reseal_v1_fleet_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReplicasResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReplicasResponse) ProtoMessage() {}
+
+func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_fleet_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
+func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListReplicasResponse) GetReplicas() []*Replica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *ListReplicasResponse) GetStore() *StoreStatus {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *ListReplicasResponse) GetAnsweredBy() string {
+	if x != nil {
+		return x.AnsweredBy
+	}
+	return ""
+}
+
 // WatchEdgesRequest selects edges.
 type WatchEdgesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -205,7 +315,7 @@ type WatchEdgesRequest struct {
 
 func (x *WatchEdgesRequest) Reset() {
 	*x = WatchEdgesRequest{}
-	mi := &file_reseal_v1_fleet_proto_msgTypes[2]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -217,7 +327,7 @@ func (x *WatchEdgesRequest) String() string {
 func (*WatchEdgesRequest) ProtoMessage() {}
 
 func (x *WatchEdgesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_fleet_proto_msgTypes[2]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -230,7 +340,7 @@ func (x *WatchEdgesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEdgesRequest.ProtoReflect.Descriptor instead.
 func (*WatchEdgesRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{2}
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WatchEdgesRequest) GetMatchLabels() map[string]string {
@@ -244,14 +354,16 @@ func (x *WatchEdgesRequest) GetMatchLabels() map[string]string {
 type WatchEdgesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All of them, sorted by id.
-	Edges         []*Edge `protobuf:"bytes,1,rep,name=edges,proto3" json:"edges,omitempty"`
+	Edges []*Edge `protobuf:"bytes,1,rep,name=edges,proto3" json:"edges,omitempty"`
+	// Replicas that do not answer, sorted by id: their edges are missing.
+	Unanswered    []*UnansweredReplica `protobuf:"bytes,2,rep,name=unanswered,proto3" json:"unanswered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchEdgesResponse) Reset() {
 	*x = WatchEdgesResponse{}
-	mi := &file_reseal_v1_fleet_proto_msgTypes[3]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -263,7 +375,7 @@ func (x *WatchEdgesResponse) String() string {
 func (*WatchEdgesResponse) ProtoMessage() {}
 
 func (x *WatchEdgesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_fleet_proto_msgTypes[3]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -276,12 +388,19 @@ func (x *WatchEdgesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEdgesResponse.ProtoReflect.Descriptor instead.
 func (*WatchEdgesResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{3}
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WatchEdgesResponse) GetEdges() []*Edge {
 	if x != nil {
 		return x.Edges
+	}
+	return nil
+}
+
+func (x *WatchEdgesResponse) GetUnanswered() []*UnansweredReplica {
+	if x != nil {
+		return x.Unanswered
 	}
 	return nil
 }
@@ -322,13 +441,15 @@ type Edge struct {
 	Convergence *durationpb.Duration `protobuf:"bytes,15,opt,name=convergence,proto3" json:"convergence,omitempty"`
 	// Resources sent to it on this stream.
 	ResourcesSent int64 `protobuf:"varint,16,opt,name=resources_sent,json=resourcesSent,proto3" json:"resources_sent,omitempty"`
+	// Name of the replica that it is, or was last, connected to.
+	Replica       string `protobuf:"bytes,17,opt,name=replica,proto3" json:"replica,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Edge) Reset() {
 	*x = Edge{}
-	mi := &file_reseal_v1_fleet_proto_msgTypes[4]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -340,7 +461,7 @@ func (x *Edge) String() string {
 func (*Edge) ProtoMessage() {}
 
 func (x *Edge) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_fleet_proto_msgTypes[4]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -353,7 +474,7 @@ func (x *Edge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edge.ProtoReflect.Descriptor instead.
 func (*Edge) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Edge) GetId() string {
@@ -468,6 +589,13 @@ func (x *Edge) GetResourcesSent() int64 {
 	return 0
 }
 
+func (x *Edge) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
 // DrainEdgeRequest names an edge.
 type DrainEdgeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -483,7 +611,7 @@ type DrainEdgeRequest struct {
 
 func (x *DrainEdgeRequest) Reset() {
 	*x = DrainEdgeRequest{}
-	mi := &file_reseal_v1_fleet_proto_msgTypes[5]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -495,7 +623,7 @@ func (x *DrainEdgeRequest) String() string {
 func (*DrainEdgeRequest) ProtoMessage() {}
 
 func (x *DrainEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_fleet_proto_msgTypes[5]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -508,7 +636,7 @@ func (x *DrainEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEdgeRequest.ProtoReflect.Descriptor instead.
 func (*DrainEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{5}
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DrainEdgeRequest) GetId() string {
@@ -532,16 +660,19 @@ func (x *DrainEdgeRequest) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
-// DrainEdgeResponse says that the edge was told.
+// DrainEdgeResponse says that it is noted.
 type DrainEdgeResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the edge was told. Otherwise it is not connected, and is told when it
+	// is.
+	Told          bool `protobuf:"varint,1,opt,name=told,proto3" json:"told,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DrainEdgeResponse) Reset() {
 	*x = DrainEdgeResponse{}
-	mi := &file_reseal_v1_fleet_proto_msgTypes[6]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +684,7 @@ func (x *DrainEdgeResponse) String() string {
 func (*DrainEdgeResponse) ProtoMessage() {}
 
 func (x *DrainEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_fleet_proto_msgTypes[6]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +697,14 @@ func (x *DrainEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEdgeResponse.ProtoReflect.Descriptor instead.
 func (*DrainEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{6}
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DrainEdgeResponse) GetTold() bool {
+	if x != nil {
+		return x.Told
+	}
+	return false
 }
 
 // ProbeBackendRequest names an edge and what it is to probe.
@@ -583,7 +721,7 @@ type ProbeBackendRequest struct {
 
 func (x *ProbeBackendRequest) Reset() {
 	*x = ProbeBackendRequest{}
-	mi := &file_reseal_v1_fleet_proto_msgTypes[7]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +733,7 @@ func (x *ProbeBackendRequest) String() string {
 func (*ProbeBackendRequest) ProtoMessage() {}
 
 func (x *ProbeBackendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_fleet_proto_msgTypes[7]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +746,7 @@ func (x *ProbeBackendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeBackendRequest.ProtoReflect.Descriptor instead.
 func (*ProbeBackendRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ProbeBackendRequest) GetEdge() string {
@@ -636,7 +774,7 @@ type ProbeBackendResponse struct {
 
 func (x *ProbeBackendResponse) Reset() {
 	*x = ProbeBackendResponse{}
-	mi := &file_reseal_v1_fleet_proto_msgTypes[8]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +786,7 @@ func (x *ProbeBackendResponse) String() string {
 func (*ProbeBackendResponse) ProtoMessage() {}
 
 func (x *ProbeBackendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_fleet_proto_msgTypes[8]
+	mi := &file_reseal_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +799,7 @@ func (x *ProbeBackendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeBackendResponse.ProtoReflect.Descriptor instead.
 func (*ProbeBackendResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_reseal_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ProbeBackendResponse) GetReport() *ProbeReport {
@@ -675,22 +813,34 @@ var File_reseal_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x15reseal/v1/fleet.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14reseal/v1/feed.proto\x1a\x17reseal/v1/options.proto\x1a\x15reseal/v1/probe.proto\"\xb3\x01\n" +
+	"\x15reseal/v1/fleet.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14reseal/v1/feed.proto\x1a\x17reseal/v1/options.proto\x1a\x15reseal/v1/probe.proto\x1a\x17reseal/v1/replica.proto\"\xb3\x01\n" +
 	"\x10ListEdgesRequest\x12O\n" +
 	"\fmatch_labels\x18\x01 \x03(\v2,.reseal.v1.ListEdgesRequest.MatchLabelsEntryR\vmatchLabels\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x1a>\n" +
 	"\x10MatchLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"x\n" +
 	"\x11ListEdgesResponse\x12%\n" +
-	"\x05edges\x18\x01 \x03(\v2\x0f.reseal.v1.EdgeR\x05edges\"\xa5\x01\n" +
+	"\x05edges\x18\x01 \x03(\v2\x0f.reseal.v1.EdgeR\x05edges\x12<\n" +
+	"\n" +
+	"unanswered\x18\x02 \x03(\v2\x1c.reseal.v1.UnansweredReplicaR\n" +
+	"unanswered\"\x15\n" +
+	"\x13ListReplicasRequest\"\x95\x01\n" +
+	"\x14ListReplicasResponse\x12.\n" +
+	"\breplicas\x18\x01 \x03(\v2\x12.reseal.v1.ReplicaR\breplicas\x12,\n" +
+	"\x05store\x18\x02 \x01(\v2\x16.reseal.v1.StoreStatusR\x05store\x12\x1f\n" +
+	"\vanswered_by\x18\x03 \x01(\tR\n" +
+	"answeredBy\"\xa5\x01\n" +
 	"\x11WatchEdgesRequest\x12P\n" +
 	"\fmatch_labels\x18\x01 \x03(\v2-.reseal.v1.WatchEdgesRequest.MatchLabelsEntryR\vmatchLabels\x1a>\n" +
 	"\x10MatchLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"y\n" +
 	"\x12WatchEdgesResponse\x12%\n" +
-	"\x05edges\x18\x01 \x03(\v2\x0f.reseal.v1.EdgeR\x05edges\"\xe9\x06\n" +
+	"\x05edges\x18\x01 \x03(\v2\x0f.reseal.v1.EdgeR\x05edges\x12<\n" +
+	"\n" +
+	"unanswered\x18\x02 \x03(\v2\x1c.reseal.v1.UnansweredReplicaR\n" +
+	"unanswered\"\x83\a\n" +
 	"\x04Edge\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
 	"\x06labels\x18\x02 \x03(\v2\x1b.reseal.v1.Edge.LabelsEntryR\x06labels\x12\x18\n" +
@@ -709,7 +859,8 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\tresources\x18\r \x01(\x05R\tresources\x12\x1a\n" +
 	"\bdraining\x18\x0e \x01(\bR\bdraining\x12;\n" +
 	"\vconvergence\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\vconvergence\x12%\n" +
-	"\x0eresources_sent\x18\x10 \x01(\x03R\rresourcesSent\x1a9\n" +
+	"\x0eresources_sent\x18\x10 \x01(\x03R\rresourcesSent\x12\x18\n" +
+	"\areplica\x18\x11 \x01(\tR\areplica\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x01\n" +
@@ -724,19 +875,21 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x10DrainEdgeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04undo\x18\x02 \x01(\bR\x04undo\x123\n" +
-	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x13\n" +
-	"\x11DrainEdgeResponse\"V\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"'\n" +
+	"\x11DrainEdgeResponse\x12\x12\n" +
+	"\x04told\x18\x01 \x01(\bR\x04told\"V\n" +
 	"\x13ProbeBackendRequest\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12+\n" +
 	"\x05order\x18\x02 \x01(\v2\x15.reseal.v1.ProbeOrderR\x05order\"F\n" +
 	"\x14ProbeBackendResponse\x12.\n" +
-	"\x06report\x18\x01 \x01(\v2\x16.reseal.v1.ProbeReportR\x06report2\xd8\x02\n" +
-	"\fFleetService\x12M\n" +
-	"\tListEdges\x12\x1b.reseal.v1.ListEdgesRequest\x1a\x1c.reseal.v1.ListEdgesResponse\"\x05\xd2\xea\x1b\x01\x03\x12R\n" +
+	"\x06report\x18\x01 \x01(\v2\x16.reseal.v1.ProbeReportR\x06report2\xb5\x03\n" +
+	"\fFleetService\x12N\n" +
+	"\tListEdges\x12\x1b.reseal.v1.ListEdgesRequest\x1a\x1c.reseal.v1.ListEdgesResponse\"\x06\xd2\xea\x1b\x02\x03\x06\x12S\n" +
 	"\n" +
-	"WatchEdges\x12\x1c.reseal.v1.WatchEdgesRequest\x1a\x1d.reseal.v1.WatchEdgesResponse\"\x05\xd2\xea\x1b\x01\x030\x01\x12M\n" +
-	"\tDrainEdge\x12\x1b.reseal.v1.DrainEdgeRequest\x1a\x1c.reseal.v1.DrainEdgeResponse\"\x05\xd2\xea\x1b\x01\x04\x12V\n" +
-	"\fProbeBackend\x12\x1e.reseal.v1.ProbeBackendRequest\x1a\x1f.reseal.v1.ProbeBackendResponse\"\x05\xd2\xea\x1b\x01\x04B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
+	"WatchEdges\x12\x1c.reseal.v1.WatchEdgesRequest\x1a\x1d.reseal.v1.WatchEdgesResponse\"\x06\xd2\xea\x1b\x02\x03\x060\x01\x12W\n" +
+	"\fListReplicas\x12\x1e.reseal.v1.ListReplicasRequest\x1a\x1f.reseal.v1.ListReplicasResponse\"\x06\xd2\xea\x1b\x02\x03\x06\x12N\n" +
+	"\tDrainEdge\x12\x1b.reseal.v1.DrainEdgeRequest\x1a\x1c.reseal.v1.DrainEdgeResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12W\n" +
+	"\fProbeBackend\x12\x1e.reseal.v1.ProbeBackendRequest\x1a\x1f.reseal.v1.ProbeBackendResponse\"\x06\xd2\xea\x1b\x02\x04\x06B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
 
 var (
 	file_reseal_v1_fleet_proto_rawDescOnce sync.Once
@@ -751,55 +904,66 @@ func file_reseal_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_reseal_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_reseal_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_reseal_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_reseal_v1_fleet_proto_goTypes = []any{
 	(Edge_State)(0),               // 0: reseal.v1.Edge.State
 	(*ListEdgesRequest)(nil),      // 1: reseal.v1.ListEdgesRequest
 	(*ListEdgesResponse)(nil),     // 2: reseal.v1.ListEdgesResponse
-	(*WatchEdgesRequest)(nil),     // 3: reseal.v1.WatchEdgesRequest
-	(*WatchEdgesResponse)(nil),    // 4: reseal.v1.WatchEdgesResponse
-	(*Edge)(nil),                  // 5: reseal.v1.Edge
-	(*DrainEdgeRequest)(nil),      // 6: reseal.v1.DrainEdgeRequest
-	(*DrainEdgeResponse)(nil),     // 7: reseal.v1.DrainEdgeResponse
-	(*ProbeBackendRequest)(nil),   // 8: reseal.v1.ProbeBackendRequest
-	(*ProbeBackendResponse)(nil),  // 9: reseal.v1.ProbeBackendResponse
-	nil,                           // 10: reseal.v1.ListEdgesRequest.MatchLabelsEntry
-	nil,                           // 11: reseal.v1.WatchEdgesRequest.MatchLabelsEntry
-	nil,                           // 12: reseal.v1.Edge.LabelsEntry
-	(*Nack)(nil),                  // 13: reseal.v1.Nack
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
-	(*ProbeOrder)(nil),            // 16: reseal.v1.ProbeOrder
-	(*ProbeReport)(nil),           // 17: reseal.v1.ProbeReport
+	(*ListReplicasRequest)(nil),   // 3: reseal.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),  // 4: reseal.v1.ListReplicasResponse
+	(*WatchEdgesRequest)(nil),     // 5: reseal.v1.WatchEdgesRequest
+	(*WatchEdgesResponse)(nil),    // 6: reseal.v1.WatchEdgesResponse
+	(*Edge)(nil),                  // 7: reseal.v1.Edge
+	(*DrainEdgeRequest)(nil),      // 8: reseal.v1.DrainEdgeRequest
+	(*DrainEdgeResponse)(nil),     // 9: reseal.v1.DrainEdgeResponse
+	(*ProbeBackendRequest)(nil),   // 10: reseal.v1.ProbeBackendRequest
+	(*ProbeBackendResponse)(nil),  // 11: reseal.v1.ProbeBackendResponse
+	nil,                           // 12: reseal.v1.ListEdgesRequest.MatchLabelsEntry
+	nil,                           // 13: reseal.v1.WatchEdgesRequest.MatchLabelsEntry
+	nil,                           // 14: reseal.v1.Edge.LabelsEntry
+	(*UnansweredReplica)(nil),     // 15: reseal.v1.UnansweredReplica
+	(*Replica)(nil),               // 16: reseal.v1.Replica
+	(*StoreStatus)(nil),           // 17: reseal.v1.StoreStatus
+	(*Nack)(nil),                  // 18: reseal.v1.Nack
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*ProbeOrder)(nil),            // 21: reseal.v1.ProbeOrder
+	(*ProbeReport)(nil),           // 22: reseal.v1.ProbeReport
 }
 var file_reseal_v1_fleet_proto_depIdxs = []int32{
-	10, // 0: reseal.v1.ListEdgesRequest.match_labels:type_name -> reseal.v1.ListEdgesRequest.MatchLabelsEntry
-	5,  // 1: reseal.v1.ListEdgesResponse.edges:type_name -> reseal.v1.Edge
-	11, // 2: reseal.v1.WatchEdgesRequest.match_labels:type_name -> reseal.v1.WatchEdgesRequest.MatchLabelsEntry
-	5,  // 3: reseal.v1.WatchEdgesResponse.edges:type_name -> reseal.v1.Edge
-	12, // 4: reseal.v1.Edge.labels:type_name -> reseal.v1.Edge.LabelsEntry
-	0,  // 5: reseal.v1.Edge.state:type_name -> reseal.v1.Edge.State
-	13, // 6: reseal.v1.Edge.nack:type_name -> reseal.v1.Nack
-	14, // 7: reseal.v1.Edge.started_at:type_name -> google.protobuf.Timestamp
-	14, // 8: reseal.v1.Edge.connected_at:type_name -> google.protobuf.Timestamp
-	14, // 9: reseal.v1.Edge.disconnected_at:type_name -> google.protobuf.Timestamp
-	15, // 10: reseal.v1.Edge.convergence:type_name -> google.protobuf.Duration
-	15, // 11: reseal.v1.DrainEdgeRequest.timeout:type_name -> google.protobuf.Duration
-	16, // 12: reseal.v1.ProbeBackendRequest.order:type_name -> reseal.v1.ProbeOrder
-	17, // 13: reseal.v1.ProbeBackendResponse.report:type_name -> reseal.v1.ProbeReport
-	1,  // 14: reseal.v1.FleetService.ListEdges:input_type -> reseal.v1.ListEdgesRequest
-	3,  // 15: reseal.v1.FleetService.WatchEdges:input_type -> reseal.v1.WatchEdgesRequest
-	6,  // 16: reseal.v1.FleetService.DrainEdge:input_type -> reseal.v1.DrainEdgeRequest
-	8,  // 17: reseal.v1.FleetService.ProbeBackend:input_type -> reseal.v1.ProbeBackendRequest
-	2,  // 18: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
-	4,  // 19: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
-	7,  // 20: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
-	9,  // 21: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
-	18, // [18:22] is the sub-list for method output_type
-	14, // [14:18] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	12, // 0: reseal.v1.ListEdgesRequest.match_labels:type_name -> reseal.v1.ListEdgesRequest.MatchLabelsEntry
+	7,  // 1: reseal.v1.ListEdgesResponse.edges:type_name -> reseal.v1.Edge
+	15, // 2: reseal.v1.ListEdgesResponse.unanswered:type_name -> reseal.v1.UnansweredReplica
+	16, // 3: reseal.v1.ListReplicasResponse.replicas:type_name -> reseal.v1.Replica
+	17, // 4: reseal.v1.ListReplicasResponse.store:type_name -> reseal.v1.StoreStatus
+	13, // 5: reseal.v1.WatchEdgesRequest.match_labels:type_name -> reseal.v1.WatchEdgesRequest.MatchLabelsEntry
+	7,  // 6: reseal.v1.WatchEdgesResponse.edges:type_name -> reseal.v1.Edge
+	15, // 7: reseal.v1.WatchEdgesResponse.unanswered:type_name -> reseal.v1.UnansweredReplica
+	14, // 8: reseal.v1.Edge.labels:type_name -> reseal.v1.Edge.LabelsEntry
+	0,  // 9: reseal.v1.Edge.state:type_name -> reseal.v1.Edge.State
+	18, // 10: reseal.v1.Edge.nack:type_name -> reseal.v1.Nack
+	19, // 11: reseal.v1.Edge.started_at:type_name -> google.protobuf.Timestamp
+	19, // 12: reseal.v1.Edge.connected_at:type_name -> google.protobuf.Timestamp
+	19, // 13: reseal.v1.Edge.disconnected_at:type_name -> google.protobuf.Timestamp
+	20, // 14: reseal.v1.Edge.convergence:type_name -> google.protobuf.Duration
+	20, // 15: reseal.v1.DrainEdgeRequest.timeout:type_name -> google.protobuf.Duration
+	21, // 16: reseal.v1.ProbeBackendRequest.order:type_name -> reseal.v1.ProbeOrder
+	22, // 17: reseal.v1.ProbeBackendResponse.report:type_name -> reseal.v1.ProbeReport
+	1,  // 18: reseal.v1.FleetService.ListEdges:input_type -> reseal.v1.ListEdgesRequest
+	5,  // 19: reseal.v1.FleetService.WatchEdges:input_type -> reseal.v1.WatchEdgesRequest
+	3,  // 20: reseal.v1.FleetService.ListReplicas:input_type -> reseal.v1.ListReplicasRequest
+	8,  // 21: reseal.v1.FleetService.DrainEdge:input_type -> reseal.v1.DrainEdgeRequest
+	10, // 22: reseal.v1.FleetService.ProbeBackend:input_type -> reseal.v1.ProbeBackendRequest
+	2,  // 23: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
+	6,  // 24: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
+	4,  // 25: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
+	9,  // 26: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
+	11, // 27: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
+	23, // [23:28] is the sub-list for method output_type
+	18, // [18:23] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_fleet_proto_init() }
@@ -810,13 +974,14 @@ func file_reseal_v1_fleet_proto_init() {
 	file_reseal_v1_feed_proto_init()
 	file_reseal_v1_options_proto_init()
 	file_reseal_v1_probe_proto_init()
+	file_reseal_v1_replica_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_fleet_proto_rawDesc), len(file_reseal_v1_fleet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	FleetService_ListEdges_FullMethodName    = "/reseal.v1.FleetService/ListEdges"
 	FleetService_WatchEdges_FullMethodName   = "/reseal.v1.FleetService/WatchEdges"
+	FleetService_ListReplicas_FullMethodName = "/reseal.v1.FleetService/ListReplicas"
 	FleetService_DrainEdge_FullMethodName    = "/reseal.v1.FleetService/DrainEdge"
 	FleetService_ProbeBackend_FullMethodName = "/reseal.v1.FleetService/ProbeBackend"
 )
@@ -29,22 +30,29 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// FleetService shows and steers the edges.
+// FleetService shows and steers the edges, whichever replica of the control plane
+// they are connected to. A replica asks the others, for 2 s at most, and names
+// those that did not answer.
 type FleetServiceClient interface {
-	// ListEdges lists the edges that are live on this replica.
+	// ListEdges lists the edges that are live.
 	ListEdges(ctx context.Context, in *ListEdgesRequest, opts ...grpc.CallOption) (*ListEdgesResponse, error)
 	// WatchEdges sends the list, and again when something in it changed, at most
 	// twice a second.
 	WatchEdges(ctx context.Context, in *WatchEdgesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEdgesResponse], error)
+	// ListReplicas lists the replicas of the control plane, and the room in its
+	// store.
+	ListReplicas(ctx context.Context, in *ListReplicasRequest, opts ...grpc.CallOption) (*ListReplicasResponse, error)
 	// DrainEdge takes an edge out of service, or puts it back. The edge says
 	// `Connection: close` and GOAWAY, /readyz fails, and after the timeout it
-	// closes what is left. NOT_FOUND when the edge is not connected.
+	// closes what is left. It stays out of service, also when it or the control
+	// plane starts again, until it is put back. An edge that is not connected is
+	// told when it is. NOT_FOUND when there is no such edge: it is neither live nor
+	// enrolled.
 	DrainEdge(ctx context.Context, in *DrainEdgeRequest, opts ...grpc.CallOption) (*DrainEdgeResponse, error)
 	// ProbeBackend has an edge find out, with a bounded number of handshakes, what a
 	// TLS backend can do. Only endpoints of pools are probed: NOT_FOUND when there
 	// is no such pool, INVALID_ARGUMENT when the address is not one of its endpoints.
-	// NOT_FOUND also when the edge is not connected to this replica,
-	// FAILED_PRECONDITION when it refuses, for example because the pool is not in
+	// NOT_FOUND also when the edge is not connected, FAILED_PRECONDITION when it refuses, for example because the pool is not in
 	// its plan or it can't reach the backend, RESOURCE_EXHAUSTED while another
 	// probe runs on it, and UNAVAILABLE when it leaves or does not report within
 	// 60 s.
@@ -88,6 +96,16 @@ func (c *fleetServiceClient) WatchEdges(ctx context.Context, in *WatchEdgesReque
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_WatchEdgesClient = grpc.ServerStreamingClient[WatchEdgesResponse]
 
+func (c *fleetServiceClient) ListReplicas(ctx context.Context, in *ListReplicasRequest, opts ...grpc.CallOption) (*ListReplicasResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListReplicasResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListReplicas_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *fleetServiceClient) DrainEdge(ctx context.Context, in *DrainEdgeRequest, opts ...grpc.CallOption) (*DrainEdgeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DrainEdgeResponse)
@@ -112,22 +130,29 @@ func (c *fleetServiceClient) ProbeBackend(ctx context.Context, in *ProbeBackendR
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
 //
-// FleetService shows and steers the edges.
+// FleetService shows and steers the edges, whichever replica of the control plane
+// they are connected to. A replica asks the others, for 2 s at most, and names
+// those that did not answer.
 type FleetServiceServer interface {
-	// ListEdges lists the edges that are live on this replica.
+	// ListEdges lists the edges that are live.
 	ListEdges(context.Context, *ListEdgesRequest) (*ListEdgesResponse, error)
 	// WatchEdges sends the list, and again when something in it changed, at most
 	// twice a second.
 	WatchEdges(*WatchEdgesRequest, grpc.ServerStreamingServer[WatchEdgesResponse]) error
+	// ListReplicas lists the replicas of the control plane, and the room in its
+	// store.
+	ListReplicas(context.Context, *ListReplicasRequest) (*ListReplicasResponse, error)
 	// DrainEdge takes an edge out of service, or puts it back. The edge says
 	// `Connection: close` and GOAWAY, /readyz fails, and after the timeout it
-	// closes what is left. NOT_FOUND when the edge is not connected.
+	// closes what is left. It stays out of service, also when it or the control
+	// plane starts again, until it is put back. An edge that is not connected is
+	// told when it is. NOT_FOUND when there is no such edge: it is neither live nor
+	// enrolled.
 	DrainEdge(context.Context, *DrainEdgeRequest) (*DrainEdgeResponse, error)
 	// ProbeBackend has an edge find out, with a bounded number of handshakes, what a
 	// TLS backend can do. Only endpoints of pools are probed: NOT_FOUND when there
 	// is no such pool, INVALID_ARGUMENT when the address is not one of its endpoints.
-	// NOT_FOUND also when the edge is not connected to this replica,
-	// FAILED_PRECONDITION when it refuses, for example because the pool is not in
+	// NOT_FOUND also when the edge is not connected, FAILED_PRECONDITION when it refuses, for example because the pool is not in
 	// its plan or it can't reach the backend, RESOURCE_EXHAUSTED while another
 	// probe runs on it, and UNAVAILABLE when it leaves or does not report within
 	// 60 s.
@@ -147,6 +172,9 @@ func (UnimplementedFleetServiceServer) ListEdges(context.Context, *ListEdgesRequ
 }
 func (UnimplementedFleetServiceServer) WatchEdges(*WatchEdgesRequest, grpc.ServerStreamingServer[WatchEdgesResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchEdges not implemented")
+}
+func (UnimplementedFleetServiceServer) ListReplicas(context.Context, *ListReplicasRequest) (*ListReplicasResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReplicas not implemented")
 }
 func (UnimplementedFleetServiceServer) DrainEdge(context.Context, *DrainEdgeRequest) (*DrainEdgeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DrainEdge not implemented")
@@ -204,6 +232,24 @@ func _FleetService_WatchEdges_Handler(srv interface{}, stream grpc.ServerStream)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_WatchEdgesServer = grpc.ServerStreamingServer[WatchEdgesResponse]
 
+func _FleetService_ListReplicas_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListReplicasRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListReplicas(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListReplicas_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListReplicas(ctx, req.(*ListReplicasRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _FleetService_DrainEdge_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DrainEdgeRequest)
 	if err := dec(in); err != nil {
@@ -250,6 +296,10 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListEdges",
 			Handler:    _FleetService_ListEdges_Handler,
+		},
+		{
+			MethodName: "ListReplicas",
+			Handler:    _FleetService_ListReplicas_Handler,
 		},
 		{
 			MethodName: "DrainEdge",

@@ -41,6 +41,10 @@ const (
 	Role_ROLE_OPERATOR Role = 4
 	// Also enrols edges, spiffe://<trust-domain>/admin/<name>.
 	Role_ROLE_ADMIN Role = 5
+	// Another replica of the control plane, spiffe://<trust-domain>/replica/<name>.
+	// It has no part in the order above: it may call what names it, and is answered
+	// for the edges that are connected to the callee alone.
+	Role_ROLE_REPLICA Role = 6
 )
 
 // Enum value maps for Role.
@@ -52,6 +56,7 @@ var (
 		3: "ROLE_VIEWER",
 		4: "ROLE_OPERATOR",
 		5: "ROLE_ADMIN",
+		6: "ROLE_REPLICA",
 	}
 	Role_value = map[string]int32{
 		"ROLE_UNSPECIFIED": 0,
@@ -60,6 +65,7 @@ var (
 		"ROLE_VIEWER":      3,
 		"ROLE_OPERATOR":    4,
 		"ROLE_ADMIN":       5,
+		"ROLE_REPLICA":     6,
 	}
 )
 
@@ -130,7 +136,7 @@ var File_reseal_v1_options_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_options_proto_rawDesc = "" +
 	"\n" +
-	"\x17reseal/v1/options.proto\x12\treseal.v1\x1a google/protobuf/descriptor.proto*s\n" +
+	"\x17reseal/v1/options.proto\x12\treseal.v1\x1a google/protobuf/descriptor.proto*\x85\x01\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eROLE_ANONYMOUS\x10\x01\x12\r\n" +
@@ -138,7 +144,8 @@ const file_reseal_v1_options_proto_rawDesc = "" +
 	"\vROLE_VIEWER\x10\x03\x12\x11\n" +
 	"\rROLE_OPERATOR\x10\x04\x12\x0e\n" +
 	"\n" +
-	"ROLE_ADMIN\x10\x05:7\n" +
+	"ROLE_ADMIN\x10\x05\x12\x10\n" +
+	"\fROLE_REPLICA\x10\x06:7\n" +
 	"\x06secret\x12\x1d.google.protobuf.FieldOptions\x18\xa9\xbd\x03 \x01(\bR\x06secret:G\n" +
 	"\x05allow\x12\x1e.google.protobuf.MethodOptions\x18\xaa\xbd\x03 \x03(\x0e2\x0f.reseal.v1.RoleR\x05allowB3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
 

@@ -861,7 +861,10 @@ type GetStatsResponse struct {
 	// Edges whose newest report is older than the call.
 	StaleEdges []string `protobuf:"bytes,4,rep,name=stale_edges,json=staleEdges,proto3" json:"stale_edges,omitempty"`
 	// When they were added up.
-	Time          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=time,proto3" json:"time,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=time,proto3" json:"time,omitempty"`
+	// Replicas that did not answer, sorted by id: the counters of their edges are
+	// missing.
+	Unanswered    []*UnansweredReplica `protobuf:"bytes,6,rep,name=unanswered,proto3" json:"unanswered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -927,6 +930,13 @@ func (x *GetStatsResponse) GetStaleEdges() []string {
 func (x *GetStatsResponse) GetTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Time
+	}
+	return nil
+}
+
+func (x *GetStatsResponse) GetUnanswered() []*UnansweredReplica {
+	if x != nil {
+		return x.Unanswered
 	}
 	return nil
 }
@@ -1146,7 +1156,7 @@ var File_reseal_v1_tally_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\n" +
-	"\x15reseal/v1/tally.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\"\xf8\x01\n" +
+	"\x15reseal/v1/tally.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x17reseal/v1/replica.proto\"\xf8\x01\n" +
 	"\rReportRequest\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x18\n" +
@@ -1207,14 +1217,17 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\x0fGetStatsRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
 	"\x05since\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12\x12\n" +
-	"\x04edge\x18\x03 \x01(\tR\x04edge\"\xe7\x01\n" +
+	"\x04edge\x18\x03 \x01(\tR\x04edge\"\xa5\x02\n" +
 	"\x10GetStatsResponse\x12&\n" +
 	"\x05pools\x18\x01 \x03(\v2\x10.reseal.v1.StatsR\x05pools\x12.\n" +
 	"\tlisteners\x18\x02 \x03(\v2\x10.reseal.v1.StatsR\tlisteners\x12*\n" +
 	"\x05edges\x18\x03 \x03(\v2\x14.reseal.v1.EdgeStatsR\x05edges\x12\x1f\n" +
 	"\vstale_edges\x18\x04 \x03(\tR\n" +
 	"staleEdges\x12.\n" +
-	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xfc\x01\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12<\n" +
+	"\n" +
+	"unanswered\x18\x06 \x03(\v2\x1c.reseal.v1.UnansweredReplicaR\n" +
+	"unanswered\"\xfc\x01\n" +
 	"\tEdgeStats\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12&\n" +
 	"\x05pools\x18\x02 \x03(\v2\x10.reseal.v1.StatsR\x05pools\x12.\n" +
@@ -1263,9 +1276,9 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\x1dCLOSE_KIND_FIN_WITHOUT_NOTIFY\x10\x03\x12\x1c\n" +
 	"\x18CLOSE_KIND_RESET_BY_PEER\x10\x04\x12\x1a\n" +
 	"\x16CLOSE_KIND_RESET_BY_US\x10\x05\x12\x16\n" +
-	"\x12CLOSE_KIND_TIMEOUT\x10\x062\xf8\x01\n" +
-	"\fTallyService\x12J\n" +
-	"\bGetStats\x12\x1a.reseal.v1.GetStatsRequest\x1a\x1b.reseal.v1.GetStatsResponse\"\x05\xd2\xea\x1b\x01\x03\x12R\n" +
+	"\x12CLOSE_KIND_TIMEOUT\x10\x062\xf9\x01\n" +
+	"\fTallyService\x12K\n" +
+	"\bGetStats\x12\x1a.reseal.v1.GetStatsRequest\x1a\x1b.reseal.v1.GetStatsResponse\"\x06\xd2\xea\x1b\x02\x03\x06\x12R\n" +
 	"\n" +
 	"WatchStats\x12\x1c.reseal.v1.WatchStatsRequest\x1a\x1d.reseal.v1.WatchStatsResponse\"\x05\xd2\xea\x1b\x01\x030\x01\x12H\n" +
 	"\x06Report\x12\x18.reseal.v1.ReportRequest\x1a\x19.reseal.v1.ReportResponse\"\x05\xd2\xea\x1b\x01\x02(\x010\x01B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
@@ -1306,6 +1319,7 @@ var file_reseal_v1_tally_proto_goTypes = []any{
 	nil,                           // 18: reseal.v1.EpochStats.MissesEntry
 	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*UnansweredReplica)(nil),     // 21: reseal.v1.UnansweredReplica
 }
 var file_reseal_v1_tally_proto_depIdxs = []int32{
 	19, // 0: reseal.v1.ReportRequest.time:type_name -> google.protobuf.Timestamp
@@ -1324,24 +1338,25 @@ var file_reseal_v1_tally_proto_depIdxs = []int32{
 	5,  // 13: reseal.v1.GetStatsResponse.listeners:type_name -> reseal.v1.Stats
 	11, // 14: reseal.v1.GetStatsResponse.edges:type_name -> reseal.v1.EdgeStats
 	19, // 15: reseal.v1.GetStatsResponse.time:type_name -> google.protobuf.Timestamp
-	5,  // 16: reseal.v1.EdgeStats.pools:type_name -> reseal.v1.Stats
-	5,  // 17: reseal.v1.EdgeStats.listeners:type_name -> reseal.v1.Stats
-	19, // 18: reseal.v1.EdgeStats.time:type_name -> google.protobuf.Timestamp
-	19, // 19: reseal.v1.EdgeStats.window_start:type_name -> google.protobuf.Timestamp
-	20, // 20: reseal.v1.WatchStatsRequest.since:type_name -> google.protobuf.Duration
-	20, // 21: reseal.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
-	10, // 22: reseal.v1.WatchStatsResponse.stats:type_name -> reseal.v1.GetStatsResponse
-	9,  // 23: reseal.v1.TallyService.GetStats:input_type -> reseal.v1.GetStatsRequest
-	12, // 24: reseal.v1.TallyService.WatchStats:input_type -> reseal.v1.WatchStatsRequest
-	3,  // 25: reseal.v1.TallyService.Report:input_type -> reseal.v1.ReportRequest
-	10, // 26: reseal.v1.TallyService.GetStats:output_type -> reseal.v1.GetStatsResponse
-	13, // 27: reseal.v1.TallyService.WatchStats:output_type -> reseal.v1.WatchStatsResponse
-	4,  // 28: reseal.v1.TallyService.Report:output_type -> reseal.v1.ReportResponse
-	26, // [26:29] is the sub-list for method output_type
-	23, // [23:26] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	21, // 16: reseal.v1.GetStatsResponse.unanswered:type_name -> reseal.v1.UnansweredReplica
+	5,  // 17: reseal.v1.EdgeStats.pools:type_name -> reseal.v1.Stats
+	5,  // 18: reseal.v1.EdgeStats.listeners:type_name -> reseal.v1.Stats
+	19, // 19: reseal.v1.EdgeStats.time:type_name -> google.protobuf.Timestamp
+	19, // 20: reseal.v1.EdgeStats.window_start:type_name -> google.protobuf.Timestamp
+	20, // 21: reseal.v1.WatchStatsRequest.since:type_name -> google.protobuf.Duration
+	20, // 22: reseal.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	10, // 23: reseal.v1.WatchStatsResponse.stats:type_name -> reseal.v1.GetStatsResponse
+	9,  // 24: reseal.v1.TallyService.GetStats:input_type -> reseal.v1.GetStatsRequest
+	12, // 25: reseal.v1.TallyService.WatchStats:input_type -> reseal.v1.WatchStatsRequest
+	3,  // 26: reseal.v1.TallyService.Report:input_type -> reseal.v1.ReportRequest
+	10, // 27: reseal.v1.TallyService.GetStats:output_type -> reseal.v1.GetStatsResponse
+	13, // 28: reseal.v1.TallyService.WatchStats:output_type -> reseal.v1.WatchStatsResponse
+	4,  // 29: reseal.v1.TallyService.Report:output_type -> reseal.v1.ReportResponse
+	27, // [27:30] is the sub-list for method output_type
+	24, // [24:27] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_tally_proto_init() }
@@ -1350,6 +1365,7 @@ func file_reseal_v1_tally_proto_init() {
 		return
 	}
 	file_reseal_v1_options_proto_init()
+	file_reseal_v1_replica_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -32,7 +32,8 @@ const (
 type TallyServiceClient interface {
 	// GetStats asks the live edges for reports newer than the call, waits for them
 	// for at most 1 s, and adds up. Edges that did not answer are named in
-	// stale_edges, and their newest report is used.
+	// stale_edges, and their newest report is used. Other replicas are asked for
+	// their edges, for at most 2 s.
 	GetStats(ctx context.Context, in *GetStatsRequest, opts ...grpc.CallOption) (*GetStatsResponse, error)
 	// WatchStats sends the same again and again.
 	WatchStats(ctx context.Context, in *WatchStatsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchStatsResponse], error)
@@ -103,7 +104,8 @@ type TallyService_ReportClient = grpc.BidiStreamingClient[ReportRequest, ReportR
 type TallyServiceServer interface {
 	// GetStats asks the live edges for reports newer than the call, waits for them
 	// for at most 1 s, and adds up. Edges that did not answer are named in
-	// stale_edges, and their newest report is used.
+	// stale_edges, and their newest report is used. Other replicas are asked for
+	// their edges, for at most 2 s.
 	GetStats(context.Context, *GetStatsRequest) (*GetStatsResponse, error)
 	// WatchStats sends the same again and again.
 	WatchStats(*WatchStatsRequest, grpc.ServerStreamingServer[WatchStatsResponse]) error

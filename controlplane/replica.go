@@ -1,0 +1,111 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/reseal/reseal/controlplane/etcd"
+	"github.com/reseal/reseal/controlplane/intent"
+	"github.com/reseal/reseal/controlplane/replicas"
+)
+
+// newGroup makes this replica known to the others, once it runs.
+func (c *ControlPlane) newGroup(kept *etcd.Store, listening net.Addr, edges func() int) (*replicas.Group, error) {
+	name := c.cfg.ReplicaName
+	if name == "" {
+		name = replicaName(listening)
+	}
+	config, err := c.trust.ReplicaTLS(name)
+	if err != nil {
+		return nil, fmt.Errorf("--replica-name: %w", err)
+	}
+	address := c.cfg.ReplicaAddress
+	if address == "" {
+		address = replicaAddress(listening, c.cfg.EtcdEndpoints)
+	}
+	return replicas.New(replicas.Config{
+		Client:     kept.Client,
+		ID:         name,
+		Address:    address,
+		Version:    c.cfg.Version,
+		Edges:      edges,
+		TLS:        config,
+		Logger:     c.cfg.Logger.With("part", "replicas"),
+		Registerer: c.registry,
+	}), nil
+}
+
+// joinGroup makes this replica known when it serves.
+func (c *ControlPlane) joinGroup(ctx context.Context, group *replicas.Group) error {
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+	}
+	return group.Run(ctx)
+}
+
+// orders keeps what operators order edges.
+func (c *ControlPlane) orders(kept *intent.Store) replicas.Orders {
+	return replicas.Orders{
+		Drain: func(ctx context.Context, edge string, timeout time.Duration) error {
+			return kept.Drain(ctx, edge, intent.Drain{Timeout: timeout, By: c.author(ctx), At: time.Now().UTC()})
+		},
+		Undrain:  kept.Undrain,
+		Drained:  func(edge string) bool { return kept.Drained(edge) != nil },
+		Enrolled: c.trust.Enrolled,
+	}
+}
+
+// replicaName tells replicas apart: the listening address, with the host's name
+// where that is any address, as it can stand in an identity.
+func replicaName(address net.Addr) string {
+	host, port, err := net.SplitHostPort(address.String())
+	if err != nil {
+		host = address.String()
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		if name, err := os.Hostname(); err == nil {
+			host = name
+		}
+	}
+	name := strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '.', r == '_', r == '-':
+			return r
+		}
+		return '-'
+	}, host)
+	return name[:min(len(name), 50)] + "-" + port
+}
+
+// replicaAddress is where other replicas reach this one. Without an etcd cluster
+// there are no others.
+func replicaAddress(listening net.Addr, endpoints []string) string {
+	host, port, err := net.SplitHostPort(listening.String())
+	if err != nil {
+		return listening.String()
+	}
+	if ip := net.ParseIP(host); ip == nil || !ip.IsUnspecified() {
+		return listening.String()
+	}
+	for _, endpoint := range endpoints {
+		target := endpoint
+		if parsed, err := url.Parse(endpoint); err == nil && parsed.Host != "" {
+			target = parsed.Host
+		}
+		// UDP sends nothing before it is written to.
+		if conn, err := net.Dial("udp", target); err == nil {
+			host, _, err := net.SplitHostPort(conn.LocalAddr().String())
+			_ = conn.Close()
+			if err == nil {
+				return net.JoinHostPort(host, port)
+			}
+		}
+	}
+	return net.JoinHostPort("127.0.0.1", port)
+}
