@@ -77,7 +77,7 @@ func TestCertificateChoice(t *testing.T) {
 		{"app.test", nil, "default.test", x509.ECDSA},
 		{"unknown.test", nil, "default.test", x509.ECDSA},
 		{"", nil, "default.test", x509.ECDSA},
-		{"both.test", nil, "both.test", x509.RSA},
+		{"both.test", nil, "both.test", x509.ECDSA}, // costs less
 		{"both.test", rsaOnly, "both.test", x509.RSA},
 		{"both.test", ecdsaOnly, "both.test", x509.ECDSA},
 		{"unknown.test", rsaOnly, "both.test", x509.RSA}, // better than none

@@ -148,7 +148,8 @@ type Listener struct {
 	// The edges that serve this listener. Default: all.
 	EdgeSelector *EdgeSelector `protobuf:"bytes,3,opt,name=edge_selector,json=edgeSelector,proto3" json:"edge_selector,omitempty"`
 	// Names of Certificates. The one whose names match the client's SNI is used,
-	// exact before wildcard; the first is the default. At least one.
+	// exact before wildcard, and ECDSA before RSA where the client can verify both;
+	// the first is the default. At least one.
 	Certificates []string `protobuf:"bytes,4,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	// Name of the TLSPolicy. Default: a policy with default values.
 	TlsPolicy string `protobuf:"bytes,5,opt,name=tls_policy,json=tlsPolicy,proto3" json:"tls_policy,omitempty"`
