@@ -359,6 +359,52 @@ func TestBusyNeighbours(t *testing.T) {
 	})
 }
 
+// TestWriteAfterFull: a handler that had something left to write after it was told to
+// stop is told that there is room all the same, also when the kernel takes what it
+// wrote at once.
+func TestWriteAfterFull(t *testing.T) {
+	pollers(t, func(t *testing.T, cfg Config) {
+		cfg.Loops, cfg.HighWater = 1, 2*writeSize
+		l := start(t, cfg).Loops()[0]
+		opened, room := make(chan *Conn, 1), make(chan struct{}, 1)
+		client := servePlain(t, l, &funcs{
+			open:     func(c *Conn) { opened <- c },
+			writable: func(*Conn) { room <- struct{}{} },
+		})
+		c := receive(t, opened, "Open")
+		piece := make([]byte, writeSize)
+		read := func(n int) {
+			_ = client.SetReadDeadline(time.Now().Add(patience))
+			if _, err := io.CopyN(io.Discard, client, int64(n)); err != nil {
+				t.Error(err)
+			}
+		}
+		total := 0
+		on(t, l, func() {
+			for welcome := true; welcome; total += len(piece) {
+				welcome = c.Write(piece)
+			}
+			// What the source would tell in the next round, before the other side of the
+			// exchange brings the rest.
+			if cfg.Goroutines {
+				return
+			}
+			for c.Buffered() > 0 {
+				read(total - c.Buffered())
+				total = c.Buffered()
+				c.writable()
+				c.push()
+			}
+			if c.Write(piece[:1]) {
+				t.Error("Write reported room, which Writable has not")
+			}
+			total++
+		})
+		read(total)
+		receive(t, room, "Writable")
+	})
+}
+
 // TestFloodingHandler: a handler that ignores backpressure loses the connection.
 func TestFloodingHandler(t *testing.T) {
 	pollers(t, func(t *testing.T, cfg Config) {

@@ -31,7 +31,7 @@ func (c *Conn) Write(p []byte) (welcome bool) {
 		c.finish(errFlooded, true)
 		return false
 	}
-	c.full = c.buffered() >= c.mark()
+	c.full = c.full || c.buffered() >= c.mark() // until Writable is called
 	return !c.full
 }
 

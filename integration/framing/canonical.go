@@ -106,10 +106,11 @@ func canonicalHead(head []byte) (m message, framing int, err error) {
 		case lower == "host":
 			hosts++
 		case lower == "content-length":
-			if framing != unframed || len(value) > 18 || value == "" || strings.Trim(value, "0123456789") != "" || len(value) > 1 && value[0] == '0' {
+			n, err := strconv.ParseInt(value, 10, 64)
+			if err != nil || framing != unframed || strconv.FormatInt(n, 10) != value || n < 0 {
 				return m, 0, fmt.Errorf("field %q", line)
 			}
-			framing, _ = strconv.Atoi(value)
+			framing = int(n)
 		case lower == "transfer-encoding":
 			if framing != unframed || !strings.EqualFold(value, "chunked") {
 				return m, 0, fmt.Errorf("field %q", line)

@@ -29,6 +29,9 @@ const clients = 32
 // clientTimeout bounds everything that one client waits for.
 const clientTimeout = time.Minute
 
+// loadTimeout bounds one run of h2load, which itself waits for ever.
+const loadTimeout = 2 * time.Minute
+
 var h2loadDone = regexp.MustCompile(`requests: (\d+) total, \d+ started, \d+ done, (\d+) succeeded`)
 
 // h2load makes n requests with h2load, which has to get that many good answers.
@@ -42,6 +45,8 @@ func h2load(ctx context.Context, address string, n int, path string, args ...str
 		return err
 	}
 	args = append(args, "-n", strconv.Itoa(n), "--groups=X25519", "--connect-to="+address, "https://"+harness.SiteName+":"+port+path)
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
 	output, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("h2load %s: %w\n%s", strings.Join(args, " "), err, output)
