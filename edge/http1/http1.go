@@ -113,6 +113,10 @@ func (l Limits) orDefault() Limits {
 // to the end of the request, or to close.
 func (c *Conn) Reusable() bool { return c.free() && !c.closing }
 
+// Last reports whether the exchange under way is the connection's last one, as far
+// as is known.
+func (c *Conn) Last() bool { return c.closing || !c.persist }
+
 // free reports whether an exchange may begin, if only the last one.
 func (c *Conn) free() bool { return c.reading == readHead && c.writing == writeNone && c.seen == 0 }
 

@@ -69,10 +69,13 @@ func (p *pump) deliver(l *Loop) {
 		return
 	}
 	readable := len(p.came) > 0 || p.readErr != nil
-	writable := !p.writing
+	writable, failed := !p.writing, p.writeErr
 	p.mu.Unlock()
 	if readable {
 		c.readable = true
+	}
+	if failed != nil && c.writeErr == nil {
+		c.writeFailed(failed) // of what was taken before
 	}
 	if writable {
 		c.writable()

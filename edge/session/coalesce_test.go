@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -439,5 +440,27 @@ func TestNobodyGoesBeforeTheSessionIsFiled(t *testing.T) {
 		default:
 			t.Error("waits for a server that gives none")
 		}
+	}
+}
+
+// nothingYet is a connection on an event loop, which has nothing to read for now.
+type nothingYet struct{ net.Conn }
+
+func (nothingYet) Read([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
+
+// TestQuietConnectionIsAwaited: on an event loop crypto/tls reads though nothing has
+// come. Others still wait for the session that the connection may bring.
+func TestQuietConnectionIsAwaited(t *testing.T) {
+	s := New(Config{})
+	first := <-s.join("a", exchange.Terms{Wait: time.Minute}).turn
+	spy := &helloSpy{Conn: nothingYet{}, supply: &supply{}, pending: first.pending}
+	spy.done.Store(true)
+	_, _ = spy.Read(make([]byte, 100))
+	if n := first.pending.record.pending; n != 1 {
+		t.Errorf("%d connections are waited for, want 1", n)
+	}
+	first.pending.settle()
+	if n := first.pending.record.pending; n != 0 {
+		t.Errorf("%d connections are waited for at the end", n)
 	}
 }

@@ -65,7 +65,7 @@ func (s *helloSpy) Read(p []byte) (int, error) {
 		p = p[:min(len(p), s.records.left())]
 	}
 	n, err := s.Conn.Read(p)
-	if err != nil && done {
+	if err != nil && done && !passing(err) {
 		s.pending.settle() // it ended, or was closed beneath us
 	}
 	if !s.whole && n > 0 {
@@ -76,6 +76,13 @@ func (s *helloSpy) Read(p []byte) (int, error) {
 		s.listen(p[:n])
 	}
 	return n, err
+}
+
+// passing reports whether an error of Read says only that nothing has come yet, as on
+// an event loop.
+func passing(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // records follows the records of a connection, whose headers are in the clear.
