@@ -27,7 +27,9 @@ import (
 	"github.com/reseal/reseal/edge/frontend"
 	"github.com/reseal/reseal/edge/identity"
 	"github.com/reseal/reseal/edge/keyring"
+	"github.com/reseal/reseal/edge/legtest"
 	"github.com/reseal/reseal/edge/link"
+	"github.com/reseal/reseal/edge/loop"
 	"github.com/reseal/reseal/edge/session"
 	"github.com/reseal/reseal/edge/share"
 	"github.com/reseal/reseal/edge/state"
@@ -92,6 +94,7 @@ type Edge struct {
 	tally     *tally.Tally
 	memory    *memory
 	sessions  *session.Store
+	loops     *loop.Group
 	backend   *backend.Backend
 	frontend  *frontend.Frontend
 
@@ -124,13 +127,17 @@ func New(cfg Config) *Edge {
 		apply:     newConfiguration(),
 		sessions:  session.New(session.Config{Logger: cfg.Logger.With("part", "session")}),
 	}
+	e.loops = loop.New(loop.Config{Panicked: func(bug any, stack []byte) {
+		cfg.Logger.Error("panic on an event loop: this is a bug", "panic", bug, "stack", string(stack))
+	}})
 	e.backend = backend.New(backend.Config{
 		Handshaker: e.sessions,
 		Counters:   func(pool string) exchange.Counters { return counters.Pool(pool) },
 		Logger:     cfg.Logger.With("part", "backend"),
+		Loops:      e.loops,
 	})
 	e.frontend = frontend.New(frontend.Config{
-		Upstream: e.backend,
+		Upstream: &legtest.RoundTripper{Backend: e.backend, Loops: e.loops},
 		Counters: func(listener string) frontend.Counters { return counters.Listener(listener) },
 		TicketKeys: func(ring, listener, policyKey string) frontend.TicketKeys {
 			return e.keyring.Keys(ring, listener, policyKey)
@@ -288,6 +295,11 @@ func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn, keeper *session
 	behind.Go(func() error { return e.own(inner) })
 	behind.Go(func() error { return reporter.Run(inner) })
 	behind.Go(func() error { return e.keyring.Run(inner) })
+	// The loops run until no leg has a connection any more.
+	looping, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLoops()
+	var loops errgroup.Group
+	loops.Go(func() error { return e.loops.Run(looping) })
 	// Sessions are kept last: the closing connections still bring some.
 	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopKeeping()
@@ -307,6 +319,8 @@ func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn, keeper *session
 	err := group.Wait()
 	stopInner()
 	err = errors.Join(err, behind.Wait())
+	stopLoops()
+	err = errors.Join(err, loops.Wait())
 	stopKeeping()
 	return errors.Join(err, last.Wait())
 }

@@ -309,6 +309,9 @@ func newLegs(t *testing.T, backend string, change ...func(l *resealv1.Listener, 
 	behind, stopBehind := context.WithCancel(context.Background())
 	running.Go(func() { _ = x.edge.own(behind) })
 	x.apply()
+	looping, stopLoops := context.WithCancel(context.Background())
+	var loops sync.WaitGroup
+	loops.Go(func() { _ = x.edge.loops.Run(looping) })
 	running.Go(func() { _ = x.edge.backend.Run(behind) })
 	front := make(chan struct{})
 	running.Go(func() { defer close(front); _ = x.edge.frontend.Run(ctx) })
@@ -317,6 +320,8 @@ func newLegs(t *testing.T, backend string, change ...func(l *resealv1.Listener, 
 		<-front
 		stopBehind()
 		running.Wait()
+		stopLoops()
+		loops.Wait()
 	})
 	return x
 }

@@ -100,8 +100,8 @@ func mayImport(from, to string) bool {
 		// machines edge/http1 and edge/http2; edge/legtest, which only tests and the
 		// root package use, shows legs as net/http would see them.
 		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || to == "edge/link" || to == "controlplane/mirror" || strings.HasPrefix(to, from+"/") ||
-			(from == "edge/frontend" || from == "edge/backend") && (to == "edge/loop" || to == "edge/http1" || to == "edge/http2") ||
-			(from == "edge/conn" || from == "edge/legtest") && to == "edge/loop" ||
+			(from == "edge/frontend" || from == "edge/backend" || from == "edge/backend/h2") && (to == "edge/loop" || to == "edge/http1" || to == "edge/http2") ||
+			(from == "edge/conn" || from == "edge/legtest" || from == "edge/backend/crossing") && to == "edge/loop" ||
 			from == "edge/probe" && to == "edge/session/abbreviated" || from == "edge/backend" && (to == "edge/balance" || to == "edge/conn"))
 	case "cmd":
 		return toTop == "proto" || toTop == "controlplane" || toTop == "edge" || toTop == "cmd"
@@ -127,6 +127,13 @@ func TestMayImport(t *testing.T) {
 		{"edge/backend", "edge/balance", true},
 		{"edge/balance", "edge/backend", false},
 		{"edge/backend", "edge/conn", true},
+		{"edge/backend", "edge/backend/h2", true},
+		{"edge/backend/h2", "edge/http2", true},
+		{"edge/backend/h2", "edge/backend", false},
+		{"edge/backend/crossing", "edge/loop", true},
+		{"edge/backend/crossing", "edge/http2", false},
+		{"edge/conn", "edge/loop", true},
+		{"edge/conn", "edge/http1", false},
 		{"edge/conn", "edge/backend", false},
 		{"edge/conn", "edge/balance", false},
 		{"edge/balance", "edge/exchange", true},

@@ -10,21 +10,19 @@ package backend
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/edge/backend/crossing"
 	"github.com/reseal/reseal/edge/conn"
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/loop"
 )
 
 // Handshaker makes client handshakes and keeps the sessions they give.
@@ -47,6 +45,9 @@ type Config struct {
 	// Logger gets changes of health, ejections and look-ups that fail. Default:
 	// nothing is logged.
 	Logger *slog.Logger
+	// Loops run the connections, and the exchanges on them. Required, but for a Backend
+	// that is only configured. They have to run until Run has returned.
+	Loops *loop.Group
 	// Resolve looks up the addresses of a DNS pool. Default: the system's
 	// resolver.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
@@ -56,11 +57,12 @@ type Config struct {
 
 // Backend holds all pools. Its methods are safe for concurrent use.
 type Backend struct {
-	cfg    Config
-	ctx    context.Context // ends when Run does
-	cancel context.CancelFunc
-	live   *tracker
-	h2     *http2.Transport
+	cfg      Config
+	ctx      context.Context // ends when Run does
+	cancel   context.CancelFunc
+	live     *tracker
+	stations map[*loop.Loop]*station
+	lanes    crossing.Lanes // between the loops
 
 	// pools is what requests see. It is replaced as a whole, so that no request
 	// ever waits for an update.
@@ -87,7 +89,13 @@ func New(cfg Config) *Backend {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
 	}
-	b := &Backend{cfg: cfg, live: newTracker(), h2: newTransport(), conns: map[*pooled]struct{}{}}
+	b := &Backend{cfg: cfg, live: newTracker(), stations: map[*loop.Loop]*station{}, conns: map[*pooled]struct{}{}}
+	if cfg.Loops != nil {
+		b.lanes = crossing.New(cfg.Loops.Loops())
+		for _, l := range cfg.Loops.Loops() {
+			b.stations[l] = &station{loop: l}
+		}
+	}
 	b.pools.Store(&map[string]*pool{})
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
@@ -121,7 +129,7 @@ func (b *Backend) shutdown() {
 	b.updating.Unlock()
 	b.cancel()
 	for _, c := range b.open() {
-		c.Abort()
+		c.Do(c.speaker.shut)
 	}
 	timer := time.NewTimer(bound)
 	defer timer.Stop()
@@ -146,7 +154,8 @@ func (b *Backend) open() []*pooled {
 	return all
 }
 
-// track enters a connection whose handshake completed.
+// track enters a connection whose handshake completed. From here on a shutdown may
+// close it at any time.
 func (b *Backend) track(c *pooled) {
 	b.live.add()
 	b.connMu.Lock()
@@ -242,46 +251,6 @@ func (b *Backend) pool(name string) (*pool, error) {
 		return nil, fail(ReasonUnknownPool, nil)
 	}
 	return p, nil
-}
-
-// RoundTrip sends req to an endpoint of the call's pool and returns the
-// response as soon as its header is there. req.Host is its authority; without
-// one the SNI takes its place. As with http.RoundTripper the caller closes the
-// response's body, and req.Body is always closed, maybe later. Informational
-// responses go to the request context's httptrace.ClientTrace. A 101 response
-// has a Body that is a Tunnel. Errors are *Error, or the context's when it ended.
-func (b *Backend) RoundTrip(req *http.Request, call *exchange.Exchange) (*http.Response, error) {
-	p, err := b.pool(call.Pool)
-	if err != nil {
-		closeBody(req.Body)
-		return nil, told(call, err)
-	}
-	return p.roundTrip(req, call)
-}
-
-// Tunnel opens a connection to an endpoint of the call's pool, whose protocol
-// is tcp. ctx bounds only the opening. The tunnel ends by itself when no byte
-// went in either direction for timeouts.idle.
-func (b *Backend) Tunnel(ctx context.Context, call *exchange.Exchange) (exchange.Tunnel, error) {
-	p, err := b.pool(call.Pool)
-	if err != nil {
-		return nil, told(call, err)
-	}
-	return p.tunnel(ctx, call)
-}
-
-// told notes an error in the call.
-func told(call *exchange.Exchange, err error) error {
-	if e := (*Error)(nil); errors.As(err, &e) {
-		call.Status, call.Reason = e.HTTPStatus()
-	}
-	return err
-}
-
-func closeBody(body io.Closer) {
-	if body != nil {
-		body.Close()
-	}
 }
 
 // tracker counts what Run has to wait for.

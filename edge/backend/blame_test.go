@@ -309,7 +309,7 @@ func TestQuietTunnelsEjectNobody(t *testing.T) {
 		x := newBench(t, []string{serveRaw(t, silent).addr, serveRaw(t, silent).addr}, ejecting, idle,
 			protocol(resealv1.BackendPool_PROTOCOL_TCP))
 		for range 3 {
-			tunnel, err := x.b.Tunnel(t.Context(), newCall())
+			tunnel, err := x.Tunnel(t.Context(), newCall())
 			if err != nil {
 				t.Fatal(err)
 			}

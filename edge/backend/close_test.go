@@ -48,7 +48,7 @@ func TestEveryCloseIsClean(t *testing.T) {
 			})
 			for i := range 20 { // aborted in the middle of the body
 				ctx, cancel := context.WithCancel(t.Context())
-				resp, err := x.b.RoundTrip(newRequest(t, "GET", "/bytes/262144", nil).WithContext(ctx), newCall())
+				resp, err := x.RoundTrip(newRequest(t, "GET", "/bytes/262144", nil).WithContext(ctx), newCall())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -88,7 +88,7 @@ func TestAbortOfSmallBodyKeepsConnection(t *testing.T) {
 	s := serve(t, site())
 	x := newBench(t, []string{s.addr})
 	for range 10 {
-		resp, err := x.b.RoundTrip(newRequest(t, "GET", "/bytes/60000", nil), newCall())
+		resp, err := x.RoundTrip(newRequest(t, "GET", "/bytes/60000", nil), newCall())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,7 +116,7 @@ func TestConnectionHasOneOwner(t *testing.T) {
 		all.Go(func() {
 			for i := range requests {
 				path := fmt.Sprintf("/%d/%d", worker, i)
-				resp, err := x.b.RoundTrip(newRequest(t, "GET", path, nil), newCall())
+				resp, err := x.RoundTrip(newRequest(t, "GET", path, nil), newCall())
 				if err != nil {
 					t.Errorf("%s: %v", path, err)
 					return
@@ -226,7 +226,7 @@ func TestWeEndConnection(t *testing.T) {
 				c.answer(sc)
 			})
 			x := newBench(t, []string{s.addr})
-			resp, err := x.b.RoundTrip(newRequest(t, "GET", "/", nil), newCall())
+			resp, err := x.RoundTrip(newRequest(t, "GET", "/", nil), newCall())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -262,7 +262,7 @@ func TestCloseDuringWrite(t *testing.T) {
 	})
 	x := newBench(t, []string{s.addr}, connections(func(c *resealv1.Connections) { c.CloseTimeout = dur(5 * time.Second) }))
 	body := io.NopCloser(endless{})
-	resp, err := x.b.RoundTrip(newRequest(t, "POST", "/", body), newCall())
+	resp, err := x.RoundTrip(newRequest(t, "POST", "/", body), newCall())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +366,7 @@ func TestFailedHandshakeIsEndedGently(t *testing.T) {
 
 func TestShutdownEndsRequestsUnderWay(t *testing.T) {
 	bothProtocols(t, func(t *testing.T, x *bench, s *server) {
-		resp, err := x.b.RoundTrip(newRequest(t, "GET", "/bytes/10000000", nil), newCall())
+		resp, err := x.RoundTrip(newRequest(t, "GET", "/bytes/10000000", nil), newCall())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -416,7 +416,7 @@ func BenchmarkGet1K(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {
 				buf := bytes.NewBuffer(make([]byte, 0, 2048))
 				for pb.Next() {
-					resp, err := x.b.RoundTrip(newRequest(b, "GET", "/bytes/1024", nil), newCall())
+					resp, err := x.RoundTrip(newRequest(b, "GET", "/bytes/1024", nil), newCall())
 					if err != nil {
 						b.Fatal(err)
 					}

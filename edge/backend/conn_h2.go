@@ -1,179 +1,195 @@
 package backend
 
 import (
-	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"time"
 
-	"golang.org/x/net/http2"
-
+	"github.com/reseal/reseal/edge/backend/h2"
 	"github.com/reseal/reseal/edge/conn"
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/loop"
 )
 
-// h2Conn is an HTTP/2 connection. x/net/http2 speaks the protocol; reading,
-// writing and closing of the connection stay with conn. How many streams are
-// free is counted here: x/net/http2 is never asked under a lock, since its
-// answer may wait for a Write that a stalled peer holds up.
+// h2Conn is an HTTP/2 connection: a carrier with a place for each stream. h2.Conn
+// speaks the protocol, on the loop that the connection stays on; exchanges of other
+// loops cross. How many streams are free is counted here.
 type h2Conn struct {
 	*pooled
-	cc      *http2.ClientConn
-	frames  *frames       // owned by Read
-	settled chan struct{} // closed when the peer's first SETTINGS have been processed
+	session *h2.Conn   // nil before it has come to its loop
+	at      *loop.Loop // likewise
+	ready   func(*h2Conn, error)
+	late    *loop.Timer // for the peer's SETTINGS
 
 	// Guarded by endpoint.mu.
 	listed    bool // in its connSet
-	limit     int  // how many streams the peer allows; 0 is not known yet
-	streams   int  // requests granted and not over
+	limit     int  // how many streams the peer allows
+	streams   int  // places that are taken
 	served    int
 	answered  bool // a request
 	owner     owner
 	mixed     bool // streams of several clients are open
 	idleSince time.Time
 	retired   bool
-	refused   int       // grants that x/net/http2 refused in a row
-	hold      time.Time // no grant before
+	stuck     bool // the peer takes nothing of what it is sent
 }
 
-const (
-	// maxStreams bounds the streams of one connection, so that those whose clients
-	// take nothing never use up its window for the others.
-	maxStreams = (1 << 30) / streamWindow
-	// streamWindow is how much of an answer is buffered while its client takes
-	// nothing.
-	streamWindow = 256 << 10
-	// maxRefused is after how many refused grants in a row a connection is given
-	// up.
-	maxRefused = 8
-	// stuckAfter is how long a Write may take before the connection gets no more
-	// requests until it is through.
-	stuckAfter = 100 * time.Millisecond
-)
+// newH2Conn is what speaks on c once that runs. ready is told on its loop, once, when
+// it is known how many streams the peer allows, or why that never will be. Before
+// that the peer would refuse some.
+func newH2Conn(c *pooled, ready func(*h2Conn, error)) *h2Conn {
+	return &h2Conn{pooled: c, ready: ready, idleSince: time.Now()}
+}
 
-// newTransport is what all HTTP/2 connections share.
-func newTransport() *http2.Transport {
-	t, err := http2.ConfigureTransports(&http.Transport{
-		DisableCompression: true,
-		HTTP2:              &http.HTTP2Config{MaxReceiveBufferPerStream: streamWindow},
+// Open implements conn.Handler.
+func (h *h2Conn) Open() {
+	h.at = h.Loop()
+	h.session = h2.New(h, h2.Config{
+		MaxHeaderBytes: responseLimits.HeadBytes, MaxHeaderFields: responseLimits.Fields, Owner: h,
+		TakeTime: func() time.Duration { return h.e.settings().bodyTimeout },
 	})
-	if err != nil {
-		panic(err) // only when it was configured before
+	h.Count(conn.Idle)
+	h.late = h.Timer(func() { h.isReady(fail(ReasonProtocolError, errNoSettings)) })
+	h.late.Set(h.e.settings().handshakeTimeout)
+}
+
+func (h *h2Conn) isReady(err error) {
+	if ready := h.ready; ready != nil {
+		h.ready = nil
+		ready(h, err)
 	}
-	t.MaxHeaderListSize = maxResponseHeader
-	t.ReadIdleTimeout = 20 * time.Second
-	t.PingTimeout = 5 * time.Second
-	t.WriteByteTimeout = time.Minute // see h2Net.SetWriteDeadline
-	return t
 }
 
-// h2Net is the net.Conn that x/net/http2 sees.
-type h2Net struct {
-	exchange.TLSConn // addresses, read deadlines, ConnectionState
-	h                *h2Conn
-}
+// Data implements conn.Handler.
+func (h *h2Conn) Data(p []byte) { h.session.Data(p) }
 
-// Read is called when x/net/http2 has processed what it read before.
-func (n h2Net) Read(p []byte) (int, error) {
-	n.h.heed()
-	count, err := n.h.pooled.Read(p)
-	f := n.h.frames
-	wanted := !f.unwanted
-	f.see(p[:count])
-	if wanted && f.unwanted {
-		n.h.retire()
-	}
-	return count, err
-}
+// Writable implements conn.Handler.
+func (h *h2Conn) Writable() { h.session.Writable() }
 
-func (n h2Net) Write(p []byte) (int, error) {
-	begin := time.Now()
-	count, err := n.h.pooled.Write(p)
-	if err == nil && time.Since(begin) > stuckAfter {
-		n.h.e.serveAgain(n.h.key) // some may have waited for this one
-	}
-	return count, err
-}
+// PeerEnded implements conn.Handler.
+func (h *h2Conn) PeerEnded(bool) { h.session.PeerEnded() }
 
-// SetWriteDeadline is called before each Write, with the time-out of the
-// transport, and after it.
-func (n h2Net) SetWriteDeadline(t time.Time) error {
-	if !t.IsZero() {
-		t = time.Time{}
-		if limit := n.h.e.settings().bodyTimeout; limit > 0 {
-			t = time.Now().Add(limit)
-		}
-	}
-	return n.TLSConn.SetWriteDeadline(t)
-}
-
-// Close is called by x/net/http2 when the connection is broken, or idle after
-// GOAWAY.
-func (n h2Net) Close() error {
-	n.h.pooled.Close()
-	return nil
-}
-
-// newH2Conn starts HTTP/2 on c.
-func newH2Conn(c *pooled) (*h2Conn, error) {
-	h := &h2Conn{pooled: c, idleSince: time.Now(), frames: newFrames(), settled: make(chan struct{})}
-	cc, err := c.e.pool.b.h2.NewClientConn(h2Net{c.TLS, h})
-	if err != nil {
-		return nil, fail(ReasonProtocolError, err)
-	}
-	h.cc = cc
-	c.Hook(conn.Hooks{Leave: h.forget, Goodbye: h.goodbye, Broken: func() { cc.Close() }})
-	c.Count(conn.Idle)
-	return h, nil
-}
-
-// heed takes over what the peer's SETTINGS say, which x/net/http2 has processed
-// by now. The first ones come first of all (RFC 9113 section 3.4).
-func (h *h2Conn) heed() {
-	if !h.frames.settings {
+// Closed implements conn.Handler.
+func (h *h2Conn) Closed(err error) {
+	if h.session == nil {
+		h.isReady(dialError(err)) // no loop could take it
 		return
 	}
-	h.frames.settings = false
+	h.session.Closed(err)
+}
+
+// shut implements speaker.
+func (h *h2Conn) shut() {
+	if h.session != nil {
+		h.session.Leave(fail(ReasonReset, errClosed))
+	}
+	h.Close()
+}
+
+// carry implements carrier.
+func (h *h2Conn) carry(l *loop.Loop, x *exchange.Exchange, r *exchange.Request, front exchange.Front) exchange.Flow {
+	if l == h.at {
+		return h.session.Begin(x.Client, r, front)
+	}
+	return h.e.pool.b.lanes.Begin(l, h.at, h, x.Client, r, front)
+}
+
+// Begin implements crossing.Place.
+func (h *h2Conn) Begin(client uint64, r *exchange.Request, front exchange.Front) exchange.Flow {
+	return h.session.Begin(client, r, front)
+}
+
+// Drop implements crossing.Place.
+func (h *h2Conn) Drop() { h.drop() }
+
+// drop implements carrier.
+func (h *h2Conn) drop() {
 	h.e.mu.Lock()
-	first := h.limit == 0
-	h.limit = int(min(h.frames.streams, maxStreams))
-	known := h.limit > 0
+	h.served--
+	h.e.mu.Unlock()
+	h.Free(false)
+}
+
+// Settled implements h2.Owner.
+func (h *h2Conn) Settled(streams int) {
+	h.e.mu.Lock()
+	h.limit = streams
 	h.e.mu.Unlock()
 	switch {
-	case first && known:
-		close(h.settled)
-	case known:
+	case streams == 0:
+	case h.ready != nil:
+		h.late.Stop()
+		h.isReady(nil)
+	default:
 		h.e.serveAgain(h.key)
 	}
 }
 
-// awaitSettings waits until it is known how many streams the peer allows.
-// Before that, x/net/http2 would give out more than that, and the peer refuse them.
-func (h *h2Conn) awaitSettings(limit time.Duration) error {
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	select {
-	case <-h.settled:
-		return nil
-	case <-h.Ended():
-		return fail(ReasonReset, errNoSettings)
-	case <-timer.C:
-		return fail(ReasonProtocolError, errNoSettings)
+// Unwanted implements h2.Owner.
+func (h *h2Conn) Unwanted() {
+	h.e.mu.Lock()
+	defer h.e.mu.Unlock()
+	h.retireLocked()
+}
+
+// Stuck implements h2.Owner.
+func (h *h2Conn) Stuck(is bool) {
+	h.e.mu.Lock()
+	h.stuck = is
+	h.e.mu.Unlock()
+	if !is {
+		h.e.serveAgain(h.key) // some may have waited for this one
 	}
 }
 
-// goodbye sends GOAWAY.
-func (h *h2Conn) goodbye(deadline time.Time) {
-	ctx, cancel := context.WithDeadline(context.Background(), deadline)
-	defer cancel()
-	_ = h.cc.Shutdown(ctx)
+// Response implements h2.Owner.
+func (h *h2Conn) Response(client uint64, r *exchange.Response) {
+	if challengesConnection(r.Fields) {
+		h.becomePrivate(client)
+	}
 }
 
-// forget takes a connection that is ending out of its set.
-func (h *h2Conn) forget() {
+// becomePrivate makes the connection the client's own, or, when streams of
+// others are on it, nobody's.
+func (h *h2Conn) becomePrivate(client uint64) {
 	h.e.mu.Lock()
 	defer h.e.mu.Unlock()
+	shared := h.mixed || h.owner.client != client
+	h.e.own(&h.owner)
+	if shared {
+		h.retireLocked()
+	}
+}
+
+// Failed implements h2.Owner.
+func (h *h2Conn) Failed(f h2.Failure) error {
+	if e := (*Error)(nil); errors.As(f.Err, &e) {
+		return e // of shut
+	}
+	if errors.Is(f.Err, h2.ErrStuck) {
+		return idleError(false)
+	}
+	switch f.Kind {
+	case h2.Lost:
+		return &lostError{err: f.Err, written: f.Written, unread: f.Unread, lives: true}
+	case h2.TooLarge:
+		return refused(http.StatusRequestHeaderFieldsTooLarge, f.Err)
+	case h2.Invalid:
+		return fail(ReasonBadRequest, f.Err)
+	case h2.Broken:
+		return fail(ReasonProtocolError, f.Err)
+	}
+	return resetError(f.Err, f.Uploading)
+}
+
+// Ended implements h2.Owner.
+func (h *h2Conn) Ended(error) {
+	h.e.mu.Lock()
+	h.retired = true
 	h.unlist()
+	h.e.mu.Unlock()
+	h.isReady(fail(ReasonReset, errNoSettings))
 }
 
 // unlist takes the connection out of its set. endpoint.mu is held.
@@ -199,9 +215,7 @@ func (h *h2Conn) fits(w *waiter, s *settings) bool {
 
 // reserve takes a stream, if the connection has one free. endpoint.mu is held.
 func (h *h2Conn) reserve(s *settings) bool {
-	now := time.Now()
-	if h.Closing() || h.retired || h.streams >= h.limit || now.Before(h.hold) ||
-		h.Stuck(now, stuckAfter) || h.old(s, now) {
+	if h.Closing() || h.retired || h.stuck || h.streams >= h.limit || h.old(s, time.Now()) {
 		return false
 	}
 	h.streams++
@@ -215,47 +229,18 @@ func (h *h2Conn) granted(w *waiter) grant {
 	h.mixed = h.streams > 1 && (h.mixed || h.owner.client != w.call.Client)
 	h.owner = h.owner.next(w.call)
 	h.e.ownFor(w, &h.owner)
-	return grant{h2: h, reused: h.served > 1, stale: h.served > 1}
+	return grant{carrier: h, on: h.pooled, protocol: protocolHTTP2, reused: h.served > 1, stale: h.served > 1}
 }
 
-// confirm asks x/net/http2 for the stream that reserve took, under no lock. It
-// refuses while the connection ends, and for a moment after a body's end: then
-// the stream is given back.
-func (h *h2Conn) confirm() bool {
-	granted := h.cc.ReserveNewRequest()
-	h.e.mu.Lock()
-	defer h.e.mu.Unlock()
-	if granted {
-		h.refused = 0
-		return true
-	}
-	wait := 2 * time.Millisecond << h.refused
-	h.refused++
-	h.hold = time.Now().Add(wait)
-	h.served--
-	h.over()
-	if h.refused >= maxRefused {
-		h.retireLocked()
-	}
-	time.AfterFunc(wait, func() { h.e.serveAgain(h.key) })
-	return false
-}
-
-// drop gives back a reserved stream that x/net/http2 knows nothing of.
-func (h *h2Conn) drop() {
-	h.e.mu.Lock()
-	h.served--
-	h.e.mu.Unlock()
-	h.release(false)
-}
-
-// release notes that a stream is over, whether there was an answer on it, and
-// gives what is free to waiters.
-func (h *h2Conn) release(answered bool) {
+// Free implements h2.Owner: it gives what is free to waiters.
+func (h *h2Conn) Free(answered bool) {
 	h.e.mu.Lock()
 	defer h.e.mu.Unlock()
 	h.answered = h.answered || answered
-	h.over()
+	if h.streams--; h.streams == 0 {
+		h.idleSince = time.Now()
+		h.Count(conn.Idle)
+	}
 	settings := h.e.settings()
 	surplus := h.streams == 0 && h.e.open > settings.maxOpen
 	if h.retired || h.old(settings, time.Now()) || h.e.retired || surplus {
@@ -264,14 +249,6 @@ func (h *h2Conn) release(answered bool) {
 	if set := h.e.sets[h.key]; set != nil && len(set.waiters) > 0 {
 		h.e.serve(set, settings)
 		h.e.dialMore(set, settings)
-	}
-}
-
-// over counts the end of a stream. endpoint.mu is held.
-func (h *h2Conn) over() {
-	if h.streams--; h.streams == 0 {
-		h.idleSince = time.Now()
-		h.Count(conn.Idle)
 	}
 }
 
@@ -292,19 +269,13 @@ func (h *h2Conn) old(s *settings, now time.Time) bool {
 
 func (h *h2Conn) idleNow() bool { return h.streams == 0 }
 
-// retire ends the connection, now or after its last stream.
-func (h *h2Conn) retire() {
-	h.e.mu.Lock()
-	defer h.e.mu.Unlock()
-	h.retireLocked()
-}
-
-// retireLocked is retire with endpoint.mu held.
+// retireLocked ends the connection, now or after its last stream. endpoint.mu is
+// held.
 func (h *h2Conn) retireLocked() {
 	h.retired = true
 	h.unlist()
 	if h.streams == 0 {
-		h.Close()
+		h.Do(func() { h.session.Leave(nil) })
 	}
 }
 

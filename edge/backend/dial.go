@@ -7,6 +7,7 @@ import (
 
 	"github.com/reseal/reseal/edge/conn"
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/loop"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -21,48 +22,44 @@ func (s *settings) speaksHTTP1Only() bool {
 	return s.protocol == resealv1.BackendPool_PROTOCOL_HTTP1 || s.protocol == resealv1.BackendPool_PROTOCOL_TCP
 }
 
-// dial opens one connection for a set. It belongs to no request: whoever waits
-// first gets it, and if nobody does it stays idle for the next.
-func (e *endpoint) dial(set *connSet) {
+// dial opens one connection for a set, on a loop. It belongs to no request: whoever
+// waits first gets it, and if nobody does it stays idle for the next.
+func (e *endpoint) dial(set *connSet, at *loop.Loop) {
 	begin := time.Now()
 	c, err := e.connect(e.pool.b.ctx, e.pool.state.Load(), set.key, true)
-	var protocol string
-	var h2 *h2Conn
-	switch {
-	case err != nil:
-	case e.pool.b.ctx.Err() != nil:
-		err = fail(ReasonOverloaded, errClosed)
-	default:
-		protocol, h2, err = e.speak(c)
-	}
 	if err != nil {
-		if c != nil {
-			c.Close() // gives the slot back
-		}
-		e.dialFailed(set, begin, c != nil, err)
+		e.dialFailed(set, begin, false, err)
 		return
 	}
-	e.dialled(set, c, h2, protocol)
+	e.speak(c, at, func(s *soloConn, h *h2Conn, err error) {
+		if err == nil && e.pool.b.ctx.Err() != nil {
+			err = fail(ReasonOverloaded, errClosed)
+		}
+		if err == nil {
+			e.dialled(set, s, h)
+			return
+		}
+		e.dialFailed(set, begin, true, err)
+		c.speaker.shut() // gives the slot back
+	})
 }
 
-// speak finds out what is spoken on c, and starts HTTP/2 if that is it.
-func (e *endpoint) speak(c *pooled) (protocol string, h2 *h2Conn, err error) {
-	defer e.pool.b.caught("a dial", &err)
-	protocol, err = e.protocolOf(c)
+// speak brings a connection to a loop. ready is told there when it can serve, on a
+// connection of one of both kinds, or why it can't.
+func (e *endpoint) speak(c *pooled, at *loop.Loop, ready func(*soloConn, *h2Conn, error)) {
+	protocol, err := e.protocolOf(c)
 	if protocol == protocolHTTP2 {
-		h2, err = e.startH2(c)
+		c.run(at, newH2Conn(c, func(h *h2Conn, err error) { ready(nil, h, err) }))
+		return
 	}
-	return protocol, h2, err
-}
-
-// startH2 starts HTTP/2 on c and waits until it can be used.
-func (e *endpoint) startH2(c *pooled) (*h2Conn, error) {
-	state := e.pool.state.Load()
-	h, err := newH2Conn(c)
-	if err != nil {
-		return nil, err
-	}
-	return h, h.awaitSettings(state.settings.handshakeTimeout)
+	var s *soloConn
+	s = newSoloConn(c, protocol, func(broken error) {
+		if err == nil && broken != nil {
+			err = dialError(broken) // no loop could take it
+		}
+		ready(s, nil, err)
+	})
+	c.run(at, s)
 }
 
 // protocolOf returns what is spoken on c.
@@ -71,7 +68,7 @@ func (e *endpoint) protocolOf(c *pooled) (string, error) {
 	switch {
 	case asked == resealv1.BackendPool_PROTOCOL_TCP:
 		return protocolTCP, nil
-	case c.TLS.ConnectionState().NegotiatedProtocol == protocolHTTP2:
+	case c.Protocol == protocolHTTP2:
 		return protocolHTTP2, nil
 	case asked == resealv1.BackendPool_PROTOCOL_HTTP2:
 		return "", fail(ReasonProtocolError, errNotH2)
@@ -114,46 +111,33 @@ func (set *connSet) judge(settings *settings, err error) error {
 }
 
 // dialled hands a new connection to the waiters.
-func (e *endpoint) dialled(set *connSet, c *pooled, h2 *h2Conn, protocol string) {
+func (e *endpoint) dialled(set *connSet, s *soloConn, h2 *h2Conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	settings := e.settings()
 	set.dials--
-	set.protocol = protocol
-	switch protocol {
-	case protocolHTTP2:
+	switch {
+	case h2 != nil:
+		set.protocol = protocolHTTP2
 		set.h2 = append(set.h2, h2)
 		h2.listed = true
-		if c.Closing() {
+		if h2.Closing() {
 			h2.unlist()
 		}
 		e.serve(set, settings)
 		if e.retired || e.pool.b.ctx.Err() != nil {
 			h2.retireLocked()
 		}
-	case protocolTCP:
-		e.offerRaw(set, c)
 	default:
-		h1 := newH1Conn(c)
-		if !e.offer(h1, settings) {
-			c.Close()
+		set.protocol = protocolHTTP1
+		if s.http == nil {
+			set.protocol = protocolTCP
+		}
+		if !e.offer(s, settings) {
+			s.discard()
 		}
 	}
 	e.dialMore(set, settings)
-}
-
-// offerRaw gives a connection to the first tunnel. Without one it is closed:
-// servers that speak first would leave it in an unknown state.
-func (e *endpoint) offerRaw(set *connSet, c *pooled) {
-	if len(set.waiters) == 0 {
-		c.Close()
-		return
-	}
-	w := set.waiters[0]
-	set.waiters = append(set.waiters[:0], set.waiters[1:]...)
-	e.exit(w)
-	c.Count(conn.Active)
-	w.got <- grant{raw: c}
 }
 
 // failWaiters tells a failed dial to those who waited for it alone. Calls that
@@ -174,7 +158,7 @@ func (e *endpoint) failWaiters(set *connSet, settings *settings, begin time.Time
 		}
 		most--
 		e.exit(w)
-		w.got <- grant{err: err}
+		w.tell(grant{err: err})
 	}
 	set.waiters = left
 	if len(set.h2) > 0 {
@@ -200,7 +184,6 @@ func (e *endpoint) connect(ctx context.Context, state *poolState, key connKey, s
 	if c.Conn, err = dialer.Connect(ctx, target, c); err != nil {
 		return nil, connectError(err)
 	}
-	b.track(c) // from here on a shutdown may close it at any time
 	e.pool.counters.Add(exchange.Opened.At(), 1)
 	return c, nil
 }

@@ -1,13 +1,13 @@
 package backend
 
 import (
-	"context"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/reseal/reseal/edge/balance"
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/loop"
 )
 
 // endpoint is one address of a pool, with its connections. It outlives specs:
@@ -29,7 +29,7 @@ type endpoint struct {
 // connSet is the connections of one identity at one endpoint.
 type connSet struct {
 	key     connKey
-	idle    []*h1Conn // longest idle first
+	idle    []*soloConn // longest idle first
 	h2      []*h2Conn
 	waiters []*waiter // longest waiting first
 	dials   int       // under way
@@ -38,7 +38,8 @@ type connSet struct {
 	protocol string
 }
 
-// waiter is a call that needs a connection.
+// waiter is a call that needs a connection. It belongs to its loop, but for what the
+// endpoint reads while it waits.
 type waiter struct {
 	call  *exchange.Exchange
 	fresh bool // only a connection that has served nothing
@@ -46,18 +47,23 @@ type waiter struct {
 	// private is set when the request authenticates the connection.
 	private bool
 	since   time.Time
-	got     chan grant // of capacity 1; sent to once, under endpoint.mu
+	loop    *loop.Loop
+	granted func(grant) // called on loop, once, unless acquire has granted at once
+	left    bool        // it gave up; what it gets is given back
 }
 
-// grant is the connection that a waiter gets, or why it gets none.
-type grant struct {
-	h1     *h1Conn
-	h2     *h2Conn
-	raw    *pooled
-	reused bool // it has served a request
-	stale  bool // it may have died since it was known to live
-	err    error
+// told hands the waiter what it gets. It is called on the waiter's loop.
+func (w *waiter) told(g grant) {
+	switch {
+	case !w.left:
+		w.granted(g)
+	case g.err == nil:
+		g.drop()
+	}
 }
+
+// tell is told for callers anywhere.
+func (w *waiter) tell(g grant) { w.loop.Post(func() { w.told(g) }) }
 
 func newEndpoint(p *pool, at *balance.Endpoint) *endpoint {
 	return &endpoint{Endpoint: at, pool: p, sets: map[connKey]*connSet{}, clients: map[uint64]*share{}}
@@ -74,128 +80,106 @@ func (e *endpoint) set(key connKey) *connSet {
 	return s
 }
 
-// acquire returns a connection for a call: an idle one if one may be used,
-// otherwise the first that becomes free or is dialled. The dial goes on when ctx
-// ends.
-func (e *endpoint) acquire(ctx context.Context, key connKey, w *waiter) (grant, error) {
-	for {
-		g, err := e.acquireOnce(ctx, key, w)
-		if err != nil || g.h2 == nil || g.h2.confirm() {
-			return g, err
-		}
-	}
-}
-
-// acquireOnce is acquire without the word of x/net/http2 for a stream.
-func (e *endpoint) acquireOnce(ctx context.Context, key connKey, w *waiter) (grant, error) {
+// acquire finds a connection for a call, or has it wait for the first that becomes
+// free or is dialled; the dial goes on when it leaves. It reports whether the waiter
+// has its grant at once, and otherwise calls granted later. It is called on the
+// waiter's loop.
+func (e *endpoint) acquire(key connKey, w *waiter) (g grant, now bool) {
 	settings := e.settings()
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	set := e.set(key)
 	if !w.raw {
-		if g, ok := e.takeIdle(set, w, settings); ok {
-			e.mu.Unlock()
-			return g, nil
+		if g, here := e.takeIdle(set, w, settings); g.carrier != nil {
+			return g, here
 		}
 	}
 	if e.waiting >= settings.maxPending && !e.displace(w) {
 		e.tidy(set)
-		e.mu.Unlock()
-		return grant{}, fail(ReasonOverloaded, errQueueFull)
+		return grant{err: fail(ReasonOverloaded, errQueueFull)}, true
 	}
-	w.got = make(chan grant, 1)
-	if w.since.IsZero() {
-		w.since = time.Now()
-		set.waiters = append(set.waiters, w)
-	} else { // its turn came before
-		set.waiters = slices.Insert(set.waiters, 0, w)
-	}
+	w.since = time.Now()
+	set.waiters = append(set.waiters, w)
 	e.enter(w)
 	e.dialMore(set, settings)
-	e.mu.Unlock()
-	return e.await(ctx, set, w, settings)
+	return grant{}, false
 }
 
-func (e *endpoint) await(ctx context.Context, set *connSet, w *waiter, settings *settings) (grant, error) {
-	timer := time.NewTimer(time.Until(w.since.Add(settings.queueTimeout())))
-	defer timer.Stop()
-	var err error
-	select {
-	case g := <-w.got:
-		return g, g.err
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-timer.C:
-		err = fail(ReasonOverloaded, errQueueLate)
-	}
-	e.leave(set, w)
-	return grant{}, err
-}
-
-// leave takes out a waiter that gave up. What it was granted meanwhile goes to
-// the next one.
-func (e *endpoint) leave(set *connSet, w *waiter) {
+// leave takes out a waiter that gives up. What it was granted meanwhile it gives back.
+func (e *endpoint) leave(key connKey, w *waiter) {
+	w.left = true
 	e.mu.Lock()
+	defer e.mu.Unlock()
+	set := e.sets[key]
+	if set == nil {
+		return
+	}
 	if i := slices.Index(set.waiters, w); i >= 0 {
 		set.waiters = slices.Delete(set.waiters, i, i+1)
 		e.exit(w)
 		e.tidy(set)
-		e.mu.Unlock()
-		return
-	}
-	e.mu.Unlock()
-	g := <-w.got
-	switch {
-	case g.h1 != nil:
-		e.putUnused(g.h1)
-	case g.h2 != nil:
-		g.h2.drop()
-	case g.raw != nil:
-		g.raw.Close()
 	}
 }
 
-// takeIdle finds a connection that is ready. e.mu is held.
-func (e *endpoint) takeIdle(set *connSet, w *waiter, settings *settings) (grant, bool) {
+// takeIdle finds a connection that is ready, and reports whether it is on the
+// waiter's loop; another one is on its way there. e.mu is held.
+func (e *endpoint) takeIdle(set *connSet, w *waiter, settings *settings) (g grant, here bool) {
+	var c *soloConn
 	if e.private {
 		// First the one on which the client has logged in.
-		if c := set.takeH1(w, settings, func(c *h1Conn) bool { return c.owner.private }); c != nil {
-			return c.granted(w), true
+		c = set.takeSolo(w, settings, func(c *soloConn) bool { return c.owner.private })
+	}
+	if c == nil && settings.sparesProven(w.call) {
+		c = set.takeSolo(w, settings, func(c *soloConn) bool { return c.served <= 1 })
+	}
+	if c == nil {
+		c = set.takeSolo(w, settings, func(*soloConn) bool { return true })
+	}
+	if c == nil {
+		if h := set.reserveH2(w, settings); h != nil {
+			return h.granted(w), true
 		}
+		return grant{}, false
 	}
-	if settings.sparesProven(w.call) {
-		if c := set.takeH1(w, settings, func(c *h1Conn) bool { return c.served <= 1 }); c != nil {
-			return c.granted(w), true
-		}
+	here = c.at == w.loop
+	c.at = nil
+	g = c.granted(w)
+	if !here {
+		c.goTo(w, g)
 	}
-	if c := set.takeH1(w, settings, func(*h1Conn) bool { return true }); c != nil {
-		return c.granted(w), true
-	}
-	if c := set.reserveH2(w, settings); c != nil {
-		return c.granted(w), true
-	}
-	return grant{}, false
+	return g, here
 }
 
-// takeH1 takes the idle connection that was used last among those that a call
-// may and wants to use. endpoint.mu is held.
-func (set *connSet) takeH1(w *waiter, settings *settings, wanted func(*h1Conn) bool) *h1Conn {
-	now := time.Now()
+// takeSolo takes the idle connection that was used last among those that a call
+// may and wants to use, on its own loop if there is one. endpoint.mu is held.
+func (set *connSet) takeSolo(w *waiter, settings *settings, wanted func(*soloConn) bool) *soloConn {
+	now, found := time.Now(), -1
 	for i := len(set.idle) - 1; i >= 0; i-- {
 		c := set.idle[i]
 		if w.fresh && c.served > 0 || !settings.mayUse(w.call, c.served, c.owner) || !wanted(c) {
 			continue
 		}
-		set.idle = slices.Delete(set.idle, i, i+1)
-		if c.expired(settings, now) {
-			c.drop()
+		if c.expired(settings, now, true) {
+			set.idle = slices.Delete(set.idle, i, i+1)
+			found = max(found-1, -1) // it was behind
+			c.at = nil
+			c.discard()
 			continue
 		}
-		if !c.take() {
-			continue // it has just died
+		if c.at == w.loop {
+			found = i
+			break
 		}
-		return c
+		if found < 0 {
+			found = i
+		}
 	}
-	return nil
+	if found < 0 {
+		return nil
+	}
+	c := set.idle[found]
+	set.idle = slices.Delete(set.idle, found, found+1)
+	return c
 }
 
 // reserveH2 takes a stream for a call, on the client's own connection if one is
@@ -214,38 +198,59 @@ func (set *connSet) reserveH2(w *waiter, settings *settings) *h2Conn {
 	return nil
 }
 
-// offer gives an HTTP/1 connection that is free to the first waiter that may
-// have it, or keeps it idle. It returns false if the connection is to be
-// closed. e.mu is held.
-func (e *endpoint) offer(c *h1Conn, settings *settings) bool {
+// offer gives a connection that is free to the first waiter that may have it, or
+// keeps it idle. It returns false if the connection is to be closed. It is called on
+// the connection's loop, with e.mu held.
+func (e *endpoint) offer(c *soloConn, settings *settings) bool {
 	now := time.Now()
-	if !c.slot || c.expired(settings, now) || e.open > settings.maxOpen || e.pool.b.ctx.Err() != nil {
+	if c.Closing() || !c.slot || c.expired(settings, now, false) || e.open > settings.maxOpen || e.pool.b.ctx.Err() != nil {
 		return false
 	}
 	set := e.set(c.key)
 	e.unhold(c)
 	may := func(w *waiter) bool {
-		return !w.raw && !(w.fresh && c.served > 0) && settings.mayUse(w.call, c.served, c.owner)
+		return w.raw == (c.http == nil) && !(w.fresh && c.served > 0) && settings.mayUse(w.call, c.served, c.owner)
 	}
 	if i := e.next(set, settings, may); i >= 0 {
 		w := set.waiters[i]
 		set.waiters = slices.Delete(set.waiters, i, i+1)
 		e.exit(w)
-		w.got <- c.granted(w)
+		c.goTo(w, c.granted(w))
 		return true
 	}
-	if e.retired || settings.maxIdle <= 0 || !c.rest(now) {
+	// A tunnel's connection is not kept: servers that speak first would leave it in an
+	// unknown state.
+	if e.retired || c.http == nil || settings.maxIdle <= 0 || !c.rest(now) {
 		return false
 	}
 	set.idle = append(set.idle, c)
 	if len(set.idle) > settings.maxIdle {
-		oldest := set.idle[0]
-		set.idle = slices.Delete(set.idle, 0, 1)
-		oldest.drop()
+		e.discardOldest(set)
 	} else {
 		e.roomFor(settings)
 	}
 	return true
+}
+
+// discardOldest ends the connection of a set that has been idle for longest. e.mu is
+// held.
+func (e *endpoint) discardOldest(set *connSet) {
+	c := set.idle[0]
+	set.idle = slices.Delete(set.idle, 0, 1)
+	c.at = nil
+	c.discard()
+}
+
+// dropIdle takes a connection that died out of the idle ones. e.mu is held.
+func (e *endpoint) dropIdle(c *soloConn) {
+	set := e.sets[c.key]
+	if c.at == nil || set == nil {
+		return
+	}
+	c.at = nil
+	if i := slices.Index(set.idle, c); i >= 0 {
+		set.idle = slices.Delete(set.idle, i, i+1)
+	}
 }
 
 // roomFor gives up an idle connection when a waiter of another identity, or one
@@ -256,28 +261,17 @@ func (e *endpoint) roomFor(settings *settings) {
 	}
 }
 
-// put takes back a connection whose exchange is over.
-func (e *endpoint) put(c *h1Conn) {
+// put takes back a connection whose exchange is over, or which was granted and not
+// used. It is called on the connection's loop.
+func (e *endpoint) put(c *soloConn, used bool) {
 	e.mu.Lock()
-	kept := e.offer(c, e.settings())
-	e.mu.Unlock()
-	if !kept {
-		c.Close()
-		return
-	}
-	c.resume <- struct{}{}
-}
-
-// putUnused takes back a connection that was granted but not used.
-func (e *endpoint) putUnused(c *h1Conn) {
-	e.mu.Lock()
-	if c.served > 0 {
+	if !used && c.served > 0 {
 		c.served--
 	}
 	kept := e.offer(c, e.settings())
 	e.mu.Unlock()
 	if !kept {
-		c.Close()
+		c.end()
 	}
 }
 
@@ -294,7 +288,7 @@ func (e *endpoint) serve(set *connSet, settings *settings) {
 			continue
 		}
 		e.exit(w)
-		w.got <- c.granted(w)
+		w.tell(c.granted(w))
 	}
 	clear(set.waiters[len(waiters):])
 	set.waiters = waiters
@@ -318,10 +312,16 @@ func (e *endpoint) dialMore(set *connSet, settings *settings) {
 			}
 			return
 		}
-		e.open++
-		set.dials++
-		e.pool.b.spawn("a dial", func() { e.dial(set) })
+		e.beginDial(set)
 	}
+}
+
+// beginDial dials for a set, on the loop of the waiter that lacks it. e.mu is held.
+func (e *endpoint) beginDial(set *connSet) {
+	at := set.waiters[min(set.dials, len(set.waiters)-1)].loop
+	e.open++
+	set.dials++
+	e.pool.b.spawn("a dial", func() { e.dial(set, at) })
 }
 
 func (e *endpoint) manyDials(set *connSet, settings *settings) bool {
@@ -349,9 +349,7 @@ func (e *endpoint) evict() bool {
 	if from == nil {
 		return false
 	}
-	c := from.idle[0]
-	from.idle = slices.Delete(from.idle, 0, 1)
-	c.drop()
+	e.discardOldest(from)
 	return true
 }
 
@@ -380,9 +378,7 @@ func (e *endpoint) freeSlot() {
 		if next == nil {
 			return
 		}
-		e.open++
-		next.dials++
-		e.pool.b.spawn("a dial", func() { e.dial(next) })
+		e.beginDial(next)
 	}
 }
 
@@ -414,8 +410,7 @@ func (e *endpoint) shrink() {
 	}
 	for _, set := range e.sets {
 		for len(set.idle) > max(settings.maxIdle, 0) {
-			set.idle[0].drop()
-			set.idle = slices.Delete(set.idle, 0, 1)
+			e.discardOldest(set)
 		}
 	}
 }
@@ -426,10 +421,9 @@ func (e *endpoint) retire() {
 	defer e.mu.Unlock()
 	e.retired = true
 	for _, set := range e.sets {
-		for _, c := range set.idle {
-			c.drop()
+		for len(set.idle) > 0 {
+			e.discardOldest(set)
 		}
-		set.idle = nil
 		for _, c := range slices.Clone(set.h2) {
 			c.retireLocked()
 		}
@@ -447,16 +441,14 @@ func (e *endpoint) sweep(now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for key, set := range e.sets {
-		kept := set.idle[:0]
-		for _, c := range set.idle {
-			if c.expired(settings, now) {
-				c.drop()
-			} else {
-				kept = append(kept, c)
+		set.idle = slices.DeleteFunc(set.idle, func(c *soloConn) bool {
+			if !c.expired(settings, now, true) {
+				return false
 			}
-		}
-		clear(set.idle[len(kept):])
-		set.idle = kept
+			c.at = nil
+			c.discard()
+			return true
+		})
 		for _, c := range slices.Clone(set.h2) {
 			c.sweep(settings, now)
 		}

@@ -104,6 +104,11 @@ func resetError(err error, uploading bool) *Error {
 	return e
 }
 
+// clientError is a failure of the client's own.
+type clientError struct{ error }
+
+func (e clientError) Unwrap() error { return e.error }
+
 // stalledUpload ends a request whose client does not send its body.
 func stalledUpload() *Error { return fail(ReasonClientStalled, errIdle).blamed(blameNobody) }
 
@@ -128,26 +133,20 @@ func (e *Error) HTTPStatus() (code int, reason string) { return e.Code, e.Reason
 
 // Causes inside the package. They never reach a caller bare.
 var (
-	errClosed       = errors.New("the edge is shutting down")
-	errBodyClosed   = errors.New("response body closed")
-	errHeaderTooBig = errors.New("response header is larger than 1 MiB")
-	errNotHTTP      = errors.New("the backend's answer is not HTTP/1")
-	errUnsolicited  = errors.New("the backend sent data that answers no request")
-	errIdle         = errors.New("no byte for the idle time-out")
-	errHeaderLate   = errors.New("no response header in time")
-	errNoSettings   = errors.New("the endpoint sent no HTTP/2 SETTINGS")
-	errNotH2        = errors.New("the endpoint did not agree to h2 by ALPN")
-	errQueueFull    = errors.New("connections.maxPending requests wait already")
-	errClientShare  = errors.New("the client held more connections than its share of connections.maxPerEndpoint, and kept this one waiting")
-	errQueueShare   = errors.New("connections.maxPending requests wait already, most of them of this client connection")
-	errWatchEnded   = errors.New("nobody reads from the connection any more")
-	errQueueLate    = errors.New("no connection became free in time")
-	errEndless1xx   = errors.New("more than 100 informational responses")
-	errNoUpgrade    = errors.New("the backend switched protocols unasked")
-	errShortBody    = errors.New("the request body is shorter than its Content-Length")
-	errLongBody     = errors.New("the request body is longer than its Content-Length")
-	errTunnelsOnly  = errors.New("the pool's protocol is tcp, which carries no requests")
-	errNoTunnel     = errors.New("the pool's protocol is not tcp")
+	errClosed      = errors.New("the edge is shutting down")
+	errRepeated    = errors.New("the request is sent to another endpoint")
+	errPeerEnded   = errors.New("the backend has ended the connection")
+	errUnsolicited = errors.New("the backend sent data that answers no request")
+	errIdle        = errors.New("no byte for the idle time-out")
+	errHeaderLate  = errors.New("no response header in time")
+	errNoSettings  = errors.New("the endpoint sent no HTTP/2 SETTINGS")
+	errNotH2       = errors.New("the endpoint did not agree to h2 by ALPN")
+	errQueueFull   = errors.New("connections.maxPending requests wait already")
+	errClientShare = errors.New("the client held more connections than its share of connections.maxPerEndpoint, and kept this one waiting")
+	errQueueShare  = errors.New("connections.maxPending requests wait already, most of them of this client connection")
+	errQueueLate   = errors.New("no connection became free in time")
+	errTunnelsOnly = errors.New("the pool's protocol is tcp, which carries no requests")
+	errNoTunnel    = errors.New("the pool's protocol is not tcp")
 )
 
 func fail(reason string, err error) *Error {

@@ -6,9 +6,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -35,7 +38,7 @@ func TestH2GoAway(t *testing.T) {
 	s := serveH2(t, site())
 	x := newBench(t, []string{s.addr})
 	x.get("/bytes/10")
-	resp, err := x.b.RoundTrip(newRequest(t, "GET", "/bytes/3000000", nil), newCall())
+	resp, err := x.RoundTrip(newRequest(t, "GET", "/bytes/3000000", nil), newCall())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,6 +62,54 @@ func TestH2OnlyPoolRefusesH1(t *testing.T) {
 	x := newBench(t, []string{s.addr}, protocol(resealv1.BackendPool_PROTOCOL_HTTP2), retries(0))
 	_, _, err := x.try(newRequest(t, "GET", "/", nil), nil)
 	wantReason(t, err, ReasonProtocolError, 502)
+}
+
+// An endpoint that does not take an upload, whether it stops to read or keeps its
+// windows shut, is the one that is late, and not the client; so with several uploads at
+// once.
+func TestH2EndpointTakesNoUpload(t *testing.T) {
+	for name, handle := range map[string]func(*serverConn){
+		"it reads nothing": h2Until(isHeaders),
+		"it opens no window": func(c *serverConn) {
+			if _, err := io.ReadFull(c, make([]byte, len(http2.ClientPreface))); err != nil {
+				return
+			}
+			f := http2.NewFramer(c, c)
+			f.WriteSettings()
+			for {
+				if _, err := f.ReadFrame(); err != nil {
+					return
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			end := make(chan struct{})
+			s := serveRaw(t, func(c *serverConn) {
+				handle(c)
+				<-end
+			})
+			t.Cleanup(func() { close(end) })
+			s.tls.NextProtos = []string{"h2"}
+			x := newBench(t, []string{s.addr}, timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(600 * time.Millisecond) }))
+			var uploads sync.WaitGroup
+			for range 5 {
+				uploads.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+					defer cancel()
+					req := newRequest(t, "POST", "/", io.NopCloser(unending{ctx})).WithContext(ctx)
+					req.ContentLength = -1
+					_, err := x.RoundTrip(req, newCall())
+					var e *Error
+					if !errors.As(err, &e) || e.Reason != ReasonTimeoutIdle || e.Code != 504 || !ofEndpoint(err) {
+						t.Errorf("%v", err)
+					}
+				})
+			}
+			uploads.Wait()
+		})
+	}
 }
 
 // Calls that wait for a stream of an open h2 connection outlive a failed dial,

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -29,6 +30,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/legtest"
+	"github.com/reseal/reseal/edge/loop"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -286,6 +289,7 @@ func request(br *bufio.Reader) (*http.Request, []byte, error) {
 // bench is a Backend with one pool "p", stopped at the end of the test, when
 // gauges, counts and goroutines must have come to rest.
 type bench struct {
+	legtest.RoundTripper
 	t     testing.TB
 	b     *Backend
 	tally *tally
@@ -309,7 +313,7 @@ func newBench(t testing.TB, addresses []string, options ...option) *bench {
 		spec.Endpoints = append(spec.Endpoints, &resealv1.Endpoint{Address: a})
 	}
 	x := &bench{t: t, tally: newTally(), h: newFakeSessions(), spec: spec}
-	x.b = New(Config{Handshaker: x.h, Counters: func(string) exchange.Counters { return x.tally }})
+	stopLoops := x.run(Config{Handshaker: x.h, Counters: func(string) exchange.Counters { return x.tally }})
 	x.set(options...)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -324,8 +328,29 @@ func newBench(t testing.TB, addresses []string, options ...option) *bench {
 		x.end()
 		x.settled()
 	})
+	t.Cleanup(stopLoops)
 	t.Cleanup(x.stop)
 	return x
+}
+
+// run makes the Backend, and runs its loops until the function that it returns is
+// called.
+func (x *bench) run(cfg Config) (stop func()) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	cfg.Loops = loop.New(loop.Config{Panicked: func(bug any, stack []byte) { cfg.Logger.Error("panic", "panic", bug, "stack", string(stack)) }})
+	x.b = New(cfg)
+	x.RoundTripper = legtest.RoundTripper{Backend: x.b, Loops: cfg.Loops}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- cfg.Loops.Run(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			x.t.Error(err)
+		}
+	}
 }
 
 // settled checks what must hold after Run.
@@ -434,7 +459,7 @@ func (x *bench) try(req *http.Request, call *exchange.Exchange) (*http.Response,
 	if call == nil {
 		call = newCall()
 	}
-	resp, err := x.b.RoundTrip(req, call)
+	resp, err := x.RoundTrip(req, call)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -3,11 +3,7 @@ package backend
 import (
 	"context"
 	"fmt"
-	"io"
-	"net/http"
-	"net/url"
 	"slices"
-	"time"
 
 	"github.com/reseal/reseal/edge/balance"
 	"github.com/reseal/reseal/edge/exchange"
@@ -41,66 +37,98 @@ func (e *endpoint) check(ctx context.Context, state *poolState) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	if ctx.Err() != nil { // the edge stops
-		return ctx.Err()
-	}
-	var resp *http.Response
-	x := e.checkExchange(ctx, state, spec)
-	a := &attempt{x: x, e: e}
+	k := &check{c: c, spec: spec, done: make(chan error, 1)}
 	e.Begin()
-	defer a.end(nil)
-	protocol, err := e.protocolOf(c)
-	switch protocol {
-	case "":
-		return err
-	case protocolTCP:
-		return nil
-	case protocolHTTP2:
-		var h *h2Conn
-		if h, err = newH2Conn(c); err != nil {
-			return err
-		}
-		h.streams = 1
-		resp, err = h.roundTrip(ctx, a)
-	default:
-		resp, err = newH1Conn(c).roundTrip(ctx, a)
+	defer e.End()
+	e.speak(c, e.pool.b.cfg.Loops.Next(), k.ready)
+	select {
+	case err = <-k.done:
+	case <-ctx.Done():
+		err = ctx.Err()
 	}
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	_, _ = io.CopyN(io.Discard, resp.Body, cheapRest)
-	if !expected(spec, resp.StatusCode) {
-		return fmt.Errorf("status %d", resp.StatusCode)
-	}
-	return nil
+	c.Do(c.speaker.shut)
+	return err
 }
+
+// check is a health check under way: the Front of its request. It belongs to the
+// connection's loop.
+type check struct {
+	c    *pooled
+	spec *resealv1.HealthCheck
+	flow exchange.Flow
+	read int
+	good error      // what comes of it if the answer ends
+	done chan error // of capacity 1; nil is a good endpoint
+}
+
+// ready sends the request.
+func (k *check) ready(s *soloConn, h *h2Conn, err error) {
+	var on carrier = s
+	if h != nil {
+		on = h
+		h.streams = 1
+	}
+	switch {
+	case err != nil:
+		k.end(err)
+		return
+	case h == nil && s.http == nil:
+		k.end(nil) // the handshake is all there is to check of a tunnel
+		return
+	}
+	target := k.spec.GetPath()
+	if !exchange.ValidOrigin(target) {
+		target = "/"
+	}
+	k.flow = on.carry(k.c.Loop(), &exchange.Exchange{}, &exchange.Request{
+		Method: k.spec.GetMethod(), Scheme: "https", Authority: k.spec.GetServerName(), Target: target,
+		Fields:  exchange.Fields{{Name: "User-Agent", Value: "reseal-health-check"}},
+		Version: exchange.HTTP11,
+	}, k)
+}
+
+// end settles what comes of the check. Only the first word counts.
+func (k *check) end(err error) {
+	select {
+	case k.done <- err:
+	default:
+	}
+}
+
+// Informational implements exchange.Front.
+func (*check) Informational(*exchange.Response) {}
+
+// Response implements exchange.Front.
+func (k *check) Response(r *exchange.Response, end bool) {
+	if !expected(k.spec, r.Status) {
+		k.good = fmt.Errorf("status %d", r.Status)
+	}
+	if end {
+		k.end(k.good)
+	}
+}
+
+// Data implements exchange.Front. The rest of an answer is read, up to a point.
+func (k *check) Data(p []byte, end bool) {
+	if k.read += len(p); end || k.read > cheapRest {
+		k.end(k.good)
+		return
+	}
+	k.flow.Consumed(len(p))
+}
+
+// End implements exchange.Front.
+func (k *check) End(exchange.Fields) { k.end(k.good) }
+
+// Failed implements exchange.Front.
+func (k *check) Failed(err error) { k.end(err) }
+
+// Sent implements exchange.Front.
+func (*check) Sent(int) {}
 
 func expected(spec *resealv1.HealthCheck, status int) bool {
 	if len(spec.GetExpectedStatuses()) == 0 {
 		return status >= 200 && status <= 399
 	}
 	return slices.Contains(spec.GetExpectedStatuses(), uint32(status))
-}
-
-// checkExchange is a health check's request. It is not a request of the pool's, so
-// it is marked as counted.
-func (e *endpoint) checkExchange(ctx context.Context, state *poolState, spec *resealv1.HealthCheck) *trip {
-	target, err := url.ParseRequestURI(spec.GetPath())
-	if err != nil {
-		target = &url.URL{Path: "/"}
-	}
-	target.Scheme, target.Host = "https", spec.GetServerName()
-	req := (&http.Request{
-		Method: spec.GetMethod(), URL: target, Host: spec.GetServerName(),
-		Header: http.Header{"User-Agent": {"reseal-health-check"}},
-		Proto:  "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}).WithContext(ctx)
-	x := &trip{
-		p: e.pool, state: state, call: &exchange.Exchange{}, req: req, body: &requestBody{},
-		begin: time.Now(), header: state.settings.checkTimeout,
-	}
-	x.finished.Store(true)
-	return x
 }

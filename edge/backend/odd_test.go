@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -148,42 +147,6 @@ func TestUploadThatFails(t *testing.T) {
 		}
 		if got := x.get("/bytes/3"); got != string(pattern(3)) {
 			t.Errorf("%q", got)
-		}
-	})
-}
-
-// What appendHead writes is read back as the same request, whatever the parts.
-func FuzzHead(f *testing.F) {
-	f.Add("GET", "/a?b=c", "host.test", "X-A", "value")
-	f.Add("POST", "/\r\nX: y", "h\r\nEvil: 1", "A\r\n", "v\r\n\r\nGET / HTTP/1.1")
-	f.Add("GET", "//x/../y", "[::1]:443", "Content-Length", "7")
-	f.Add("CONNECT", "*", "a b", "Transfer-Encoding", "chunked")
-	f.Fuzz(func(t *testing.T, method, target, host, name, value string) {
-		u, err := url.ParseRequestURI(target)
-		if err != nil {
-			return
-		}
-		req := &http.Request{Method: method, URL: u, Host: host, Header: http.Header{name: {value}}}
-		if checkRequest(req) != nil {
-			return
-		}
-		head := appendHead(nil, req, &requestBody{}, nil)
-		if !bytes.HasSuffix(head, []byte("\r\n\r\n")) || bytes.Count(head, []byte("\r\n\r\n")) != 1 {
-			t.Fatalf("head %q", head)
-		}
-		lines := bytes.Count(head, []byte("\n"))
-		if lines > 5 || lines != bytes.Count(head, []byte("\r\n")) {
-			t.Fatalf("head of %d lines: %q", lines, head)
-		}
-		if method == http.MethodConnect {
-			return
-		}
-		back, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
-		if err != nil {
-			return // stricter than we are, as for hosts
-		}
-		if back.Method != method || back.Host != host || len(back.Header) > 1 {
-			t.Fatalf("%q became %+v", head, back)
 		}
 	})
 }

@@ -3,7 +3,6 @@ package backend
 import (
 	"context"
 	"crypto/tls"
-	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -101,8 +100,8 @@ func (p *pool) publish(next poolState, view *balance.View) {
 }
 
 // pick chooses the endpoint of a request, or returns nil.
-func (s *poolState) pick(call *exchange.Exchange, req *http.Request, tried []*balance.Endpoint) *endpoint {
-	if at := s.view.Pick(call, req, tried); at != nil {
+func (s *poolState) pick(call *exchange.Exchange, r *exchange.Request, tried []*balance.Endpoint) *endpoint {
+	if at := s.view.Pick(call, r, tried); at != nil {
 		return s.endpoints[at.Address]
 	}
 	return nil
@@ -121,7 +120,7 @@ func (p *pool) awaitMembers(ctx context.Context) (*poolState, error) {
 	case <-state.view.Resolved():
 	case <-timer.C:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, fail(ReasonOverloaded, errClosed)
 	}
 	state = p.state.Load()
 	if state.view.Empty() {

@@ -342,7 +342,7 @@ func TestUpdateNeverCutsRequests(t *testing.T) {
 func TestRemovedPoolDrains(t *testing.T) {
 	s := serve(t, site())
 	x := newBench(t, []string{s.addr})
-	resp, err := x.b.RoundTrip(newRequest(t, "GET", "/bytes/5000000", nil), newCall())
+	resp, err := x.RoundTrip(newRequest(t, "GET", "/bytes/5000000", nil), newCall())
 	if err != nil {
 		t.Fatal(err)
 	}

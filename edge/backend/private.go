@@ -1,7 +1,6 @@
 package backend
 
 import (
-	"net/http"
 	"strings"
 
 	"github.com/reseal/reseal/edge/exchange"
@@ -14,18 +13,18 @@ import (
 // says, and ends with it. HAProxy does the same.
 
 // logsInConnection reports whether a request authenticates the connection.
-func logsInConnection(header http.Header) bool {
-	return namesConnectionScheme(header["Authorization"]) || namesConnectionScheme(header["Proxy-Authorization"])
+func logsInConnection(fields exchange.Fields) bool {
+	return namesConnectionScheme(fields, "Authorization")
 }
 
 // challengesConnection reports whether a response asks to authenticate the
 // connection.
-func challengesConnection(header http.Header) bool {
-	return namesConnectionScheme(header["Www-Authenticate"]) || namesConnectionScheme(header["Proxy-Authenticate"])
+func challengesConnection(fields exchange.Fields) bool {
+	return namesConnectionScheme(fields, "WWW-Authenticate")
 }
 
-func namesConnectionScheme(values []string) bool {
-	for _, value := range values {
+func namesConnectionScheme(fields exchange.Fields, name string) bool {
+	for value := range fields.Values(name) {
 		for challenge := range strings.SplitSeq(value, ",") {
 			scheme, _, _ := strings.Cut(strings.TrimLeft(challenge, " \t"), " ")
 			if scheme = strings.TrimSpace(scheme); strings.EqualFold(scheme, "NTLM") || strings.EqualFold(scheme, "Negotiate") {
@@ -51,24 +50,5 @@ func (e *endpoint) own(o *owner) {
 func (e *endpoint) ownFor(w *waiter, o *owner) {
 	if w.private {
 		e.own(o)
-	}
-}
-
-// becomePrivate makes the connection the client's own.
-func (c *h1Conn) becomePrivate() {
-	c.e.mu.Lock()
-	defer c.e.mu.Unlock()
-	c.e.own(&c.owner)
-}
-
-// becomePrivate makes the connection the client's own, or, when streams of
-// others are on it, nobody's.
-func (h *h2Conn) becomePrivate(call *exchange.Exchange) {
-	h.e.mu.Lock()
-	defer h.e.mu.Unlock()
-	shared := h.mixed || h.owner.client != call.Client
-	h.e.own(&h.owner)
-	if shared {
-		h.retireLocked()
 	}
 }

@@ -89,7 +89,7 @@ func TestChallengeOnSharedH2Connection(t *testing.T) {
 	alice("/", "")
 	call := newCall()
 	call.Client = 2
-	held, err := x.b.RoundTrip(newRequest(t, "GET", "/wait", nil), call)
+	held, err := x.RoundTrip(newRequest(t, "GET", "/wait", nil), call)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,19 +121,27 @@ func TestLogInHasItsConnectionAtOnce(t *testing.T) {
 	x.get("/")
 	e := x.current("p").state.Load().endpoints[s.addr]
 	key := connKey{serverName: testName}
-	login, err := e.acquire(t.Context(), key, &waiter{call: newCall(), private: true})
-	if err != nil {
-		t.Fatal(err)
+	acquire := func(client uint64, private bool) grant {
+		got := make(chan grant, 1)
+		l := x.Loops.Next()
+		l.Post(func() {
+			call := newCall()
+			call.Client = client
+			w := &waiter{call: call, private: private, loop: l, granted: func(g grant) { got <- g }}
+			if g, now := e.acquire(key, w); now {
+				got <- g
+			}
+		})
+		g := <-got
+		if g.err != nil {
+			t.Fatal(g.err)
+		}
+		return g
 	}
-	call := newCall()
-	call.Client = 2
-	other, err := e.acquire(t.Context(), key, &waiter{call: call})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if other.h2 == login.h2 {
+	login, other := acquire(1, true), acquire(2, false)
+	if other.on == login.on {
 		t.Error("another client got a stream of the connection")
 	}
-	login.h2.drop()
-	other.h2.drop()
+	login.drop()
+	other.drop()
 }

@@ -38,7 +38,7 @@ func (x *reuser) begin(client uint64, path string) (end func() (connection strin
 	call := newCall()
 	call.Client, call.First = client, !x.served[client]
 	x.served[client] = true
-	resp, err := x.b.RoundTrip(newRequest(x.t, "GET", path, nil), call)
+	resp, err := x.RoundTrip(newRequest(x.t, "GET", path, nil), call)
 	if err != nil {
 		x.t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestAggressiveDistrustsH2ConnectionsThatFailed(t *testing.T) {
 	defer cancel()
 	first := newCall()
 	first.Client, first.First = 1, true
-	if _, err := x.b.RoundTrip(newRequest(t, "GET", "/hang", nil).WithContext(ctx), first); err == nil {
+	if _, err := x.RoundTrip(newRequest(t, "GET", "/hang", nil).WithContext(ctx), first); err == nil {
 		t.Fatal("an answer")
 	}
 	for i, want := range []bool{false, true} {

@@ -285,7 +285,7 @@ func TestEarlyResponse(t *testing.T) {
 func TestSlowReader(t *testing.T) {
 	bothProtocols(t, func(t *testing.T, x *bench, _ *server) {
 		x.set(timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(time.Second) }))
-		resp, err := x.b.RoundTrip(newRequest(t, "GET", "/bytes/3000000", nil), newCall())
+		resp, err := x.RoundTrip(newRequest(t, "GET", "/bytes/3000000", nil), newCall())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,7 +325,7 @@ func TestUpgrade(t *testing.T) {
 	req := newRequest(t, "GET", "/", nil)
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", "echo")
-	resp, err := x.b.RoundTrip(req, newCall())
+	resp, err := x.RoundTrip(req, newCall())
 	if err != nil || resp.StatusCode != 101 {
 		t.Fatal(resp, err)
 	}
@@ -435,7 +435,7 @@ func TestMisuse(t *testing.T) {
 	call.Pool = "other"
 	_, _, err := x.try(newRequest(t, "GET", "/", nil), call)
 	wantReason(t, err, ReasonUnknownPool, 503)
-	_, err = x.b.Tunnel(t.Context(), newCall())
+	_, err = x.Tunnel(t.Context(), newCall())
 	wantReason(t, err, ReasonProtocolError, 502)
 	for name, spoil := range map[string]func(*http.Request){
 		"header name":  func(r *http.Request) { r.Header["X\r\nY"] = []string{"1"} },

@@ -21,7 +21,7 @@ const stalledAfter = time.Second
 // share is what one client connection holds and wants of an endpoint.
 type share struct {
 	client  uint64
-	held    []*h1Conn
+	held    []*soloConn
 	waiting int
 }
 
@@ -56,7 +56,7 @@ func (e *endpoint) exit(w *waiter) {
 
 // hold notes that a client's request is on c, unhold that it no longer is, which
 // the end of c sees to.
-func (e *endpoint) hold(c *h1Conn, client uint64) {
+func (e *endpoint) hold(c *soloConn, client uint64) {
 	e.unhold(c)
 	if c.Closing() {
 		return
@@ -66,7 +66,7 @@ func (e *endpoint) hold(c *h1Conn, client uint64) {
 	c.holder = s
 }
 
-func (e *endpoint) unhold(c *h1Conn) {
+func (e *endpoint) unhold(c *soloConn) {
 	s := c.holder
 	if s == nil {
 		return
@@ -117,46 +117,53 @@ func (e *endpoint) reclaim(set *connSet, settings *settings) {
 		}
 	}
 	for ; wanted > 0; wanted-- {
-		x := e.leastTaken(settings)
-		if x == nil || !x.abort(fail(ReasonClientShare, errClientShare).blamed(blameEdge)) {
+		c, waits := e.leastTaken(settings)
+		if c == nil {
 			return
 		}
-		e.unhold(x.c)
-		x.c.reclaimed = true
+		e.unhold(c)
+		c.reclaimed = true
 		e.reclaimed++
+		c.Do(func() { c.reclaim(waits) })
 	}
 }
 
-// leastTaken finds the exchange that has waited longest for the client connection
-// that holds the most, of those that hold more than their share.
-func (e *endpoint) leastTaken(settings *settings) *h1Exchange {
-	var found *h1Exchange
-	most, now, even := 0, time.Now(), e.evenShare(settings)
+// reclaim ends the exchange of a connection that has waited for its client since
+// then, unless it goes on meanwhile.
+func (c *soloConn) reclaim(waits int64) {
+	if c.waits.Load() == waits {
+		c.fail(fail(ReasonClientShare, errClientShare).blamed(blameEdge))
+		return
+	}
+	c.e.mu.Lock()
+	defer c.e.mu.Unlock()
+	if c.Closing() {
+		return // it will be free all the same
+	}
+	c.reclaimed = false
+	c.e.reclaimed--
+	if c.front != nil {
+		c.e.hold(c, c.owner.client)
+	}
+}
+
+// leastTaken finds the connection that has waited longest for the client connection
+// that holds the most, of those that hold more than their share, and since when.
+func (e *endpoint) leastTaken(settings *settings) (found *soloConn, waits int64) {
+	most, even := 0, e.evenShare(settings)
+	latest := time.Now().Add(-stalledAfter).UnixNano()
 	for _, s := range e.clients {
 		if len(s.held) <= max(most, even) {
 			continue
 		}
-		var longest time.Duration
+		longest := latest
 		for _, c := range s.held {
-			if x := c.exchange.Load(); x != nil && x.untakenFor(now) > max(longest, stalledAfter) {
-				found, longest, most = x, x.untakenFor(now), len(s.held)
+			if since := c.waits.Load(); since != 0 && since < longest {
+				found, waits, longest, most = c, since, since, len(s.held)
 			}
 		}
 	}
-	return found
-}
-
-// untakenFor is how long the connection has waited for the client, to read the
-// answer on or to send more of its body.
-func (x *h1Exchange) untakenFor(now time.Time) time.Duration {
-	if dog := x.dog.Load(); dog != nil && dog.forClient() {
-		return dog.idleFor()
-	}
-	since := x.untaken.Load()
-	if since == 0 {
-		return 0
-	}
-	return now.Sub(time.Unix(0, since))
+	return found, waits
 }
 
 // displace makes room in a full queue by refusing the newest request of the
@@ -190,6 +197,6 @@ func (e *endpoint) displace(w *waiter) bool {
 	}
 	from.waiters = slices.Delete(from.waiters, slices.Index(from.waiters, newest), slices.Index(from.waiters, newest)+1)
 	e.exit(newest)
-	newest.got <- grant{err: fail(ReasonClientShare, errQueueShare)}
+	newest.tell(grant{err: fail(ReasonClientShare, errQueueShare)})
 	return true
 }

@@ -18,7 +18,7 @@ func (x *bench) stall(client uint64, answers int) []*http.Response {
 	for range answers {
 		call := newCall()
 		call.Client = client
-		resp, err := x.b.RoundTrip(newRequest(x.t, "GET", "/bytes/3000000", nil), call)
+		resp, err := x.RoundTrip(newRequest(x.t, "GET", "/bytes/3000000", nil), call)
 		if err != nil {
 			x.t.Fatal(err)
 		}

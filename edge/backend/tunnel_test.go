@@ -19,7 +19,7 @@ func TestTunnel(t *testing.T) {
 	})
 	for range 4 {
 		call := newCall()
-		tunnel, err := x.b.Tunnel(t.Context(), call)
+		tunnel, err := x.Tunnel(t.Context(), call)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,7 +45,7 @@ func TestTunnelIdles(t *testing.T) {
 	s := serveRaw(t, drainConn)
 	x := newBench(t, []string{s.addr}, protocol(resealv1.BackendPool_PROTOCOL_TCP),
 		timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(30 * time.Millisecond) }))
-	tunnel, err := x.b.Tunnel(t.Context(), newCall())
+	tunnel, err := x.Tunnel(t.Context(), newCall())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -170,6 +170,8 @@ func (x *bench) wantConcurrency(rt *rapid.T, gate *concurrency, each, endpoints 
 		})
 	}
 	all.Wait()
+	gate.mu.Lock()
+	defer gate.mu.Unlock()
 	if gate.most > each*endpoints {
 		rt.Fatalf("%d requests at a time at %d endpoints with maxPerEndpoint %d", gate.most, endpoints, each)
 	}

@@ -2,7 +2,6 @@ package balance
 
 import (
 	"math/rand/v2"
-	"net/http"
 	"slices"
 	"time"
 
@@ -14,7 +13,7 @@ import (
 // already. Endpoints that are unhealthy, ejected or tried come in only when no
 // better one is left, so a pool with endpoints never refuses a request for want
 // of one. req is nil for tunnels. nil means that no endpoint has a weight.
-func (v *View) Pick(x *exchange.Exchange, req *http.Request, tried []*Endpoint) *Endpoint {
+func (v *View) Pick(x *exchange.Exchange, req *exchange.Request, tried []*Endpoint) *Endpoint {
 	now := time.Now()
 	available := func(e *Endpoint) bool { return v.Available(e, now) }
 	preferences := []func(*Endpoint) bool{available, func(*Endpoint) bool { return true }}
@@ -34,7 +33,7 @@ func (v *View) Pick(x *exchange.Exchange, req *http.Request, tried []*Endpoint) 
 
 // choose applies the pool's algorithm to the endpoints that are ok and have a
 // weight.
-func (v *View) choose(x *exchange.Exchange, req *http.Request, ok func(*Endpoint) bool) *Endpoint {
+func (v *View) choose(x *exchange.Exchange, req *exchange.Request, ok func(*Endpoint) bool) *Endpoint {
 	switch v.rules.algorithm {
 	case resealv1.LoadBalancing_ALGORITHM_ROUND_ROBIN:
 		return v.rotate(ok)

@@ -3,7 +3,7 @@ package balance
 import (
 	"cmp"
 	"hash/fnv"
-	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -103,26 +103,45 @@ func parseHashSource(hashOn string) hashSource {
 
 // of returns the hash of an exchange's key. A request without the header or cookie
 // is hashed by its source.
-func (s hashSource) of(x *exchange.Exchange, req *http.Request) uint64 {
+func (s hashSource) of(x *exchange.Exchange, req *exchange.Request) uint64 {
 	key := ""
 	if req != nil {
 		switch s.kind {
 		case "host":
-			key = req.Host
+			key = req.Authority
 		case "path":
-			key = req.URL.Path
+			key = pathOf(req.Target)
 		case "header":
-			key = req.Header.Get(s.name)
+			key = req.Fields.Get(s.name)
 		case "cookie":
-			if cookie, err := req.Cookie(s.name); err == nil {
-				key = cookie.Value
-			}
+			key = cookie(req.Fields, s.name)
 		}
 	}
 	if key == "" {
 		key = x.Source.Addr().String()
 	}
 	return hashString(key)
+}
+
+// pathOf is the decoded path of a request target.
+func pathOf(target string) string {
+	path, _, _ := strings.Cut(target, "?")
+	if decoded, err := url.PathUnescape(path); err == nil {
+		return decoded
+	}
+	return path
+}
+
+// cookie is the value of a cookie, or "" (RFC 6265 section 4.2).
+func cookie(fields exchange.Fields, name string) string {
+	for line := range fields.Values("Cookie") {
+		for pair := range strings.SplitSeq(line, ";") {
+			if key, value, ok := strings.Cut(exchange.TrimSpace(pair), "="); ok && key == name {
+				return strings.Trim(value, `"`)
+			}
+		}
+	}
+	return ""
 }
 
 // hashString is FNV-1a with a finalizer, since FNV alone leaves the high bits

@@ -1,27 +1,23 @@
 // Package conn makes TLS connections to backends and ends them: dial, the turn of
-// the handshake, the handshake, what is read and written, and the rules by which
-// connections close (close.go). It knows no pools: whoever has a connection is told
-// what becomes of it.
+// the handshake, the handshake, what a connection is on its loop, and the rules by
+// which connections close (close.go). It knows no pools: whoever has a connection is
+// told what becomes of it.
 package conn
 
 import (
-	"bytes"
-	"io"
-	"net"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/reseal/reseal/edge/exchange"
-	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+	"github.com/reseal/reseal/edge/loop"
 )
 
-// Conn is one TLS connection, whatever is spoken on it. Its methods are safe for
-// concurrent use, if nothing else is said.
+// Conn is one TLS connection, whatever is spoken on it. Dialer.Connect makes it;
+// from Join on it belongs to a loop, and its methods are called on that loop, if
+// nothing else is said.
 type Conn struct {
-	// TLS is the connection itself. Read and Write of Conn are used in the place of
-	// its own.
-	TLS exchange.TLSConn
 	// Created is when its handshake began.
 	Created time.Time
 	// Took is what the wait for the handshake's turn, dial and handshake took.
@@ -29,25 +25,43 @@ type Conn struct {
 	// Resumed is whether its session was a resumed one, Version its TLS version.
 	Resumed bool
 	Version uint16
+	// Protocol is what was agreed on by ALPN, if anything.
+	Protocol string
 
 	dialer   Dialer
 	owner    Owner
 	identity exchange.Identity // of its TLS session
-	wire     *wire
-	finished []byte // of its handshake, where it may renegotiate once
+	tls      exchange.TLSConn
+	wire     *loop.Wire
+	socket   *socket // beneath TLS, where that is none of the loop's own; or nil
+	whole    *whole  // TLS itself, where it can't run on a loop; or nil
 
-	readMu     sync.Mutex   // held by whoever reads from TLS
-	writes     atomic.Int32 // Writes under way
-	writing    atomic.Int64 // when the last Write began, in Unix ns; 0: it is through
-	closing    atomic.Bool
-	ended      chan struct{} // closed when closing begins
-	peerEnded  atomic.Bool   // the peer ended the connection before we did
-	peerNotify atomic.Bool   // its close_notify has come
+	speaker Handler
+	on      *loop.Conn // nil before it has come to a loop
+	closing atomic.Bool
+	gauge   atomic.Int32
 
-	gaugeMu sync.Mutex
-	gauge   Gauge
+	mu   sync.Mutex
+	home *loop.Loop // nil while it is on its way
+	todo []func()   // for when it arrives
+}
 
-	hooks atomic.Pointer[Hooks]
+// Handler speaks on a connection. Its methods are called on the connection's loop,
+// one at a time, and must not block.
+type Handler interface {
+	// Open says that the connection has come to a loop, first of all and again after
+	// each Move.
+	Open()
+	// Data brings bytes of the peer, decrypted. p is good until Data returns.
+	Data(p []byte)
+	// PeerEnded says that the peer will send nothing more, and whether it said so by
+	// close_notify. The connection is still open for writing.
+	PeerEnded(notified bool)
+	// Writable says, after Write reported false, that there is room again.
+	Writable()
+	// Closed is called once and last, when the connection has ended, whoever ended it.
+	// err says why; nil after Close.
+	Closed(err error)
 }
 
 // Owner has a connection, and is told what becomes of it.
@@ -58,22 +72,158 @@ type Owner interface {
 	Gone()
 }
 
-// Hooks are how a protocol takes part in the connection's end.
-type Hooks struct {
-	// Leave takes the connection out of where it is offered. May be nil.
-	Leave func()
-	// Goodbye says farewell before close_notify. May be nil.
-	Goodbye func(deadline time.Time)
-	// Broken ends what runs when the edge shuts down.
-	Broken func()
+// Join brings a connection to a loop, where h speaks on it. Any goroutine may call
+// it, once. It does not fail: a connection that can't come to the loop is Closed,
+// maybe before Join returns.
+func (c *Conn) Join(l *loop.Loop, h Handler) {
+	c.speaker = h
+	var tc loop.TLSConn = c.tls
+	if c.whole != nil {
+		tc = nil
+	}
+	if err := l.Join(c.wire, tc, (*member)(c)); err != nil {
+		(*member)(c).Closed(nil, loop.Ending{Err: err})
+	}
 }
 
-// Hook sets the hooks, once something runs on the connection, which may be closing
-// by then.
-func (c *Conn) Hook(hooks Hooks) { c.hooks.Store(&hooks) }
+// member is the connection as its loop sees it.
+type member Conn
+
+// Open implements loop.Handler.
+func (m *member) Open(on *loop.Conn) {
+	c := (*Conn)(m)
+	c.on = on
+	c.speaker.Open()
+	c.arrive(on.Loop())
+}
+
+// Data implements loop.Handler.
+func (m *member) Data(_ *loop.Conn, p []byte) { m.speaker.Data(p) }
+
+// PeerEnded implements loop.Handler.
+func (m *member) PeerEnded(_ *loop.Conn, notified bool) {
+	if m.whole != nil {
+		notified = m.whole.notified.Load()
+	}
+	m.speaker.PeerEnded(notified)
+}
+
+// Writable implements loop.Handler.
+func (m *member) Writable(*loop.Conn) { m.speaker.Writable() }
+
+// Closed implements loop.Handler.
+func (m *member) Closed(on *loop.Conn, end loop.Ending) {
+	c := (*Conn)(m)
+	ours := c.closing.Swap(true)
+	var err error
+	switch {
+	case c.whole != nil && c.whole.failure() != nil:
+		err = c.whole.failure()
+	case end.Err != nil:
+		err = renegotiationError(end.Err, false)
+	case !ours:
+		err = errEnded
+	}
+	c.Count(gone)
+	defer c.ended(end)
+	defer func() {
+		if on != nil {
+			c.arrive(on.Loop())
+		}
+	}()
+	c.speaker.Closed(err)
+}
+
+var errEnded = errors.New("the connection has ended")
+
+// Do has f called on the connection's loop, soon, wherever that is by then. Any
+// goroutine may call it. It is never called from within Do, and not at all if the
+// loop has ended.
+func (c *Conn) Do(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	home := c.home
+	if home == nil {
+		c.todo = append(c.todo, f)
+		return
+	}
+	home.Post(func() {
+		c.mu.Lock()
+		here := c.home == home
+		c.mu.Unlock()
+		if here {
+			f()
+		} else {
+			c.Do(f)
+		}
+	})
+}
+
+// arrive does what was left for when the connection has come to a loop.
+func (c *Conn) arrive(l *loop.Loop) {
+	c.mu.Lock()
+	todo := c.todo
+	c.home, c.todo = l, nil
+	c.mu.Unlock()
+	for _, f := range todo {
+		f()
+	}
+}
+
+// Move takes the connection to another loop, at the end of the round. Its timers are
+// stopped for good.
+func (c *Conn) Move(to *loop.Loop) {
+	if !c.on.Open() {
+		return // Closed follows
+	}
+	c.mu.Lock()
+	c.home = nil
+	c.mu.Unlock()
+	c.on.Move(to, (*member)(c))
+}
+
+// Loop is the loop that the connection is on.
+func (c *Conn) Loop() *loop.Loop { return c.on.Loop() }
+
+// Timer makes a timer on the connection's loop. It is stopped when the connection
+// ends or moves.
+func (c *Conn) Timer(f func()) *loop.Timer { return c.on.Timer(f) }
+
+// Write sends bytes, as loop.Conn does, and reports whether more is welcome.
+func (c *Conn) Write(p []byte) (welcome bool) { return c.on.Write(p) }
+
+// Buffered is how many bytes the peer has not taken.
+func (c *Conn) Buffered() int { return c.on.Buffered() }
+
+// Written is how many bytes went out, those of TLS included.
+func (c *Conn) Written() int64 {
+	switch {
+	case c.socket != nil:
+		return c.socket.written.Load()
+	case c.on != nil:
+		return c.on.Stats().Out
+	}
+	return 0
+}
+
+// Pause and Resume stop Data and have it come again.
+func (c *Conn) Pause() { c.on.Pause() }
+
+// Resume ends Pause.
+func (c *Conn) Resume() { c.on.Resume() }
+
+// CloseWrite sends close_notify. What the peer sends still comes.
+func (c *Conn) CloseWrite() { c.on.CloseWrite() }
+
+// Renegotiated reports whether the peer has renegotiated, so that it may not do so
+// for another request.
+func (c *Conn) Renegotiated() bool { return c.whole != nil && c.whole.renegotiated.Load() }
+
+// Closing reports whether the end has begun. Any goroutine may ask.
+func (c *Conn) Closing() bool { return c.closing.Load() }
 
 // Gauge is where a connection is counted.
-type Gauge int8
+type Gauge int32
 
 // Gauges. A connection begins in none of them.
 const (
@@ -83,19 +233,19 @@ const (
 	gone // for good
 )
 
-// Count moves the connection in the gauges.
+// Count moves the connection in the gauges. Any goroutine may call it.
 func (c *Conn) Count(to Gauge) {
-	c.gaugeMu.Lock()
-	from := c.gauge
-	if from != gone {
-		c.gauge = to
+	for {
+		from := Gauge(c.gauge.Load())
+		if from == to || from == gone {
+			return
+		}
+		if c.gauge.CompareAndSwap(int32(from), int32(to)) {
+			c.move(from, -1)
+			c.move(to, 1)
+			return
+		}
 	}
-	c.gaugeMu.Unlock()
-	if from == to || from == gone {
-		return
-	}
-	c.move(from, -1)
-	c.move(to, 1)
 }
 
 func (c *Conn) move(g Gauge, delta int64) {
@@ -105,93 +255,4 @@ func (c *Conn) move(g Gauge, delta int64) {
 	case Active:
 		c.dialer.Counters.Add(exchange.Connections.At(exchange.Active), delta)
 	}
-}
-
-// Read reads decrypted bytes, until the connection is being closed.
-func (c *Conn) Read(p []byte) (n int, err error) {
-	c.readMu.Lock()
-	defer c.readMu.Unlock()
-	defer c.dialer.Guard.Caught("a read", &err)
-	if c.closing.Load() {
-		return 0, net.ErrClosed
-	}
-	n, err = c.TLS.Read(p)
-	if err != nil {
-		if c.closing.Load() {
-			return n, net.ErrClosed
-		}
-		c.observe(err)
-		err = renegotiationError(err, c.finished != nil)
-	}
-	return n, err
-}
-
-// observe notes that the peer ended the connection. crypto/tls returns io.EOF
-// for close_notify and for FIN alike; only the wire knows.
-func (c *Conn) observe(err error) {
-	if err == io.EOF && !c.wire.fin.Load() {
-		c.peerNotify.Store(true)
-		c.peerEnded.Store(true)
-	}
-	if c.wire.fin.Load() || c.wire.reset.Load() {
-		c.peerEnded.Store(true)
-	}
-}
-
-// Write writes bytes as TLS records.
-func (c *Conn) Write(p []byte) (n int, err error) {
-	c.writes.Add(1)
-	defer c.writes.Add(-1)
-	defer c.dialer.Guard.Caught("a write", &err)
-	if c.closing.Load() {
-		return 0, net.ErrClosed
-	}
-	c.writing.Store(time.Now().UnixNano())
-	defer c.writing.Store(0)
-	return c.TLS.Write(p)
-}
-
-// Renegotiated reports whether the peer has renegotiated, so that it may not do so
-// for another request. Only who reads from the connection may ask.
-func (c *Conn) Renegotiated() bool {
-	return c.finished != nil && !bytes.Equal(c.finished, c.TLS.ConnectionState().TLSUnique)
-}
-
-// Stuck reports whether a Write has taken longer than after: the peer does not
-// read.
-func (c *Conn) Stuck(now time.Time, after time.Duration) bool {
-	begun := c.writing.Load()
-	return begun != 0 && now.Sub(time.Unix(0, begun)) > after
-}
-
-// Written is how many bytes went out, those of TLS included.
-func (c *Conn) Written() int64 { return c.wire.written.Load() }
-
-// SetReadDeadline is that of net.Conn.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.wire.SetReadDeadline(t) }
-
-// Interrupt makes a Read under way, and later ones, fail with a time-out.
-func (c *Conn) Interrupt() { c.wire.interrupt() }
-
-// Closing reports whether the end has begun.
-func (c *Conn) Closing() bool { return c.closing.Load() }
-
-// Ended is closed when the end begins.
-func (c *Conn) Ended() <-chan struct{} { return c.ended }
-
-// Abort ends the connection and what runs on it.
-func (c *Conn) Abort() {
-	if h := c.hooks.Load(); h != nil {
-		h.Broken()
-	}
-	c.Close()
-}
-
-// Kill closes the socket, when the time for all else is over.
-func (c *Conn) Kill() { c.wire.Close() }
-
-// unclean are the ends after which a strict server forgets the session.
-func unclean(kind resealv1.CloseKind) bool {
-	return kind != resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_BOTH &&
-		kind != resealv1.CloseKind_CLOSE_KIND_CLOSE_NOTIFY_SENT
 }

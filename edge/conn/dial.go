@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/loop"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -108,7 +109,7 @@ func (d *Dialer) Connect(ctx context.Context, target Target, owner Owner) (c *Co
 		}
 		return nil, err
 	}
-	c, err = d.shake(ctx, target, owner, socket, func(ctx context.Context, w *wire) (
+	c, err = d.shake(ctx, target, owner, socket, func(ctx context.Context, w net.Conn) (
 		exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 		return attempt.Handshake(ctx, w, config)
 	})
@@ -121,7 +122,7 @@ func (d *Dialer) Connect(ctx context.Context, target Target, owner Owner) (c *Co
 			redo.Release()
 			return nil, err
 		}
-		c, err = d.shake(ctx, target, owner, socket, func(ctx context.Context, w *wire) (
+		c, err = d.shake(ctx, target, owner, socket, func(ctx context.Context, w net.Conn) (
 			exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error) {
 			return redo.FullHandshake(ctx, w)
 		})
@@ -173,35 +174,46 @@ func worthRedoing(err error) bool {
 		!errors.Is(err, context.Canceled)
 }
 
-type handshake func(context.Context, *wire) (exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error)
+type handshake func(context.Context, net.Conn) (exchange.TLSConn, resealv1.Mechanism, resealv1.MissReason, error)
 
 // shake makes one handshake, which is counted.
-func (d *Dialer) shake(ctx context.Context, target Target, owner Owner, socket net.Conn, do handshake) (*Conn, error) {
-	w := &wire{Conn: socket}
+func (d *Dialer) shake(ctx context.Context, target Target, owner Owner, raw net.Conn, do handshake) (*Conn, error) {
+	c := &Conn{dialer: *d, owner: owner, Created: time.Now(), identity: target.Identity}
+	beneath := c.wrap(raw, target.Renegotiates)
 	shaking, cancel := untilEnded(ctx, target.HandshakeTimeout, owner.CloseTimeout())
 	defer cancel()
-	begin := time.Now()
-	tc, mechanism, miss, err := d.caught(shaking, w, do)
-	took := time.Since(begin)
+	tc, mechanism, miss, err := d.caught(shaking, beneath, do)
+	took := time.Since(c.Created)
 	if err != nil {
 		if redo := (exchange.FullHandshaker)(nil); !errors.As(err, &redo) || !redo.Declined() {
 			d.Counters.HandshakeFailed(took)
 		}
-		w.lingerClose(d.Guard, owner.CloseTimeout())
+		lingerClose(raw, d.Guard, owner.CloseTimeout())
 		return nil, &Error{StepHandshake, err}
 	}
 	tls := tc.ConnectionState()
 	d.Counters.Handshake(mechanism, miss, tls.Version, took)
-	c := &Conn{
-		dialer: *d, owner: owner, TLS: tc, wire: w, Created: begin, identity: target.Identity,
-		Resumed: tls.DidResume, Version: tls.Version, ended: make(chan struct{}),
-	}
+	c.tls, c.Resumed, c.Version, c.Protocol = tc, tls.DidResume, tls.Version, tls.NegotiatedProtocol
 	if target.Renegotiates {
-		// Another handshake writes into it. It is empty where a session without
+		// Another handshake writes into TLSUnique. It is empty where a session without
 		// extended master secret was resumed.
-		c.finished = append([]byte{}, tls.TLSUnique...)
+		c.whole = &whole{TLSConn: tc, c: c, finished: append([]byte{}, tls.TLSUnique...)}
+		c.wire = loop.NewWire(c.whole)
 	}
 	return c, nil
+}
+
+// wrap returns what TLS runs over: a wire of the loop, or a socket of ours.
+func (c *Conn) wrap(raw net.Conn, renegotiates bool) net.Conn {
+	if _, bare := raw.(*net.TCPConn); !bare || renegotiates {
+		c.socket = &socket{Conn: raw}
+		raw = c.socket
+	}
+	if renegotiates {
+		return raw
+	}
+	c.wire = loop.NewWire(raw)
+	return c.wire
 }
 
 // untilEnded bounds a handshake by limit and by ctx's deadline. When ctx is
@@ -223,7 +235,7 @@ func untilEnded(ctx context.Context, limit, grace time.Duration) (context.Contex
 	}
 }
 
-func (d *Dialer) caught(ctx context.Context, w *wire, do handshake) (
+func (d *Dialer) caught(ctx context.Context, w net.Conn, do handshake) (
 	tc exchange.TLSConn, mechanism resealv1.Mechanism, miss resealv1.MissReason, err error) {
 	defer d.Guard.Caught("a handshake", &err)
 	return do(ctx, w)

@@ -35,8 +35,12 @@ func (c *Conn) Available() int {
 	if !c.client || c.failed != nil || c.leaving || c.peerLeft || c.next > maxStream {
 		return 0
 	}
-	n := min(c.cfg.MaxStreams, int(min(c.peer.maxStreams, maxStream))) - c.open
-	return min(max(n, 0), int(maxStream-c.next)/2+1)
+	return min(max(c.Limit()-c.open, 0), int(maxStream-c.next)/2+1)
+}
+
+// Limit returns how many streams a client may have open at once.
+func (c *Conn) Limit() int {
+	return min(c.cfg.MaxStreams, int(min(c.peer.maxStreams, maxStream)))
 }
 
 // ExtendedConnect reports whether the server takes requests with a Protocol.

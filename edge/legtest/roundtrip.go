@@ -73,6 +73,9 @@ func (t *RoundTripper) RoundTrip(req *http.Request, x *exchange.Exchange) (*http
 		c.closeBody()
 		return nil, err
 	}
+	if response.Status == http.StatusSwitchingProtocols {
+		c.unwatch() // the tunnel is the caller's, who closes it
+	}
 	return c.response(req, method, response), nil
 }
 
@@ -151,16 +154,17 @@ func (c *call) await() (*exchange.Response, error) {
 		c.mu.Unlock()
 		if broken := c.informed(interims); broken != nil {
 			c.abort(broken)
-			err = broken
-		} else if head == nil && err == nil {
-			continue
+			head, err = nil, broken
 		}
-		c.report()
-		if err != nil {
+		switch {
+		case head != nil: // what broke it afterwards, the body tells
+			c.report()
+			return head, nil
+		case err != nil:
+			c.report()
 			c.unwatch()
 			return nil, err
 		}
-		return head, nil
 	}
 }
 
