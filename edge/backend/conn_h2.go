@@ -26,6 +26,7 @@ type h2Conn struct {
 	listed    bool // in its connSet
 	limit     int  // how many streams the peer allows
 	streams   int  // places that are taken
+	live      int  // of them, by exchanges; the peer has to learn that others were reset
 	served    int
 	answered  bool // a request
 	owner     owner
@@ -108,7 +109,7 @@ func (h *h2Conn) drop() {
 	h.e.mu.Lock()
 	h.served--
 	h.e.mu.Unlock()
-	h.Free(false)
+	h.Free(1, 1, false)
 }
 
 // Settled implements h2.Owner.
@@ -219,6 +220,7 @@ func (h *h2Conn) reserve(s *settings) bool {
 		return false
 	}
 	h.streams++
+	h.live++
 	h.served++
 	h.Count(conn.Active)
 	return true
@@ -233,16 +235,17 @@ func (h *h2Conn) granted(w *waiter) grant {
 }
 
 // Free implements h2.Owner: it gives what is free to waiters.
-func (h *h2Conn) Free(answered bool) {
+func (h *h2Conn) Free(over, free int, answered bool) {
 	h.e.mu.Lock()
 	defer h.e.mu.Unlock()
 	h.answered = h.answered || answered
-	if h.streams--; h.streams == 0 {
+	h.streams -= free
+	if h.live -= over; h.live == 0 && over > 0 {
 		h.idleSince = time.Now()
 		h.Count(conn.Idle)
 	}
 	settings := h.e.settings()
-	surplus := h.streams == 0 && h.e.open > settings.maxOpen
+	surplus := h.live == 0 && h.e.open > settings.maxOpen
 	if h.retired || h.old(settings, time.Now()) || h.e.retired || surplus {
 		h.retireLocked()
 	}
@@ -267,14 +270,14 @@ func (h *h2Conn) old(s *settings, now time.Time) bool {
 		s.maxLifetime > 0 && now.Sub(h.Created) >= s.maxLifetime
 }
 
-func (h *h2Conn) idleNow() bool { return h.streams == 0 }
+func (h *h2Conn) idleNow() bool { return h.live == 0 }
 
-// retireLocked ends the connection, now or after its last stream. endpoint.mu is
+// retireLocked ends the connection, now or after its last exchange. endpoint.mu is
 // held.
 func (h *h2Conn) retireLocked() {
 	h.retired = true
 	h.unlist()
-	if h.streams == 0 {
+	if h.live == 0 {
 		h.Do(func() { h.session.Leave(nil) })
 	}
 }
@@ -282,7 +285,7 @@ func (h *h2Conn) retireLocked() {
 // sweep closes the connection when it is idle for too long or too old.
 // endpoint.mu is held.
 func (h *h2Conn) sweep(s *settings, now time.Time) {
-	idle := h.streams == 0 && (now.Sub(h.idleSince) >= s.idleTimeout || s.orphaned(h.served, h.owner))
+	idle := h.live == 0 && (now.Sub(h.idleSince) >= s.idleTimeout || s.orphaned(h.served, h.owner))
 	if idle || h.old(s, now) {
 		h.retireLocked()
 	}

@@ -66,7 +66,7 @@ func (k *check) ready(s *soloConn, h *h2Conn, err error) {
 	var on carrier = s
 	if h != nil {
 		on = h
-		h.streams = 1
+		h.streams, h.live = 1, 1
 	}
 	switch {
 	case err != nil:

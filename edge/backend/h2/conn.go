@@ -26,6 +26,9 @@ const (
 	// stuckAfter is how long the backend may take nothing of what waits to be sent,
 	// until the connection gets no more requests.
 	stuckAfter = 100 * time.Millisecond
+	// freeAfter is how long a stream that was reset waits for the backend to have seen
+	// that.
+	freeAfter = time.Second
 	// refillEvery and refill are what a backend's credit for odd frames grows by.
 	refillEvery = 100 * time.Millisecond
 	refill      = 10
@@ -67,14 +70,15 @@ type Owner interface {
 	Unwanted()
 	// Stuck says that the backend takes nothing of what it is sent, or takes it again.
 	Stuck(bool)
-	// Free says that a stream that Begin took is free again; answered: it had an
-	// answer.
-	Free(answered bool)
+	// Free says that of those that Begin began over exchanges have ended, and that free
+	// streams are free again; answered: there was an answer.
+	Free(over, free int, answered bool)
 	// Response is told of the head of each answer, before the Front is.
 	Response(client uint64, r *exchange.Response)
 	// Failed makes the error that a Front gets.
 	Failed(f Failure) error
-	// Ended says that there is no connection any more: nothing follows but Free.
+	// Ended says that there is no connection any more: nothing follows but Free, and
+	// Failed.
 	Ended(err error)
 }
 
@@ -145,13 +149,14 @@ type Conn struct {
 	since    time.Duration // since when no more were
 
 	// A stream that was reset is free only when the backend has seen that: when it
-	// answers a PING. Otherwise a client that gives up one request after the other
+	// answers a PING, or has taken too long. Otherwise a client that gives up one request after the other
 	// would have more of them under way than the backend allows.
 	reset   int           // streams that were reset since the last PING
 	awaited int           // streams that were reset before it
 	pinging bool          // it is not answered yet
 	mayPing bool          // the backend has answered something since: some count PINGs
 	asked   time.Duration // when a sign of life was asked for last
+	waited  *loop.Timer   // frees them anyway
 }
 
 // New begins HTTP/2 on a connection.
@@ -164,7 +169,7 @@ func New(wire Transport, cfg Config) *Conn {
 	}
 	c.tellLate = c.tell
 	c.heard, c.refilled = c.loop.Now(), c.loop.Now()
-	c.quiet, c.output = wire.Timer(c.look), wire.Timer(c.watch)
+	c.quiet, c.output, c.waited = wire.Timer(c.look), wire.Timer(c.watch), wire.Timer(c.freeReset)
 	c.quiet.Set(pingAfter)
 	c.flush()
 	return c
@@ -293,6 +298,7 @@ func (c *Conn) end(err error) {
 	c.ended = err
 	c.quiet.Stop()
 	c.output.Stop()
+	c.waited.Stop()
 	c.cfg.Owner.Ended(err)
 	for id, s := range c.streams {
 		delete(c.streams, id)
@@ -303,15 +309,8 @@ func (c *Conn) end(err error) {
 	for _, s := range starting {
 		s.fail(Failure{Kind: Lost, Err: err})
 	}
-	c.free(c.reset+c.awaited, false)
-	c.reset, c.awaited = 0, 0
+	c.freeReset()
 	c.wire.Close()
-}
-
-func (c *Conn) free(n int, answered bool) {
-	for range n {
-		c.cfg.Owner.Free(answered)
-	}
 }
 
 // look asks for a sign of life.
@@ -347,7 +346,7 @@ func (c *Conn) pong() {
 	c.pinging = false
 	n := c.awaited
 	c.awaited = 0
-	c.free(n, false)
+	c.cfg.Owner.Free(0, n, false)
 	if c.reset > 0 && c.ended == nil {
 		c.ping()
 	}
@@ -358,11 +357,23 @@ func (c *Conn) pong() {
 // does.
 func (c *Conn) cool(answered bool) {
 	if c.ended != nil || !c.mayPing && !c.pinging {
-		c.free(1, answered)
+		c.cfg.Owner.Free(1, 1, answered)
 		return
 	}
-	c.reset++
+	c.cfg.Owner.Free(1, 0, answered)
+	if c.reset++; !c.waited.Pending() {
+		c.waited.Set(freeAfter)
+	}
 	c.ping()
+}
+
+// freeReset frees the streams that were reset.
+func (c *Conn) freeReset() {
+	n := c.reset + c.awaited
+	c.reset, c.awaited = 0, 0
+	if n > 0 {
+		c.cfg.Owner.Free(0, n, false)
+	}
 }
 
 // watch finds out whether the backend takes what it is sent.

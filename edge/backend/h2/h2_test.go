@@ -281,12 +281,28 @@ func TestResetStreamsStayTaken(t *testing.T) {
 			c.over = true
 			c.flow.Abort(nil)
 		}
-		if b.free != 1 {
-			t.Errorf("%d free", b.free)
+		if b.free != 1 || b.over != 4 {
+			t.Errorf("%d free, %d over", b.free, b.over)
 		}
 	})
 	close(release)
 	b.eventually("all are free", func() bool { return b.free == 4 })
+
+	silent := dial(t, frames(func(p *peer) {
+		p.head(p.next().Header().StreamID, "204", true)
+		for p.next() != nil {
+		}
+	}))
+	silent.get("/")
+	silent.on(func() {
+		c := silent.begin(&exchange.Request{})
+		c.over = true
+		c.flow.Abort(nil)
+		if silent.free != 1 {
+			t.Errorf("%d free", silent.free)
+		}
+	})
+	silent.eventually("it is free though no PING is answered", func() bool { return silent.free == 2 })
 }
 
 // TestStuck: a backend that stops reading gets no more requests, and one that goes on

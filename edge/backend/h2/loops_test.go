@@ -39,7 +39,7 @@ func (l leg) Begin(client uint64, r *exchange.Request, front exchange.Front) exc
 	return l.b.conn.Begin(client, r, front)
 }
 
-func (l leg) Drop() { l.b.Free(false) }
+func (l leg) Drop() { l.b.Free(1, 1, false) }
 
 // TestThroughLoops: many exchanges of other loops at once, with bodies both ways, of
 // which some are given up, lose nothing and hold nothing.
@@ -81,7 +81,7 @@ func TestThroughLoops(t *testing.T) {
 	}
 	all.Wait()
 	b.eventually("all streams are free", func() bool {
-		return b.free == clients*requests && len(b.conn.streams) == 0 && b.conn.machine.Open() == 0
+		return b.free == clients*requests && b.over == b.free && len(b.conn.streams) == 0 && b.conn.machine.Open() == 0
 	})
 	if c := b.get("/"); c.failed != nil {
 		t.Error(c.failed)

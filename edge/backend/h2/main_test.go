@@ -52,6 +52,7 @@ type bench struct {
 	takeTime time.Duration
 
 	limits   []int
+	over     int
 	free     int
 	answered int
 	unwanted int
@@ -66,8 +67,9 @@ func (b *bench) Response(uint64, *exchange.Response) {}
 func (b *bench) Failed(f Failure) error              { return &failed{f} }
 func (b *bench) Ended(err error)                     { b.ended = err }
 
-func (b *bench) Free(answered bool) {
-	b.free++
+func (b *bench) Free(over, free int, answered bool) {
+	b.over += over
+	b.free += free
 	if answered {
 		b.answered++
 	}

@@ -180,7 +180,7 @@ func (s *Stream) finish() {
 	delete(c.streams, s.id)
 	c.machine.Consumed(s.id, c.machine.Unconsumed(s.id))
 	c.flush()
-	c.free(1, s.answered)
+	c.cfg.Owner.Free(1, 1, s.answered)
 }
 
 // cancel resets the stream, if it has begun, and gives it back.
@@ -192,7 +192,7 @@ func (s *Stream) cancel(code http2.Code) {
 	c := s.c
 	c.forget(s)
 	if s.id == 0 || c.ended != nil {
-		c.free(1, s.answered)
+		c.cfg.Owner.Free(1, 1, s.answered)
 		return
 	}
 	delete(c.streams, s.id)
@@ -248,7 +248,7 @@ func (s *Stream) resetBy(ev *http2.Event) {
 	if s.answerOver {
 		// The rest of the request is of no use to it any more.
 		s.freed = true
-		c.free(1, true)
+		c.cfg.Owner.Free(1, 1, true)
 		s.discard()
 		return
 	}
@@ -280,7 +280,7 @@ func (s *Stream) fail(f Failure) {
 	case s.answerOver:
 		if !s.freed {
 			s.freed = true
-			s.c.free(1, true)
+			s.c.cfg.Owner.Free(1, 1, true)
 		}
 		s.discard()
 		return
@@ -289,7 +289,7 @@ func (s *Stream) fail(f Failure) {
 	f.Uploading = !s.requestOver
 	if !s.freed {
 		s.freed = true
-		s.c.free(1, s.answered)
+		s.c.cfg.Owner.Free(1, 1, s.answered)
 	}
 	s.queue = nil
 	s.c.forget(s)
