@@ -112,6 +112,33 @@ func TestH2EndpointTakesNoUpload(t *testing.T) {
 	}
 }
 
+// A connection that was to serve one request ends when that is given up, though the
+// endpoint answers nothing any more, not even a PING.
+func TestSpentH2ConnectionOfSilentEndpoint(t *testing.T) {
+	s := serveRaw(t, h2Until(func(f *http2.Framer, frame http2.Frame) bool {
+		answers("half", false)(f, frame)
+		return false
+	}))
+	s.tls.NextProtos = []string{"h2"}
+	x := newBench(t, []string{s.addr}, timeouts(func(b *resealv1.BackendTimeouts) { b.Idle = dur(200 * time.Millisecond) }),
+		connections(func(c *resealv1.Connections) {
+			c.MaxRequests, c.CloseTimeout = 1, dur(200*time.Millisecond)
+		}))
+	resp, err := x.RoundTrip(newRequest(t, "GET", "/", nil), newCall())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(resp.Body); reasonOf(err) != ReasonTimeoutIdle {
+		t.Errorf("%v", err)
+	}
+	resp.Body.Close()
+	begin := time.Now()
+	eventually(t, "the connection is closed", func() bool { return x.tally.get(func(c *tally) int { return c.closed }) == 1 })
+	if took := time.Since(begin); took > 3*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
 // Calls that wait for a stream of an open h2 connection outlive a failed dial,
 // which is not repeated without a break.
 func TestWaitersOutliveFailedDials(t *testing.T) {

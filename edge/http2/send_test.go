@@ -285,6 +285,9 @@ func TestLargeFrames(t *testing.T) {
 func TestAvailable(t *testing.T) {
 	f := feeder{c: NewClient(Config{MaxStreams: 5})}
 	f.feed(new(wire).setting(settingMaxStreams, 2).Bytes())
+	if f.c.Limit() != 2 {
+		t.Error(f.c.Limit())
+	}
 	r := request("GET", "/")
 	for range 2 {
 		if _, _, err := f.c.AppendRequest(nil, &r, true); err != nil {
@@ -295,8 +298,8 @@ func TestAvailable(t *testing.T) {
 		t.Error(err, f.c.Available())
 	}
 	f.feed(new(wire).setting(settingMaxStreams, 100).Bytes())
-	if f.c.Available() != 3 {
-		t.Error(f.c.Available())
+	if f.c.Available() != 3 || f.c.Limit() != 5 {
+		t.Error(f.c.Available(), f.c.Limit())
 	}
 	f.feed(new(wire).frame(frameGoAway, 0, 0, uint32s(3, 0)...).Bytes())
 	if f.c.Available() != 0 || f.c.Open() != 2 {
