@@ -48,15 +48,18 @@ type waiter struct {
 	private bool
 	since   time.Time
 	loop    *loop.Loop
-	granted func(grant) // called on loop, once, unless acquire has granted at once
-	left    bool        // it gave up; what it gets is given back
+	by      claimant // told on loop, once, unless acquire has granted at once
+	left    bool     // it gave up; what it gets is given back
 }
+
+// claimant is whom a waiter waits for.
+type claimant interface{ granted(g grant) }
 
 // told hands the waiter what it gets. It is called on the waiter's loop.
 func (w *waiter) told(g grant) {
 	switch {
 	case !w.left:
-		w.granted(g)
+		w.by.granted(g)
 	case g.err == nil:
 		g.drop()
 	}
@@ -82,7 +85,7 @@ func (e *endpoint) set(key connKey) *connSet {
 
 // acquire finds a connection for a call, or has it wait for the first that becomes
 // free or is dialled; the dial goes on when it leaves. It reports whether the waiter
-// has its grant at once, and otherwise calls granted later. It is called on the
+// has its grant at once, and otherwise tells by later. It is called on the
 // waiter's loop.
 func (e *endpoint) acquire(key connKey, w *waiter) (g grant, now bool) {
 	settings := e.settings()

@@ -63,8 +63,8 @@ func (e *Error) blamed(who blame) *Error {
 
 // ofEndpoint reports whether an attempt failed because of its endpoint.
 func ofEndpoint(err error) bool {
-	var e *Error
-	if !errors.As(err, &e) || e.blame != blameReason {
+	e := errorOf(err)
+	if e == nil || e.blame != blameReason {
 		return false
 	}
 	switch e.Reason {
@@ -77,8 +77,20 @@ func ofEndpoint(err error) bool {
 
 // ofPool reports whether a request failed for a reason on this leg.
 func ofPool(err error) bool {
+	e := errorOf(err)
+	return e != nil && e.blame != blameNobody
+}
+
+// errorOf finds an Error of this leg in err, or returns nil.
+func errorOf(err error) *Error {
+	if err == nil {
+		return nil // most often
+	}
 	var e *Error
-	return errors.As(err, &e) && e.blame != blameNobody
+	if errors.As(err, &e) {
+		return e
+	}
+	return nil
 }
 
 // idleError ends a stream on which no byte moves. Quiet is one that nobody owes a
@@ -202,8 +214,7 @@ func handshakeError(err error) *Error {
 // reasonOf returns the reason of an error on this leg, "" for anything else,
 // as a client that went away.
 func reasonOf(err error) string {
-	var e *Error
-	if errors.As(err, &e) {
+	if e := errorOf(err); e != nil {
 		return e.Reason
 	}
 	return ""

@@ -339,7 +339,7 @@ func (x *bench) run(cfg Config) (stop func()) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	cfg.Loops = loop.New(loop.Config{Panicked: func(bug any, stack []byte) { cfg.Logger.Error("panic", "panic", bug, "stack", string(stack)) }})
+	cfg.Loops = loop.New(loop.Config{Loops: 2, Panicked: func(bug any, stack []byte) { cfg.Logger.Error("panic", "panic", bug, "stack", string(stack)) }})
 	x.b = New(cfg)
 	x.RoundTripper = legtest.RoundTripper{Backend: x.b, Loops: cfg.Loops}
 	ctx, cancel := context.WithCancel(context.Background())

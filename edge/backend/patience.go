@@ -145,7 +145,7 @@ func (t *trip) tooLong(what end) {
 	switch what {
 	case noGrant:
 		t.e.leave(t.key, &t.waiter)
-		t.granted(grant{err: fail(ReasonOverloaded, errQueueLate)})
+		t.attempt(grant{err: fail(ReasonOverloaded, errQueueLate)})
 	case goAhead:
 		t.wanted()
 		t.front.Informational(&exchange.Response{Status: 100, Version: exchange.HTTP11})

@@ -113,6 +113,11 @@ func TestChallengeOnSharedH2Connection(t *testing.T) {
 	})
 }
 
+// claim implements claimant.
+type claim chan<- grant
+
+func (c claim) granted(g grant) { c <- g }
+
 // A request that logs in need not wait for an answer to have the connection to
 // itself.
 func TestLogInHasItsConnectionAtOnce(t *testing.T) {
@@ -127,7 +132,7 @@ func TestLogInHasItsConnectionAtOnce(t *testing.T) {
 		l.Post(func() {
 			call := newCall()
 			call.Client = client
-			w := &waiter{call: call, private: private, loop: l, granted: func(g grant) { got <- g }}
+			w := &waiter{call: call, private: private, loop: l, by: claim(got)}
 			if g, now := e.acquire(key, w); now {
 				got <- g
 			}

@@ -193,3 +193,23 @@ func TestSafeReservesBusyH2Connections(t *testing.T) {
 		}
 	}
 }
+
+// A connection that is free on one loop serves the clients of all.
+func TestFreeConnectionsMove(t *testing.T) {
+	bothProtocols(t, func(t *testing.T, x *bench, s *server) {
+		ended := make(chan error)
+		for i := range 20 {
+			l := x.Loops.Loops()[i%2]
+			l.Post(func() { (&asker{x: x, l: l, left: 3, ended: ended}).ask() })
+			if err := <-ended; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := s.opened.Load(); n != 1 {
+			t.Errorf("%d connections, want 1", n)
+		}
+		if n := x.tally.get(func(c *tally) int { return c.reused }); n != 59 {
+			t.Errorf("%d of 60 requests were counted as reusing", n)
+		}
+	})
+}

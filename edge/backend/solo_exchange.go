@@ -288,9 +288,9 @@ func (c *soloConn) parse(p []byte) {
 			c.keep(p)
 			return
 		case kind == http1.Informational:
-			r := c.event.Response
+			c.front.Informational(&c.event.Response)
 			c.event.Response.Fields = nil
-			if c.front.Informational(&r); c.front == nil {
+			if c.front == nil {
 				return
 			}
 		case kind == http1.Response:
@@ -326,9 +326,8 @@ func (c *soloConn) begun() {
 // tell tells the Front what more follows.
 func (c *soloConn) tell(head bool, data []byte) {
 	if head {
-		r := c.event.Response
+		c.front.Response(&c.event.Response, false)
 		c.event.Response.Fields = nil
-		c.front.Response(&r, false)
 	}
 	if len(data) > 0 && c.front != nil {
 		c.account(data)
@@ -353,8 +352,7 @@ func (c *soloConn) account(data []byte) {
 
 // answerEnded tells the Front the last of the answer. rest came behind it.
 func (c *soloConn) answerEnded(head bool, data, rest []byte) {
-	front, r, trailers := c.front, c.event.Response, c.event.Trailers
-	c.event.Response.Fields = nil
+	front, r, trailers := c.front, &c.event.Response, c.event.Trailers
 	c.keep(rest)
 	c.ended = true
 	if c.sent {
@@ -364,16 +362,17 @@ func (c *soloConn) answerEnded(head bool, data, rest []byte) {
 	case len(trailers) == 0 && len(data) > 0:
 		front.Data(data, true)
 	case len(trailers) == 0 && head:
-		front.Response(&r, true)
+		front.Response(r, true)
 	default:
 		if head {
-			front.Response(&r, false)
+			front.Response(r, false)
 		}
 		if len(data) > 0 {
 			front.Data(data, false)
 		}
 		front.End(trailers)
 	}
+	r.Fields = nil
 }
 
 // PeerEnded implements conn.Handler. An end without close_notify is an end, too:

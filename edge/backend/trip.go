@@ -47,7 +47,6 @@ type trip struct {
 	e             *endpoint // busy with it; nil: none is
 	waiter        waiter
 	waiting       bool
-	granting      func(grant) // told by waiter; made once
 	from          time.Time
 	flow          exchange.Flow // nil while there is none, and when it is over
 	attempted     *balance.Endpoint
@@ -154,23 +153,22 @@ func (t *trip) try() {
 	t.e, t.from = e, time.Now()
 	e.Begin()
 	t.waiter = waiter{
-		call: t.call, fresh: t.fresh, raw: t.r == nil, private: t.r != nil && logsInConnection(t.r.Fields), loop: t.loop,
+		call: t.call, fresh: t.fresh, raw: t.r == nil, private: t.r != nil && logsInConnection(t.r.Fields), loop: t.loop, by: t,
 	}
-	if t.granting == nil {
-		t.granting = func(g grant) { t.guarded(func() { t.granted(g) }) }
-	}
-	t.waiter.granted = t.granting
 	g, now := e.acquire(t.key, &t.waiter)
 	if now {
-		t.granted(g)
+		t.attempt(g)
 		return
 	}
 	t.waiting, t.queued = true, t.loop.Now()
 	t.await()
 }
 
-// granted begins an attempt on a connection.
-func (t *trip) granted(g grant) {
+// granted implements claimant.
+func (t *trip) granted(g grant) { t.guarded(func() { t.attempt(g) }) }
+
+// attempt begins an attempt on a connection.
+func (t *trip) attempt(g grant) {
 	t.waiting = false
 	t.reused, t.stale = g.reused, g.stale
 	if g.on == nil {

@@ -3,6 +3,7 @@ package loop
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -724,4 +726,27 @@ func TestPost(t *testing.T) {
 		wait.Wait()
 		eventually(t, l, "all functions", func() bool { return seen[0]+seen[1]+seen[2]+seen[3] == 40_000 })
 	})
+}
+
+// unwritable is a connection that can't be written to.
+type unwritable struct{ net.Conn }
+
+func (unwritable) Write([]byte) (int, error) { return 0, syscall.EPIPE }
+
+// TestWriteThatFailsLater: a goroutine finds out that a write fails when it is
+// thought to be done, and nothing else is to be written.
+func TestWriteThatFailsLater(t *testing.T) {
+	l := start(t, Config{Goroutines: true, Loops: 1}).Loops()[0]
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	ended := make(chan Ending, 1)
+	if err := l.Join(NewWire(unwritable{ours}), nil, &funcs{
+		open:   func(c *Conn) { c.Write([]byte("x")) },
+		closed: func(_ *Conn, end Ending) { ended <- end },
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if end := receive(t, ended, "Closed"); !errors.Is(end.Err, syscall.EPIPE) || !end.Reset {
+		t.Errorf("ended by %+v", end)
+	}
 }
