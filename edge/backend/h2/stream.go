@@ -88,10 +88,14 @@ func (s *Stream) Data(p []byte, end bool) {
 		return
 	}
 	s.ends = s.ends || end
-	if len(s.queue) == 0 && s.mayWrite() {
-		n := s.send(p, end)
+	for len(s.queue) == 0 && s.mayWrite() {
+		part := p[:min(len(p), turn)]
+		n := s.send(part, end && len(part) == len(p))
 		if p = p[n:]; len(p) == 0 || s.over {
 			return
+		}
+		if n < len(part) {
+			break
 		}
 	}
 	s.queue = append(s.queue, p...)
@@ -411,7 +415,7 @@ func (s *Stream) step() bool {
 	if s.over {
 		return false
 	}
-	if s.queue = s.queue[:copy(s.queue, s.queue[n:])]; len(s.queue) == 0 {
+	if s.queue = s.queue[n:]; len(s.queue) == 0 {
 		s.queue = nil
 	}
 	return n > 0
