@@ -315,10 +315,12 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	resealv1.RegisterEnrollmentServiceServer(server, c.trust)
 	resealv1.RegisterKeyringServiceServer(server, keyringServer)
 	resealv1.RegisterSessionServiceServer(server, sessionServer)
+	resealv1.RegisterReplicaServiceServer(server, relaying{sessions: sessionServer})
 
 	running, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
 		c.trust.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, door.Run,
+		relay(group, sessionServer),
 		func(ctx context.Context) error { return c.joinGroup(ctx, group) },
 		func(ctx context.Context) error { return c.serveGRPC(ctx, server, health, door.Listener(listener)) },
 	} {

@@ -9,9 +9,14 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/reseal/reseal/controlplane/etcd"
 	"github.com/reseal/reseal/controlplane/intent"
 	"github.com/reseal/reseal/controlplane/replicas"
+	"github.com/reseal/reseal/controlplane/sessions"
+	"github.com/reseal/reseal/controlplane/trust"
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // newGroup makes this replica known to the others, once it runs.
@@ -47,6 +52,30 @@ func (c *ControlPlane) joinGroup(ctx context.Context, group *replicas.Group) err
 	case <-ctx.Done():
 	}
 	return group.Run(ctx)
+}
+
+// relaying is the ReplicaService.
+type relaying struct {
+	resealv1.UnimplementedReplicaServiceServer
+	sessions *sessions.Server
+}
+
+// Relay implements resealv1.ReplicaServiceServer.
+func (r relaying) Relay(stream grpc.ClientStreamingServer[resealv1.RelayRequest, resealv1.RelayResponse]) error {
+	who, err := trust.Caller(stream.Context())
+	if err != nil {
+		return err
+	}
+	return r.sessions.Relay(who.Name, stream)
+}
+
+// relay tells each of the other replicas of the sessions that edges share.
+func relay(group *replicas.Group, server *sessions.Server) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return group.Each(ctx, func(ctx context.Context, id string, conn grpc.ClientConnInterface) error {
+			return server.RelayTo(ctx, id, resealv1.NewReplicaServiceClient(conn))
+		})
+	}
 }
 
 // orders keeps what operators order edges.

@@ -192,20 +192,11 @@ func (e *Edge) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	conn, err := e.dial(true)
+	conn, err := e.dial()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	// Edges spread over the replicas, but to share sessions they must meet at
-	// the same one.
-	meeting := conn
-	if len(e.cfg.ControlPlane) > 1 {
-		if meeting, err = e.dial(false); err != nil {
-			return err
-		}
-		defer meeting.Close()
-	}
 	e.keyring = keyring.New(keyring.Config{
 		Edge:       e.cfg.ID,
 		Labels:     e.cfg.Labels,
@@ -217,7 +208,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	})
 	e.keysBy = time.Now().Add(e.cfg.FeedWait)
 	e.newFeed(conn, dir)
-	e.newShare(meeting)
+	e.newShare(conn)
 	close(e.enrolled)
 	keeper, err := e.loadSessions(dir)
 	if err != nil {
@@ -349,10 +340,10 @@ func (e *Edge) startFromLastGood(ctx context.Context) error {
 }
 
 // dial connects to whichever replica answers.
-func (e *Edge) dial(shuffled bool) (*grpc.ClientConn, error) {
+func (e *Edge) dial() (*grpc.ClientConn, error) {
 	return link.Dial(link.Config{
 		Addresses:   e.cfg.ControlPlane,
-		Shuffled:    shuffled,
+		Shuffled:    true,
 		Credentials: credentials.NewTLS(e.identity.ClientTLS()),
 	})
 }

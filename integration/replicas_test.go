@@ -216,3 +216,36 @@ func TestWhicheverReplica(t *testing.T) {
 	r.replicas[2].Start()
 	r.settled(r.replicas, "e1 synced", "e2 synced", "e3 synced")
 }
+
+// TestSharedAcrossReplicas: edges of different replicas hand each other their
+// sessions: the backend pays for one key exchange.
+func TestSharedAcrossReplicas(t *testing.T) {
+	r := newReplicated(t, 2)
+	backend := r.Launch(t, peers.Go, peers.Options{})
+	pool := strings.Replace(r.annotated(0, backend), "  timeouts:", "  sessions: {sharing: fleet}\n  timeouts:", 1)
+	manifest := harness.Certificate("site", r.Pair) + strings.Replace(pool, "listeners: [web]", "listeners: [web1, web2]", 1)
+	addresses := []string{r.Address(), r.Address()}
+	for i, address := range addresses {
+		manifest += harness.Listener(fmt.Sprint("web", i+1), address, fmt.Sprintf("n: \"%d\"", i+1), "")
+	}
+	r.Apply(manifest)
+	for i, replica := range r.replicas {
+		r.StartEdge(fmt.Sprint("e", i+1), fmt.Sprintf("n=%d", i+1), "--control-plane", replica.Address).WaitReady()
+		if err := harness.Get(t.Context(), r.Client(t, addresses[i], false), "https://"+harness.SiteName+peers.Small, peers.Body(peers.Small)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var stats struct {
+		Pools []struct {
+			Requests   uint64
+			Handshakes struct {
+				Full    uint64
+				Resumed struct{ Ticket, PSK uint64 }
+			}
+		}
+	}
+	r.jsonAt(r.replicas[1], &stats, "stats", "pools")
+	if len(stats.Pools) != 1 || stats.Pools[0].Requests != 2 || stats.Pools[0].Handshakes.Full != 1 || stats.Pools[0].Handshakes.Resumed.PSK == 0 {
+		t.Errorf("two edges cost the backend %+v, want one full handshake", stats.Pools)
+	}
+}

@@ -2,11 +2,13 @@ package replicas
 
 import (
 	"context"
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +31,10 @@ const (
 	maxAsked = 8
 	// maxAnswer bounds an answer, in bytes: ten thousand edges with room to spare.
 	maxAnswer = 64 << 20
+
+	// Pauses between two conversations with a replica.
+	firstPause = 200 * time.Millisecond
+	mostPause  = 3 * time.Second
 )
 
 var errLeaseLost = errors.New("the lease was lost")
@@ -174,6 +180,59 @@ func reason(err error) string {
 
 func randomID() string {
 	id := make([]byte, 8)
-	_, _ = rand.Read(id) // never fails (crypto/rand)
+	_, _ = cryptorand.Read(id) // never fails (crypto/rand)
 	return hex.EncodeToString(id)
+}
+
+// Each runs talk with each of the other replicas until ctx ends: again, after a
+// pause, when it ends while the replica is known, and with those that come.
+func (g *Group) Each(ctx context.Context, talk func(ctx context.Context, id string, conn grpc.ClientConnInterface) error) error {
+	var talks sync.WaitGroup
+	defer talks.Wait()
+	running := map[*peer]context.CancelFunc{}
+	for {
+		peers, changed := g.others()
+		for _, p := range peers {
+			if running[p] == nil {
+				inner, cancel := context.WithCancel(ctx)
+				running[p] = cancel
+				talks.Go(func() { g.keepTalking(inner, p, talk) })
+			}
+		}
+		for p, cancel := range running {
+			if !slices.Contains(peers, p) {
+				cancel()
+				delete(running, p)
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			for _, cancel := range running {
+				cancel()
+			}
+			return nil
+		}
+	}
+}
+
+func (g *Group) keepTalking(ctx context.Context, p *peer, talk func(context.Context, string, grpc.ClientConnInterface) error) {
+	for pause := firstPause; ctx.Err() == nil; {
+		begun := time.Now()
+		err := talk(ctx, p.id, p.conn)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(begun) > mostPause {
+			pause = firstPause
+		}
+		g.config.Logger.Debug("a conversation with a replica ended", "replica", p.id, "error", err, "again_in", pause)
+		timer := time.NewTimer(pause/2 + rand.N(pause/2))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		pause = min(2*pause, mostPause)
+	}
 }

@@ -44,6 +44,9 @@ type member struct {
 	left        bool // the stream has ended
 	owed        bool // an ExchangeSeeded
 
+	outlet *outlet // to the replica that it is connected to, nil: this one
+	relays bool    // other replicas know of it
+
 	queue    []*resealv1.ExchangeResponse
 	underWay int // bytes of the offers in queue
 
@@ -68,6 +71,10 @@ func (m *member) end(err error) {
 
 // push queues a message.
 func (m *member) push(message *resealv1.ExchangeResponse) {
+	if m.outlet != nil {
+		m.outlet.forward(m, message)
+		return
+	}
 	if len(m.queue) >= maxMessages {
 		m.end(status.Error(codes.ResourceExhausted, "the edge does not read"))
 		return
@@ -112,6 +119,15 @@ func (s *Server) pass(from *member, offer *resealv1.SessionOffer) {
 		why = "the recipient has left"
 	case !from.entitled[offer.GetPool()] || !to.entitled[offer.GetPool()]:
 		why = "not both are entitled to the pool"
+	case from.outlet != nil && to.outlet != nil:
+		why = "neither is connected to this replica"
+	case to.outlet != nil && (!to.outlet.open || to.outlet.underWay+size > maxRelayed || s.queued+size > maxQueued):
+		why = "the recipient's replica is too slow"
+	case to.outlet != nil:
+		to.outlet.underWay += size
+		s.queued += size
+		to.push(&resealv1.ExchangeResponse{Message: &resealv1.ExchangeResponse_Offer{Offer: offer}})
+		return
 	case to.underWay+size > maxUnderWay || s.queued+size > maxQueued || len(to.queue) >= maxMessages/2:
 		why = "the recipient is too slow"
 	default:
@@ -159,6 +175,9 @@ func (s *Server) relink(some ...*member) {
 // link tells two members of each other, or that they have nothing in common any
 // more.
 func (s *Server) link(a, b *member) {
+	if a.outlet != nil && b.outlet != nil {
+		return // they meet at their own replicas
+	}
 	s.compared++
 	_, linked := a.told[b.id]
 	if !linked && (a.full() || b.full()) {

@@ -22,6 +22,7 @@ const (
 // seeding is a member that waits for what others have. Guarded by Server.mu.
 type seeding struct {
 	member  *member
+	done    func() // called at its end, may be nil
 	waiting map[uint64]*member
 	timer   *time.Timer
 }
@@ -43,14 +44,18 @@ func (s *Server) seed(m *member, pools []string, holders map[string][]*member, a
 		m.answer()
 		return
 	}
-	seeding := &seeding{member: m, waiting: map[uint64]*member{}}
-	m.awaiting[seeding] = true
+	s.request(&seeding{member: m, waiting: map[uint64]*member{}}, chosen, uint32(maxStock/most))
+}
+
+// request asks each of the chosen for sessions of its pools.
+func (s *Server) request(seeding *seeding, chosen map[*member][]string, most uint32) {
+	seeding.member.awaiting[seeding] = true
 	for holder, pools := range chosen {
 		s.seeds++
 		seeding.waiting[s.seeds] = holder
 		holder.asked[s.seeds] = seeding
 		holder.push(&resealv1.ExchangeResponse{Message: &resealv1.ExchangeResponse_Seed{
-			Seed: &resealv1.ExchangeSeed{Request: s.seeds, Member: m.describe(pools), Pools: pools, Most: uint32(maxStock / most)},
+			Seed: &resealv1.ExchangeSeed{Request: s.seeds, Member: seeding.member.describe(pools), Pools: pools, Most: most},
 		}})
 	}
 	seeding.timer = time.AfterFunc(seedWait, func() {
@@ -125,7 +130,13 @@ func (s *Server) seeded(seeding *seeding) {
 	}
 	clear(seeding.waiting)
 	seeding.timer.Stop()
+	if !seeding.member.awaiting[seeding] {
+		return
+	}
 	delete(seeding.member.awaiting, seeding)
+	if seeding.done != nil {
+		seeding.done()
+	}
 	seeding.member.answer()
 }
 

@@ -58,7 +58,9 @@ type Server struct {
 	stopped chan struct{} // closed when Run has ended
 
 	mu       sync.Mutex
-	members  map[string]*member // by edge
+	members  map[string]*member // by edge, those of other replicas too
+	shadowed map[string]*member // edges of others that are, still or already, connected here
+	outlets  map[string]*outlet // to other replicas
 	streams  int                // members and those that have not joined yet
 	freed    map[*member]bool   // those that were full, and are no longer
 	revoked  map[string]time.Time
@@ -73,11 +75,13 @@ func New(config Config) *Server {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Server{
-		config:  config,
-		stopped: make(chan struct{}),
-		members: map[string]*member{},
-		freed:   map[*member]bool{},
-		revoked: map[string]time.Time{},
+		config:   config,
+		stopped:  make(chan struct{}),
+		members:  map[string]*member{},
+		shadowed: map[string]*member{},
+		outlets:  map[string]*outlet{},
+		freed:    map[*member]bool{},
+		revoked:  map[string]time.Time{},
 	}
 }
 
@@ -156,6 +160,9 @@ func (s *Server) entitleAll() {
 	s.fill()
 	holders := s.holders(fresh)
 	for _, m := range changed {
+		if m.outlet != nil {
+			continue // its own replica sees to that
+		}
 		s.seed(m, added[m], holders, false)
 	}
 }

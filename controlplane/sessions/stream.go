@@ -100,6 +100,11 @@ func (s *Server) leave(m *member) {
 	s.streams--
 	m.left = true
 	s.leaveLocked(m)
+	if shadow := s.shadowed[m.id]; shadow != nil && s.members[m.id] == nil {
+		delete(s.shadowed, m.id)
+		s.members[m.id] = shadow
+		s.relink(shadow)
+	}
 	s.queued -= m.underWay
 	m.queue, m.underWay = nil, 0
 }
@@ -110,6 +115,7 @@ func (s *Server) leaveLocked(m *member) {
 		return
 	}
 	delete(s.members, m.id)
+	s.relayGone(m)
 	for seeding := range m.awaiting {
 		s.seeded(seeding)
 	}
@@ -169,6 +175,7 @@ func (s *Server) take(m *member, labels map[string]string, message *resealv1.Exc
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		m.hold(message.Holding)
+		s.relayMember(m)
 	case *resealv1.ExchangeRequest_Offer:
 		if err := checkOffer(m.id, message.Offer); err != nil {
 			return err
@@ -196,6 +203,9 @@ func (s *Server) join(m *member, labels map[string]string, join *resealv1.Exchan
 	if first {
 		if before := s.members[m.id]; before != nil {
 			s.leaveLocked(before)
+			if before.outlet != nil {
+				s.shadowed[m.id] = before // until its replica says that it has left
+			}
 			before.end(status.Errorf(codes.Aborted, "edge %q has started another stream", m.id))
 		}
 		s.members[m.id] = m
@@ -207,16 +217,22 @@ func (s *Server) join(m *member, labels map[string]string, join *resealv1.Exchan
 	if s.members[m.id] != m {
 		return // a newer stream took over
 	}
-	m.bootID, m.labels, m.certificate = join.GetBootId(), labels, join.GetCertificate()
 	before := m.version
-	m.version = fmt.Sprintf("%s %x", m.bootID, sha256.Sum256(m.certificate))
-	m.hold(join.GetHolding())
-	m.wanted = slices.Compact(slices.Sorted(slices.Values(join.GetPools())))
+	m.learn(labels, join)
 	added, changed := m.entitle(allowed, revision)
 	if changed || m.version != before {
 		s.relink(m)
 	}
+	s.relayMember(m) // first: what follows names it
 	s.seed(m, added, s.holders(nameSet(added)), true)
+}
+
+// learn takes over what a member says of itself.
+func (m *member) learn(labels map[string]string, join *resealv1.ExchangeJoin) {
+	m.bootID, m.labels, m.certificate = join.GetBootId(), labels, join.GetCertificate()
+	m.version = fmt.Sprintf("%s %x", m.bootID, sha256.Sum256(m.certificate))
+	m.hold(join.GetHolding())
+	m.wanted = slices.Compact(slices.Sorted(slices.Values(join.GetPools())))
 }
 
 func (m *member) hold(holding *resealv1.ExchangeHolding) {

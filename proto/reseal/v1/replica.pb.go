@@ -76,7 +76,7 @@ func (x Replica_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Replica_State.Descriptor instead.
 func (Replica_State) EnumDescriptor() ([]byte, []int) {
-	return file_reseal_v1_replica_proto_rawDescGZIP(), []int{5, 0}
+	return file_reseal_v1_replica_proto_rawDescGZIP(), []int{6, 0}
 }
 
 // RelayRequest is what a replica says of its edges to another.
@@ -169,7 +169,7 @@ func (x *RelayRequest) GetSeed() *RelayedSeed {
 	return nil
 }
 
-func (x *RelayRequest) GetSeedDone() *ExchangeSeedDone {
+func (x *RelayRequest) GetSeedDone() *RelayedSeedDone {
 	if x != nil {
 		if x, ok := x.Message.(*RelayRequest_SeedDone); ok {
 			return x.SeedDone
@@ -204,7 +204,7 @@ type RelayRequest_Seed struct {
 
 type RelayRequest_SeedDone struct {
 	// An edge of the caller has answered a RelayedSeed of the callee.
-	SeedDone *ExchangeSeedDone `protobuf:"bytes,5,opt,name=seed_done,json=seedDone,proto3,oneof"`
+	SeedDone *RelayedSeedDone `protobuf:"bytes,5,opt,name=seed_done,json=seedDone,proto3,oneof"`
 }
 
 func (*RelayRequest_Member) isRelayRequest_Message() {}
@@ -401,6 +401,62 @@ func (x *RelayedSeed) GetSeed() *ExchangeSeed {
 	return nil
 }
 
+// RelayedSeedDone says that all offers to a RelayedSeed are sent, or that there are
+// none.
+type RelayedSeedDone struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The edge of the caller that was asked.
+	Holder string `protobuf:"bytes,1,opt,name=holder,proto3" json:"holder,omitempty"`
+	// ExchangeSeed.request of the callee.
+	Request       uint64 `protobuf:"varint,2,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayedSeedDone) Reset() {
+	*x = RelayedSeedDone{}
+	mi := &file_reseal_v1_replica_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayedSeedDone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayedSeedDone) ProtoMessage() {}
+
+func (x *RelayedSeedDone) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_replica_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayedSeedDone.ProtoReflect.Descriptor instead.
+func (*RelayedSeedDone) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_replica_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RelayedSeedDone) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *RelayedSeedDone) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
+	}
+	return 0
+}
+
 // Replica is one process of the control plane.
 type Replica struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -425,7 +481,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_reseal_v1_replica_proto_msgTypes[5]
+	mi := &file_reseal_v1_replica_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -437,7 +493,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_replica_proto_msgTypes[5]
+	mi := &file_reseal_v1_replica_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -450,7 +506,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_replica_proto_rawDescGZIP(), []int{5}
+	return file_reseal_v1_replica_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Replica) GetId() string {
@@ -518,7 +574,7 @@ type UnansweredReplica struct {
 
 func (x *UnansweredReplica) Reset() {
 	*x = UnansweredReplica{}
-	mi := &file_reseal_v1_replica_proto_msgTypes[6]
+	mi := &file_reseal_v1_replica_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +586,7 @@ func (x *UnansweredReplica) String() string {
 func (*UnansweredReplica) ProtoMessage() {}
 
 func (x *UnansweredReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_replica_proto_msgTypes[6]
+	mi := &file_reseal_v1_replica_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +599,7 @@ func (x *UnansweredReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnansweredReplica.ProtoReflect.Descriptor instead.
 func (*UnansweredReplica) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_replica_proto_rawDescGZIP(), []int{6}
+	return file_reseal_v1_replica_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *UnansweredReplica) GetId() string {
@@ -588,7 +644,7 @@ type StoreStatus struct {
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_reseal_v1_replica_proto_msgTypes[7]
+	mi := &file_reseal_v1_replica_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +656,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_replica_proto_msgTypes[7]
+	mi := &file_reseal_v1_replica_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +669,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_replica_proto_rawDescGZIP(), []int{7}
+	return file_reseal_v1_replica_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StoreStatus) GetSizeBytes() int64 {
@@ -655,13 +711,13 @@ var File_reseal_v1_replica_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_replica_proto_rawDesc = "" +
 	"\n" +
-	"\x17reseal/v1/replica.proto\x12\treseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x17reseal/v1/session.proto\"\x96\x02\n" +
+	"\x17reseal/v1/replica.proto\x12\treseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x17reseal/v1/session.proto\"\x95\x02\n" +
 	"\fRelayRequest\x122\n" +
 	"\x06member\x18\x01 \x01(\v2\x18.reseal.v1.RelayedMemberH\x00R\x06member\x12,\n" +
 	"\x04gone\x18\x02 \x01(\v2\x16.reseal.v1.RelayedGoneH\x00R\x04gone\x12/\n" +
 	"\x05offer\x18\x03 \x01(\v2\x17.reseal.v1.SessionOfferH\x00R\x05offer\x12,\n" +
-	"\x04seed\x18\x04 \x01(\v2\x16.reseal.v1.RelayedSeedH\x00R\x04seed\x12:\n" +
-	"\tseed_done\x18\x05 \x01(\v2\x1b.reseal.v1.ExchangeSeedDoneH\x00R\bseedDoneB\t\n" +
+	"\x04seed\x18\x04 \x01(\v2\x16.reseal.v1.RelayedSeedH\x00R\x04seed\x129\n" +
+	"\tseed_done\x18\x05 \x01(\v2\x1a.reseal.v1.RelayedSeedDoneH\x00R\bseedDoneB\t\n" +
 	"\amessage\"\x0f\n" +
 	"\rRelayResponse\"<\n" +
 	"\rRelayedMember\x12+\n" +
@@ -670,7 +726,10 @@ const file_reseal_v1_replica_proto_rawDesc = "" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\"R\n" +
 	"\vRelayedSeed\x12\x16\n" +
 	"\x06holder\x18\x01 \x01(\tR\x06holder\x12+\n" +
-	"\x04seed\x18\x02 \x01(\v2\x17.reseal.v1.ExchangeSeedR\x04seed\"\xc4\x02\n" +
+	"\x04seed\x18\x02 \x01(\v2\x17.reseal.v1.ExchangeSeedR\x04seed\"C\n" +
+	"\x0fRelayedSeedDone\x12\x16\n" +
+	"\x06holder\x18\x01 \x01(\tR\x06holder\x12\x18\n" +
+	"\arequest\x18\x02 \x01(\x04R\arequest\"\xc4\x02\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
@@ -714,7 +773,7 @@ func file_reseal_v1_replica_proto_rawDescGZIP() []byte {
 }
 
 var file_reseal_v1_replica_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_reseal_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_reseal_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_reseal_v1_replica_proto_goTypes = []any{
 	(Replica_State)(0),            // 0: reseal.v1.Replica.State
 	(*RelayRequest)(nil),          // 1: reseal.v1.RelayRequest
@@ -722,11 +781,11 @@ var file_reseal_v1_replica_proto_goTypes = []any{
 	(*RelayedMember)(nil),         // 3: reseal.v1.RelayedMember
 	(*RelayedGone)(nil),           // 4: reseal.v1.RelayedGone
 	(*RelayedSeed)(nil),           // 5: reseal.v1.RelayedSeed
-	(*Replica)(nil),               // 6: reseal.v1.Replica
-	(*UnansweredReplica)(nil),     // 7: reseal.v1.UnansweredReplica
-	(*StoreStatus)(nil),           // 8: reseal.v1.StoreStatus
-	(*SessionOffer)(nil),          // 9: reseal.v1.SessionOffer
-	(*ExchangeSeedDone)(nil),      // 10: reseal.v1.ExchangeSeedDone
+	(*RelayedSeedDone)(nil),       // 6: reseal.v1.RelayedSeedDone
+	(*Replica)(nil),               // 7: reseal.v1.Replica
+	(*UnansweredReplica)(nil),     // 8: reseal.v1.UnansweredReplica
+	(*StoreStatus)(nil),           // 9: reseal.v1.StoreStatus
+	(*SessionOffer)(nil),          // 10: reseal.v1.SessionOffer
 	(*ExchangeJoin)(nil),          // 11: reseal.v1.ExchangeJoin
 	(*ExchangeSeed)(nil),          // 12: reseal.v1.ExchangeSeed
 	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
@@ -734,9 +793,9 @@ var file_reseal_v1_replica_proto_goTypes = []any{
 var file_reseal_v1_replica_proto_depIdxs = []int32{
 	3,  // 0: reseal.v1.RelayRequest.member:type_name -> reseal.v1.RelayedMember
 	4,  // 1: reseal.v1.RelayRequest.gone:type_name -> reseal.v1.RelayedGone
-	9,  // 2: reseal.v1.RelayRequest.offer:type_name -> reseal.v1.SessionOffer
+	10, // 2: reseal.v1.RelayRequest.offer:type_name -> reseal.v1.SessionOffer
 	5,  // 3: reseal.v1.RelayRequest.seed:type_name -> reseal.v1.RelayedSeed
-	10, // 4: reseal.v1.RelayRequest.seed_done:type_name -> reseal.v1.ExchangeSeedDone
+	6,  // 4: reseal.v1.RelayRequest.seed_done:type_name -> reseal.v1.RelayedSeedDone
 	11, // 5: reseal.v1.RelayedMember.join:type_name -> reseal.v1.ExchangeJoin
 	12, // 6: reseal.v1.RelayedSeed.seed:type_name -> reseal.v1.ExchangeSeed
 	13, // 7: reseal.v1.Replica.started_at:type_name -> google.protobuf.Timestamp
@@ -770,7 +829,7 @@ func file_reseal_v1_replica_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_replica_proto_rawDesc), len(file_reseal_v1_replica_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

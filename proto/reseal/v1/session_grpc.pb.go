@@ -32,7 +32,9 @@ const (
 //
 // The control plane is a relay. It keeps nothing but what is under way, in
 // memory and bounded, and can't read a session: each is sealed to the one edge
-// that it is for. Edges that are connected to different replicas don't meet.
+// that it is for. Replicas of a control plane pass on to each other what is for
+// edges of another one (ReplicaService), so that it does not matter where an edge
+// is connected.
 type SessionServiceClient interface {
 	// Exchange is one session of an edge with the relay, for as long as the
 	// stream lives. Its loss loses nothing but the offers under way; the edge
@@ -107,7 +109,9 @@ type SessionService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, E
 //
 // The control plane is a relay. It keeps nothing but what is under way, in
 // memory and bounded, and can't read a session: each is sealed to the one edge
-// that it is for. Edges that are connected to different replicas don't meet.
+// that it is for. Replicas of a control plane pass on to each other what is for
+// edges of another one (ReplicaService), so that it does not matter where an edge
+// is connected.
 type SessionServiceServer interface {
 	// Exchange is one session of an edge with the relay, for as long as the
 	// stream lives. Its loss loses nothing but the offers under way; the edge
