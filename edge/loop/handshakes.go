@@ -109,11 +109,12 @@ func (h *Handshakes) Do(wire *Wire, source netip.Addr, shake func() error) error
 		return err
 	}
 	t := &turn{source: source, likely: slices.ContainsFunc(tickets, h.cfg.Ours), goes: make(chan struct{}, 1), pool: h}
-	if !h.enter(t) {
+	waited, ok := h.enter(t)
+	if !ok {
 		return ErrRefused
 	}
 	defer h.done()
-	if wire.left() {
+	if waited && wire.left() {
 		return ErrLeft
 	}
 	wire.turn = t
@@ -121,8 +122,8 @@ func (h *Handshakes) Do(wire *Wire, source netip.Addr, shake func() error) error
 	return shake()
 }
 
-// enter waits for the turn, and reports false if it is refused.
-func (h *Handshakes) enter(t *turn) bool {
+// enter waits for the turn, if it must, and reports false if it is refused.
+func (h *Handshakes) enter(t *turn) (waited, ok bool) {
 	h.mu.Lock()
 	refused := h.turns.enter(t)
 	if refused != nil {
@@ -137,7 +138,7 @@ func (h *Handshakes) enter(t *turn) bool {
 	h.tellCrowded()
 	select {
 	case <-t.goes:
-		return !t.bad
+		return false, !t.bad
 	default:
 	}
 	begin := time.Now()
@@ -148,7 +149,7 @@ func (h *Handshakes) enter(t *turn) bool {
 		h.cfg.Waited(time.Since(begin))
 		h.tellCrowded()
 	}
-	return !t.bad
+	return true, !t.bad
 }
 
 // start lets those compute that may. mu is held.
