@@ -150,6 +150,42 @@ func TestRequestBodies(t *testing.T) {
 	})
 }
 
+// sentNoter is a Front that is told of what the backend's leg has taken.
+type sentNoter struct {
+	exchange.Front // of which nothing else is called
+	sent           chan int
+}
+
+func (s sentNoter) Sent(n int) { s.sent <- n }
+
+// TestGatheredBody: of a small body that is waited for the client's leg learns that
+// nobody but the client is waited for.
+func TestGatheredBody(t *testing.T) {
+	x := newBench(t, []string{serve(t, http.NotFoundHandler()).addr})
+	l, front := x.Loops.Next(), sentNoter{sent: make(chan int, 1)}
+	var flow exchange.Flow
+	do := func(f func()) {
+		done := make(chan struct{})
+		l.Post(func() { f(); close(done) })
+		<-done
+	}
+	do(func() {
+		flow = x.b.Start(l, &exchange.Exchange{Pool: "p"}, &exchange.Request{
+			Method: "POST", Scheme: "https", Authority: testName, Target: "/", Length: 10, Version: exchange.HTTP11,
+		}, front)
+		flow.Data([]byte("half"), false)
+	})
+	select {
+	case n := <-front.sent:
+		if n != 4 {
+			t.Errorf("%d bytes are taken", n)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("4 bytes that came are not said to be taken")
+	}
+	do(func() { flow.Abort(nil) })
+}
+
 func TestTrailers(t *testing.T) {
 	bothProtocols(t, func(t *testing.T, x *bench, s *server) {
 		resp, _ := x.do(newRequest(t, "GET", "/trailers", nil), nil)

@@ -101,6 +101,7 @@ func (t *trip) Data(p []byte, end bool) {
 	case end:
 		t.gathered()
 	}
+	t.sentLater()
 	t.await()
 }
 
@@ -163,17 +164,26 @@ func (t *trip) wanted() {
 	}
 }
 
-// sentLater tells the Front what has gone out, later in the round: this may be a call
-// of its owner's.
+// off is how many bytes the client's leg has got rid of. That is all of a small body:
+// while it is gathered it is the client who is waited for.
+func (u *upload) off() int {
+	if u.small {
+		return u.total
+	}
+	return u.gone
+}
+
+// sentLater tells the Front what it has got rid of, later in the round: this may be a
+// call of its owner's.
 func (t *trip) sentLater() {
-	if t.upload.gone <= t.upload.told || t.telling {
+	if t.upload.off() <= t.upload.told || t.telling {
 		return
 	}
 	t.telling = true
 	if t.tell == nil {
 		t.tell = func() {
 			t.telling = false
-			if n := t.upload.gone - t.upload.told; n > 0 && !t.silent {
+			if n := t.upload.off() - t.upload.told; n > 0 && !t.silent {
 				t.upload.told += n
 				t.front.Sent(n)
 			}
