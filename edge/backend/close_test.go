@@ -29,14 +29,28 @@ const (
 	closeLate   = resealv1.CloseKind_CLOSE_KIND_TIMEOUT
 )
 
+// onGoroutines has connections read and written by goroutines, as those are whose
+// servers may renegotiate.
+func onGoroutines(p *resealv1.BackendPool) {
+	p.Tls.Renegotiation = resealv1.BackendTLS_RENEGOTIATION_ONCE
+}
+
+// bothWays runs a test with connections on loops and on goroutines.
+func bothWays(t *testing.T, test func(t *testing.T, way option)) {
+	t.Run("on loops", func(t *testing.T) { test(t, func(*resealv1.BackendPool) {}) })
+	t.Run("on goroutines", func(t *testing.T) { test(t, onGoroutines) })
+}
+
 // A strict server: whatever happens to requests, each connection that we end
 // must end with close_notify, never with a bare FIN or a reset.
-func TestEveryCloseIsClean(t *testing.T) {
+func TestEveryCloseIsClean(t *testing.T) { bothWays(t, everyCloseIsClean) }
+
+func everyCloseIsClean(t *testing.T, way option) {
 	for name, version := range map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13} {
 		t.Run(name, func(t *testing.T) {
 			s := serve(t, site())
 			s.tls.MaxVersion = version
-			x := newBench(t, []string{s.addr}, connections(func(c *resealv1.Connections) {
+			x := newBench(t, []string{s.addr}, way, connections(func(c *resealv1.Connections) {
 				c.IdleTimeout, c.MaxRequests = dur(20*time.Millisecond), 3
 				c.CloseTimeout = dur(2 * time.Second)
 			}))
@@ -143,7 +157,9 @@ func TestConnectionHasOneOwner(t *testing.T) {
 }
 
 // How ends that the peer begins are classified, while the connection is idle.
-func TestPeerEndsIdleConnection(t *testing.T) {
+func TestPeerEndsIdleConnection(t *testing.T) { bothWays(t, peerEndsIdleConnection) }
+
+func peerEndsIdleConnection(t *testing.T, way option) {
 	for name, c := range map[string]struct {
 		end     func(*serverConn)
 		kind    resealv1.CloseKind
@@ -168,7 +184,7 @@ func TestPeerEndsIdleConnection(t *testing.T) {
 				<-end
 				c.end(sc)
 			})
-			x := newBench(t, []string{s.addr})
+			x := newBench(t, []string{s.addr}, way)
 			x.get("/")
 			close(end)
 			eventually(t, "the close is counted", func() bool { return x.tally.get(func(c *tally) int { return c.closed }) == 1 })
@@ -194,7 +210,9 @@ func drainConn(c *serverConn) {
 }
 
 // How our own close is classified by what the peer does.
-func TestWeEndConnection(t *testing.T) {
+func TestWeEndConnection(t *testing.T) { bothWays(t, weEndConnection) }
+
+func weEndConnection(t *testing.T, way option) {
 	for name, c := range map[string]struct {
 		answer  func(*serverConn)
 		kind    resealv1.CloseKind
@@ -225,7 +243,7 @@ func TestWeEndConnection(t *testing.T) {
 				io.WriteString(sc, "HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\nok")
 				c.answer(sc)
 			})
-			x := newBench(t, []string{s.addr})
+			x := newBench(t, []string{s.addr}, way)
 			resp, err := x.RoundTrip(newRequest(t, "GET", "/", nil), newCall())
 			if err != nil {
 				t.Fatal(err)

@@ -413,7 +413,7 @@ func (c *soloConn) finish() {
 
 // lose ends an exchange whose connection is lost.
 func (c *soloConn) lose(err error) {
-	// What stands in the buffer goes out before the connection is closed.
+	// What is buffered goes out before the connection is closed.
 	c.fail(&lostError{err: err, written: c.Written() > c.before || c.Buffered() > 0})
 }
 

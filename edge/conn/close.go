@@ -54,7 +54,8 @@ func (c *Conn) Kill() {
 // ended counts how a connection ended and gives back what it held.
 func (c *Conn) ended(end loop.Ending) {
 	if c.whole != nil {
-		return // it sees to that itself, when TLS has ended, too
+		c.whole.ended <- end // it counts when TLS has ended, too
+		return
 	}
 	_ = c.tls.NetConn().Close() // not the wire beneath: whoever waits for a session learns of it
 	c.count(kindOf(end), end.ByPeer)
@@ -104,15 +105,13 @@ func unclean(kind resealv1.CloseKind) bool {
 // drainBuffers hold what is read only to be thrown away.
 var drainBuffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
 
-// drain reads until an error and returns how many bytes came.
-func drain(r io.Reader) (n int64) {
+// drain reads until an error.
+func drain(r io.Reader) {
 	buffer := drainBuffers.Get().(*[16 << 10]byte)
 	defer drainBuffers.Put(buffer)
 	for {
-		came, err := r.Read(buffer[:])
-		n += int64(came)
-		if err != nil {
-			return n
+		if _, err := r.Read(buffer[:]); err != nil {
+			return
 		}
 	}
 }

@@ -33,8 +33,9 @@ type Conn struct {
 	identity exchange.Identity // of its TLS session
 	tls      exchange.TLSConn
 	wire     *loop.Wire
-	socket   *socket // beneath TLS, where that is none of the loop's own; or nil
-	whole    *whole  // TLS itself, where it can't run on a loop; or nil
+	socket   *socket      // beneath TLS, where that is none of the loop's own; or nil
+	whole    *whole       // TLS itself, where it can't run on a loop; or nil
+	kept     atomic.Int64 // bytes that the loop takes for sent, and that did not go out
 
 	speaker Handler
 	on      *loop.Conn // nil before it has come to a loop
@@ -195,15 +196,13 @@ func (c *Conn) Write(p []byte) (welcome bool) { return c.on.Write(p) }
 // Buffered is how many bytes the peer has not taken.
 func (c *Conn) Buffered() int { return c.on.Buffered() }
 
-// Written is how many bytes went out, those of TLS included.
+// Written is how many bytes went out. Those that Buffered counts still may, also after
+// Close.
 func (c *Conn) Written() int64 {
-	switch {
-	case c.socket != nil:
-		return c.socket.written.Load()
-	case c.on != nil:
-		return c.on.Stats().Out
+	if c.on == nil {
+		return 0
 	}
-	return 0
+	return c.on.Stats().Out - c.kept.Load()
 }
 
 // Pause and Resume stop Data and have it come again.

@@ -197,7 +197,7 @@ func (d *Dialer) shake(ctx context.Context, target Target, owner Owner, raw net.
 	if target.Renegotiates {
 		// Another handshake writes into TLSUnique. It is empty where a session without
 		// extended master secret was resumed.
-		c.whole = &whole{TLSConn: tc, c: c, finished: append([]byte{}, tls.TLSUnique...)}
+		c.whole = &whole{TLSConn: tc, c: c, finished: append([]byte{}, tls.TLSUnique...), ended: make(chan loop.Ending, 1)}
 		c.wire = loop.NewWire(c.whole)
 	}
 	return c, nil
@@ -206,7 +206,7 @@ func (d *Dialer) shake(ctx context.Context, target Target, owner Owner, raw net.
 // wrap returns what TLS runs over: a wire of the loop, or a socket of ours.
 func (c *Conn) wrap(raw net.Conn, renegotiates bool) net.Conn {
 	if _, bare := raw.(*net.TCPConn); !bare || renegotiates {
-		c.socket = &socket{Conn: raw}
+		c.socket = &socket{Conn: raw, c: c}
 		raw = c.socket
 	}
 	if renegotiates {

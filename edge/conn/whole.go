@@ -14,19 +14,17 @@ import (
 )
 
 // socket is what stands beneath TLS where that is no TCP connection of the loop's
-// own. It sees what is hidden otherwise: whether a byte went out, and whether an end
-// of stream was a FIN or a close_notify.
+// own. It sees what is hidden otherwise: whether bytes went out, and whether an end of
+// stream was a FIN or a close_notify.
 type socket struct {
 	net.Conn
-	written    atomic.Int64
-	came       atomic.Int64
+	c          *Conn
 	fin, reset atomic.Bool
 }
 
 // Read implements net.Conn.
 func (s *socket) Read(p []byte) (int, error) {
 	n, err := s.Conn.Read(p)
-	s.came.Add(int64(n))
 	s.note(err)
 	return n, err
 }
@@ -34,7 +32,9 @@ func (s *socket) Read(p []byte) (int, error) {
 // Write implements net.Conn.
 func (s *socket) Write(p []byte) (int, error) {
 	n, err := s.Conn.Write(p)
-	s.written.Add(int64(n))
+	if s.c.whole == nil {
+		s.c.kept.Add(int64(len(p) - n))
+	}
 	s.note(err)
 	return n, err
 }
@@ -63,9 +63,10 @@ type whole struct {
 	c        *Conn
 	finished []byte // of the handshake; another one writes into it
 
-	renegotiated, notified, byPeer atomic.Bool
-	sent                           atomic.Bool // our close_notify
-	failed                         atomic.Pointer[error]
+	renegotiated   atomic.Bool
+	notified, sent atomic.Bool // the peer's close_notify, and ours
+	failed         atomic.Pointer[error]
+	ended          chan loop.Ending // of capacity 1; what the loop knows of the end
 }
 
 // Read implements net.Conn.
@@ -83,14 +84,12 @@ func (w *whole) Read(p []byte) (n int, err error) {
 		explained := renegotiationError(err, true)
 		w.failed.CompareAndSwap(nil, &explained)
 	}
-	if !w.c.closing.Load() && (w.notified.Load() || w.c.socket.fin.Load() || w.c.socket.reset.Load()) {
-		w.byPeer.Store(true)
-	}
 	return n, err
 }
 
 // Write implements net.Conn.
 func (w *whole) Write(p []byte) (n int, err error) {
+	defer func() { w.c.kept.Add(int64(len(p) - n)) }()
 	defer w.c.dialer.Guard.Caught("a write", &err)
 	return w.TLSConn.Write(p)
 }
@@ -111,17 +110,17 @@ func (w *whole) failure() error {
 	return nil
 }
 
-// Close ends what is left, TCP, after the peer has ended it.
+// Close ends what is left, TCP: after the peer has ended it, if it is about to.
 func (w *whole) Close() error {
 	c := w.c
-	if w.sent.Load() {
+	if w.sent.Load() && w.notified.Load() {
 		_ = c.socket.SetReadDeadline(time.Now().Add(c.owner.CloseTimeout()))
 		drain(c.socket)
 	}
 	err := w.NetConn().Close() // whoever waits for a session learns of it
-	c.count(kindOf(loop.Ending{
-		Notified: w.sent.Load(), PeerNotified: w.notified.Load(), FIN: c.socket.fin.Load(), Reset: c.socket.reset.Load(),
-		ByPeer: w.byPeer.Load(),
-	}), w.byPeer.Load())
+	end := <-w.ended
+	end.Notified, end.PeerNotified = w.sent.Load(), w.notified.Load()
+	end.FIN, end.Reset = c.socket.fin.Load(), c.socket.reset.Load()
+	c.count(kindOf(end), end.ByPeer)
 	return err
 }

@@ -302,7 +302,7 @@ func (c *Conn) end(err error) {
 	c.cfg.Owner.Ended(err)
 	for id, s := range c.streams {
 		delete(c.streams, id)
-		s.fail(Failure{Kind: Lost, Err: err, Written: c.wire.Written() > s.before})
+		s.fail(Failure{Kind: Lost, Err: err, Written: c.wire.Written() > s.before || c.wire.Buffered() > 0})
 	}
 	starting := c.starting
 	c.starting, c.blocked = nil, nil
