@@ -317,10 +317,24 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	resealv1.RegisterSessionServiceServer(server, sessionServer)
 	resealv1.RegisterReplicaServiceServer(server, relaying{sessions: sessionServer})
 
+	// A stop lets the edges go to other replicas first.
+	outer := ctx
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	running, ctx := errgroup.WithContext(ctx)
+	running.Go(func() error {
+		select {
+		case <-outer.Done():
+			group.MoveOut(ctx, feedServer.Move)
+			stop()
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	for _, run := range []func(context.Context) error{
 		c.trust.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, door.Run,
 		relay(group, sessionServer),
+		func(ctx context.Context) error { return group.Balance(ctx, feedServer.Move) },
 		func(ctx context.Context) error { return c.joinGroup(ctx, group) },
 		func(ctx context.Context) error { return c.serveGRPC(ctx, server, health, door.Listener(listener)) },
 	} {

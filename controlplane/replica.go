@@ -37,6 +37,7 @@ func (c *ControlPlane) newGroup(kept *etcd.Store, listening net.Addr, edges func
 		Client:     kept.Client,
 		ID:         name,
 		Address:    address,
+		Advertised: c.cfg.Advertise,
 		Version:    c.cfg.Version,
 		Edges:      edges,
 		TLS:        config,

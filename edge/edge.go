@@ -103,6 +103,7 @@ type Edge struct {
 	keyring  *keyring.Holder    // likewise
 	keysBy   time.Time          // how long the first apply waits for keys; likewise
 	share    *share.Share       // likewise
+	mover    *link.Mover
 	enrolled chan struct{}
 	reload   chan struct{} // holds a token after Reload
 
@@ -122,6 +123,7 @@ func New(cfg Config) *Edge {
 		registry:  registry,
 		tally:     counters,
 		memory:    &memory{limit: cfg.MemoryLimit, paced: cfg.PaceGC},
+		mover:     link.NewMover(),
 		enrolled:  make(chan struct{}),
 		reload:    make(chan struct{}, 1),
 		apply:     newConfiguration(),
@@ -252,6 +254,7 @@ func (e *Edge) newFeed(conn *grpc.ClientConn, dir *state.Dir) {
 		Unchanged: e.unchanged,
 		Probe:     e.probe,
 		Drain:     e.frontend.Drain,
+		Move:      e.mover.Move,
 		Logger:    e.cfg.Logger.With("part", "feed"),
 	})
 }
@@ -301,6 +304,7 @@ func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn, keeper *session
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return e.identity.Run(ctx) })
+	group.Go(func() error { return e.mover.Run(ctx) })
 	group.Go(func() error { return e.feed.Run(ctx) })
 	group.Go(func() error { return e.share.Run(ctx) })
 	group.Go(func() error { return e.frontend.Run(ctx) })
@@ -345,6 +349,7 @@ func (e *Edge) dial() (*grpc.ClientConn, error) {
 		Addresses:   e.cfg.ControlPlane,
 		Shuffled:    true,
 		Credentials: credentials.NewTLS(e.identity.ClientTLS()),
+		Mover:       e.mover,
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -95,17 +96,19 @@ func (r *replicated) states(at *harness.ControlPlane) []string {
 	return states
 }
 
-// settled waits until each of some replicas shows the edges so.
+// settled waits until each of some replicas shows the edges so: an edge that enrols
+// gives each address 10 s.
 func (r *replicated) settled(replicas []*harness.ControlPlane, want ...string) {
 	r.t.Helper()
-	harness.Settle(r.t, func() error {
-		for _, replica := range replicas {
-			if got := r.states(replica); !slices.Equal(got, want) {
-				return fmt.Errorf("replica %s shows %q, want %q", replica.Address, got, want)
+	deadline := time.Now().Add(40 * time.Second)
+	for _, replica := range replicas {
+		for got := r.states(replica); !slices.Equal(got, want); got = r.states(replica) {
+			if time.Now().After(deadline) {
+				r.t.Fatalf("replica %s shows %q, want %q", replica.Address, got, want)
 			}
+			time.Sleep(100 * time.Millisecond)
 		}
-		return nil
-	})
+	}
 }
 
 // requests is the total that a replica shows.
@@ -247,5 +250,62 @@ func TestSharedAcrossReplicas(t *testing.T) {
 	r.jsonAt(r.replicas[1], &stats, "stats", "pools")
 	if len(stats.Pools) != 1 || stats.Pools[0].Requests != 2 || stats.Pools[0].Handshakes.Full != 1 || stats.Pools[0].Handshakes.Resumed.PSK == 0 {
 		t.Errorf("two edges cost the backend %+v, want one full handshake", stats.Pools)
+	}
+}
+
+// counts are the edges of each replica, as the last one sees them.
+func (r *replicated) counts(at *harness.ControlPlane) map[string]int {
+	r.t.Helper()
+	found := make(map[string]int)
+	for _, replica := range r.status(at).Replicas {
+		found[replica.Address] = replica.Edges
+	}
+	return found
+}
+
+// TestSpread: edges and operators that know several addresses do without a replica
+// that is dead, or does not answer, even when it is the first; a replica that stops
+// hands its edges over, and one that comes back is given some.
+func TestSpread(t *testing.T) {
+	r := newReplicated(t, 2)
+	refusing := r.Address()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // and nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	first, second := r.replicas[0], r.replicas[1]
+	all := strings.Join([]string{refusing, silent.Addr().String(), first.Address, second.Address}, ",")
+	for i := range 4 {
+		r.StartEdge(fmt.Sprint("e", i+1), "", "--control-plane", all)
+	}
+	anywhere := &harness.ControlPlane{Address: all}
+	r.settled([]*harness.ControlPlane{anywhere}, "e1 synced", "e2 synced", "e3 synced", "e4 synced")
+
+	begun := time.Now()
+	if err := first.Stop(); err != nil {
+		t.Error(err)
+	}
+	r.settled([]*harness.ControlPlane{anywhere, second}, "e1 synced", "e2 synced", "e3 synced", "e4 synced")
+	if got := r.counts(anywhere); len(got) != 1 || got[second.Address] != 4 {
+		t.Errorf("after a replica's stop: %v", got)
+	}
+	t.Logf("all edges are at the other replica %s after a stop", time.Since(begun).Round(time.Millisecond))
+	first.Start()
+	begun = time.Now()
+	for got := r.counts(first); got[first.Address] != 2 || got[second.Address] != 2; got = r.counts(first) {
+		if time.Since(begun) > time.Minute {
+			t.Fatalf("edges are spread as %v", got)
+		}
+		time.Sleep(time.Second)
+	}
+	t.Logf("edges are spread %s after a start", time.Since(begun).Round(time.Millisecond))
+
+	// One that is killed.
+	second.Kill()
+	begun = time.Now()
+	r.settled([]*harness.ControlPlane{anywhere}, "e1 synced", "e2 synced", "e3 synced", "e4 synced")
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("edges of a replica that was killed are back after %s", took)
 	}
 }

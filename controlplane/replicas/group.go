@@ -55,6 +55,8 @@ type Config struct {
 	ID string
 	// Address is where the others reach this one: host:port. Required.
 	Address string
+	// Advertised are addresses under which edges may know this replica. May be empty.
+	Advertised []string
 	// Version is that of this binary.
 	Version string
 	// Edges is how many edges are connected to this replica. Nil: none.
@@ -69,10 +71,12 @@ type Config struct {
 
 // record is a replica as etcd holds it.
 type record struct {
-	ID        string    `json:"id"`
-	Address   string    `json:"address"`
-	Version   string    `json:"version,omitempty"`
-	StartedAt time.Time `json:"startedAt"`
+	ID      string `json:"id"`
+	Address string `json:"address"`
+	// Advertised are other addresses of it.
+	Advertised []string  `json:"advertised,omitempty"`
+	Version    string    `json:"version,omitempty"`
+	StartedAt  time.Time `json:"startedAt"`
 	// Boot is random per start of the process.
 	Boot string `json:"boot"`
 	// Edges is how many edges are connected to it.
@@ -113,7 +117,7 @@ func New(config Config) *Group {
 		ended:   make(chan struct{}),
 		wake:    make(chan struct{}, 1),
 		self: record{
-			ID: config.ID, Address: config.Address, Version: config.Version,
+			ID: config.ID, Address: config.Address, Advertised: config.Advertised, Version: config.Version,
 			StartedAt: time.Now().UTC().Truncate(time.Millisecond), Boot: randomID(),
 		},
 	}

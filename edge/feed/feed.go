@@ -85,6 +85,9 @@ type Config struct {
 	// stands for each listener's own. It must not block. Nil: orders to drain
 	// are ignored.
 	Drain func(drain bool, timeout time.Duration)
+	// Move connects to another replica of the control plane, if it can: rather to
+	// one of those addresses. It must not block. Nil: the edge stays.
+	Move func(addresses []string)
 	// Probe probes an endpoint of a pool that is in force and reports, or refuses
 	// by a report with an error. Calls don't overlap. It returns soon after ctx
 	// ends, which is before the control plane stops waiting. Nil, as well as a

@@ -129,6 +129,10 @@ func (s *session) talk(ctx, streamCtx context.Context) error {
 				s.feed.drained.Store(drain.GetDrain())
 				s.feed.config.Drain(drain.GetDrain(), drain.GetTimeout().AsDuration())
 			}
+			if move := message.GetMove(); move != nil && s.feed.config.Move != nil {
+				s.feed.config.Logger.Info("asked to connect to another replica", "reason", move.GetReason(), "addresses", move.GetAddresses())
+				s.feed.config.Move(move.GetAddresses())
+			}
 			if message.GetUpdate() == nil {
 				continue
 			}

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 )
 
@@ -38,17 +37,19 @@ type Config struct {
 	Credentials credentials.TransportCredentials
 	// Dial makes the TCP connection. Default: net.Dialer.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Mover moves the connection to another replica when it is asked to. Nil: it
+	// stays.
+	Mover *Mover
 }
 
 // Dial returns a connection to whichever replica answers. It is made when it is
 // first used, and made again for ever.
 func Dial(config Config) (*grpc.ClientConn, error) {
 	replicas := manual.NewBuilderWithScheme("reseal")
-	var endpoints []resolver.Endpoint
-	for _, address := range config.Addresses {
-		endpoints = append(endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: address}}})
+	replicas.InitialState(stateOf(config.Addresses))
+	if config.Mover != nil {
+		config.Mover.attach(&config, replicas)
 	}
-	replicas.InitialState(resolver.State{Endpoints: endpoints})
 	options := []grpc.DialOption{
 		grpc.WithResolvers(replicas),
 		grpc.WithTransportCredentials(config.Credentials),
@@ -69,6 +70,9 @@ func Dial(config Config) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("reseal:///controlplane", options...)
 	if err != nil {
 		return nil, fmt.Errorf("control plane: %w", err)
+	}
+	if config.Mover != nil {
+		config.Mover.conn = conn
 	}
 	return conn, nil
 }
