@@ -115,6 +115,7 @@ type Conn struct {
 	over     bool   // nothing more will be decrypted
 	streams  bool   // the peer has sent something while the connection was closing
 	paused   bool   // by the handler
+	watched  bool   // FIN after close_notify is told
 	stash    []byte // what wire.input stands in, when that outlives a round
 
 	gather   []byte   // written, not encrypted yet

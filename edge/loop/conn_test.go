@@ -750,3 +750,73 @@ func TestWriteThatFailsLater(t *testing.T) {
 		t.Errorf("ended by %+v", end)
 	}
 }
+
+// TestWatch: FIN behind close_notify is told to who watches, whether it comes with it
+// or later, and to nobody else.
+func TestWatch(t *testing.T) {
+	pollers(t, func(t *testing.T, cfg Config) {
+		for _, watched := range []bool{true, false} {
+			for _, apart := range []bool{true, false} {
+				t.Run(fmt.Sprintf("watched=%v,apart=%v", watched, apart), func(t *testing.T) {
+					l := start(t, cfg).Next()
+					told, ended := make(chan string, 10), make(chan Ending, 1)
+					client, tcp := serve(t, l, tls.VersionTLS13, &funcs{
+						peerEnded: func(c *Conn, notified bool) {
+							left := notified && watched && c.Watch()
+							if told <- fmt.Sprint(notified); left {
+								told <- "false"
+							}
+						},
+						data:   func(c *Conn, p []byte) { c.Write(p) },
+						closed: func(_ *Conn, end Ending) { ended <- end },
+					})
+					client.CloseWrite()
+					if apart {
+						if got := receive(t, told, "close_notify"); got != "true" {
+							t.Errorf("PeerEnded(%s)", got)
+						}
+					}
+					tcp.CloseWrite()
+					if !apart {
+						receive(t, told, "close_notify")
+					}
+					if watched {
+						if got := receive(t, told, "FIN"); got != "false" {
+							t.Errorf("PeerEnded(%s)", got)
+						}
+					}
+					time.Sleep(20 * time.Millisecond)
+					if len(told)+len(ended) > 0 {
+						t.Error("more is told")
+					}
+				})
+			}
+		}
+	})
+}
+
+// TestUnread puts bytes in front of the hello.
+func TestUnread(t *testing.T) {
+	client, server := tcpPair(t)
+	hello := make(chan []byte, 1)
+	go func() {
+		first := make([]byte, 4096)
+		n, _ := server.Read(first)
+		hello <- first[:n]
+	}()
+	wire := NewWire(server)
+	done := make(chan error, 1)
+	go func() { done <- tls.Client(client, clientConfig(tls.VersionTLS13)).Handshake() }()
+	came := receive(t, hello, "the hello")
+	wire.Unread(came[10:])
+	wire.Unread(came[:10])
+	if wire.Ahead() != len(came) {
+		t.Errorf("%d bytes ahead of %d", wire.Ahead(), len(came))
+	}
+	if err := tls.Server(wire, serverConfig(tls.VersionTLS13)).Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	if err := receive(t, done, "the client"); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -32,8 +32,10 @@ func (c *Conn) mayRead() bool {
 	switch {
 	case c.phase == closing:
 		return true // to be thrown away
-	case c.phase != open || c.paused || c.over || c.moving != nil:
+	case c.phase != open || c.paused || c.moving != nil:
 		return false
+	case c.over:
+		return c.watched && !c.ending.FIN
 	}
 	// Peers can cause output by what they send, as by KeyUpdate.
 	return c.buffered() < 2*c.loop.group.cfg.HighWater
@@ -193,8 +195,21 @@ func (c *Conn) broken(err error) {
 	c.Close(Farewell{Within: alertTime, FIN: true})
 }
 
+// Watch has the handler told by PeerEnded, once more and not notified, when FIN
+// follows close_notify, as of a peer that has left and does not take more either. It
+// reports whether FIN has come already; then nothing more is told.
+func (c *Conn) Watch() (left bool) {
+	c.watched = true
+	c.reconsider()
+	return c.ending.FIN
+}
+
 // drained ends the connection, the peer having ended TCP.
 func (c *Conn) drained(err error) {
+	if c.phase == open && err == io.EOF {
+		c.handler.PeerEnded(c, false)
+		return
+	}
 	if c.phase == closing && err == io.EOF {
 		c.touch()
 		return

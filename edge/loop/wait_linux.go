@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Waits, reads and writes are made without telling the scheduler (RawSyscall):
-// none of them blocks, and telling it costs more than most of them.
+// Waits are made without telling the scheduler (RawSyscall), as reads and writes
+// are: none of them blocks.
 
 // wakeUp stands for the eventfd in what epoll_wait returns.
 const wakeUp = -1
@@ -262,7 +262,7 @@ func (s *socket) leave() {
 func (s *socket) read(p []byte) (int, error) {
 	for read := 0; ; {
 		s.epoll.counts.reads++
-		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(s.fd), uintptr(unsafe.Pointer(&p[read])), uintptr(len(p)-read))
+		n, errno := callRead(s.fd, p[read:])
 		switch {
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN:
@@ -272,7 +272,7 @@ func (s *socket) read(p []byte) (int, error) {
 		case n == 0:
 			return read, io.EOF
 		default:
-			read += int(n)
+			read += n
 			if read == len(p) || !s.ends {
 				return read, nil
 			}
@@ -283,11 +283,10 @@ func (s *socket) read(p []byte) (int, error) {
 func (s *socket) write(p []byte) (int, error) {
 	for {
 		s.epoll.counts.writes++
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(s.fd),
-			uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), unix.MSG_NOSIGNAL, 0, 0)
+		n, errno := callWrite(s.fd, p)
 		switch errno {
 		case 0:
-			return int(n), nil
+			return n, nil
 		case unix.EINTR:
 		case unix.EAGAIN:
 			return 0, nil

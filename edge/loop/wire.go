@@ -29,6 +29,14 @@ func NewWire(conn net.Conn) *Wire {
 	return &Wire{Conn: conn, local: conn.LocalAddr(), remote: conn.RemoteAddr()}
 }
 
+// Unread puts a copy of p in front of what is read next. It is for what stands in
+// front of TLS, like a PROXY header, and has been read with more behind it.
+func (w *Wire) Unread(p []byte) { w.ahead = append(append([]byte(nil), p...), w.ahead...) }
+
+// Ahead is how many bytes of the peer were read and wait to be read again, as those
+// of a hello that has not come as a whole.
+func (w *Wire) Ahead() int { return len(w.ahead) }
+
 // errAgain is what Read returns when there is nothing to read for now. crypto/tls
 // takes an error as passing by Temporary; abbreviated.Conn does by Timeout.
 var errAgain error = again{}
