@@ -93,9 +93,9 @@ fuzz-peers: ## Send the same bytes to Reseal, HAProxy and nginx for FUZZTIME, an
 	RESEAL_FUZZ_PEERS=$(FUZZTIME) go test -count 1 -timeout 0 -v -run '^(TestFraming|TestFuzzPeers)$$' ./integration/framing
 
 .PHONY: h2spec
-h2spec: ## Check edge/http2 by h2spec, the conformance tests of HTTP/2
+h2spec: ## Check edge/http2, and an edge, by h2spec, the conformance tests of HTTP/2
 	@$(MAKE) -s tool TOOL=$(H2SPEC)
-	RESEAL_H2SPEC=$(TOOLS)/bin/h2spec go test -count 1 -v -run '^TestH2spec$$' ./edge/http2
+	RESEAL_H2SPEC=$(TOOLS)/bin/h2spec go test -count 1 -v -run '^TestH2spec$$' ./edge/http2 ./edge
 
 .PHONY: fmt
 fmt: tools ## Format Go and proto files

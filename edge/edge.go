@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -27,7 +28,6 @@ import (
 	"github.com/reseal/reseal/edge/frontend"
 	"github.com/reseal/reseal/edge/identity"
 	"github.com/reseal/reseal/edge/keyring"
-	"github.com/reseal/reseal/edge/legtest"
 	"github.com/reseal/reseal/edge/link"
 	"github.com/reseal/reseal/edge/loop"
 	"github.com/reseal/reseal/edge/session"
@@ -78,8 +78,9 @@ type Config struct {
 	Version string
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
-	// AccessLog gets one record per request. Nil: none.
-	AccessLog *slog.Logger
+	// AccessLog gets one record per request: a line of JSON by one Write, which must
+	// not block, nor keep the line. Nil: none.
+	AccessLog io.Writer
 	// AccessLogDropped counts the records that AccessLog lost, for the metric. Nil:
 	// none are lost.
 	AccessLogDropped func() uint64
@@ -139,7 +140,8 @@ func New(cfg Config) *Edge {
 		Loops:      e.loops,
 	})
 	e.frontend = frontend.New(frontend.Config{
-		Upstream: &legtest.RoundTripper{Backend: e.backend, Loops: e.loops},
+		Loops:    e.loops,
+		Upstream: e.backend,
 		Counters: func(listener string) frontend.Counters { return counters.Listener(listener) },
 		TicketKeys: func(ring, listener, policyKey string) frontend.TicketKeys {
 			return e.keyring.Keys(ring, listener, policyKey)

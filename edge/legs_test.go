@@ -280,7 +280,7 @@ func (l *logLines) String() string {
 func newLegs(t *testing.T, backend string, change ...func(l *resealv1.Listener, p *resealv1.BackendPool)) *bothLegs {
 	t.Helper()
 	x := &bothLegs{t: t, log: &logLines{}}
-	x.edge = New(Config{ID: "e", Logger: slog.New(slog.DiscardHandler), AccessLog: slog.New(slog.NewJSONHandler(x.log, nil))})
+	x.edge = New(Config{ID: "e", Logger: slog.New(slog.DiscardHandler), AccessLog: x.log})
 	// Not run: nothing is shared here.
 	x.edge.share = share.New(share.Config{Sessions: x.edge.sessions, Logger: slog.New(slog.DiscardHandler)})
 	certificate, key := pemOf(t, issue(t, nil, "public.test", "*.wild.test"))

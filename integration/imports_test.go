@@ -97,9 +97,9 @@ func mayImport(from, to string) bool {
 		// what etcd holds; what is below a child is that child's own. A probe
 		// tries the protocol of edge/session/abbreviated itself; edge/backend stands
 		// on edge/balance and edge/conn. Both legs run on edge/loop and speak by the
-		// machines edge/http1 and edge/http2; edge/legtest, which only tests and the
-		// root package use, shows legs as net/http would see them.
-		return toTop == fromTop && (from == fromTop || to == "edge/exchange" || to == "edge/link" || to == "controlplane/mirror" || strings.HasPrefix(to, from+"/") ||
+		// machines edge/http1 and edge/http2; edge/legtest, which only tests use,
+		// shows legs as net/http would see them.
+		return toTop == fromTop && to != "edge/legtest" && (from == fromTop || to == "edge/exchange" || to == "edge/link" || to == "controlplane/mirror" || strings.HasPrefix(to, from+"/") ||
 			(from == "edge/frontend" || from == "edge/backend" || from == "edge/backend/h2") && (to == "edge/loop" || to == "edge/http1" || to == "edge/http2") ||
 			(from == "edge/conn" || from == "edge/legtest" || from == "edge/backend/crossing") && to == "edge/loop" ||
 			from == "edge/probe" && to == "edge/session/abbreviated" || from == "edge/backend" && (to == "edge/balance" || to == "edge/conn"))

@@ -72,11 +72,11 @@ func openAccessLog(path string, stdout io.Writer, logger *slog.Logger) (*accessL
 }
 
 // records is the log for the edge, nil if there is none.
-func (l *accessLog) records() *slog.Logger {
+func (l *accessLog) records() io.Writer {
 	if l == nil {
 		return nil
 	}
-	return slog.New(slog.NewJSONHandler(l, nil))
+	return l
 }
 
 // Dropped counts the records that were lost because the file could not be

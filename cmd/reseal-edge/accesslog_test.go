@@ -121,7 +121,7 @@ func TestAccessLogIsWrittenAtTheEnd(t *testing.T) {
 	out := &disk{left: -1}
 	access, _ := newAccessLog(t, "-", out)
 	for i := range 20000 {
-		access.records().Info("request", "n", i)
+		slog.New(slog.NewJSONHandler(access.records(), nil)).Info("request", "n", i)
 	}
 	access.Close()
 	if numbers, broken := records(t, out.lines()); !inOrder(numbers, 20000) || broken != 0 {
@@ -146,7 +146,7 @@ func TestNoAccessLog(t *testing.T) {
 func TestAccessLogSurvivesAFullDisk(t *testing.T) {
 	out := &disk{left: 1000}
 	access, says := newAccessLog(t, "-", out)
-	log := access.records()
+	log := slog.New(slog.NewJSONHandler(access.records(), nil))
 	for i := range 100 {
 		log.Info("request", "n", i)
 	}
@@ -177,7 +177,7 @@ func TestAccessLogNeverBlocks(t *testing.T) {
 	release := make(chan struct{})
 	out := &disk{left: -1, blocked: release}
 	access, _ := newAccessLog(t, "-", out)
-	log, text := access.records(), strings.Repeat("x", 1000)
+	log, text := slog.New(slog.NewJSONHandler(access.records(), nil)), strings.Repeat("x", 1000)
 	const n = 3 * accessPending / 1000
 	written := make(chan struct{})
 	go func() {
@@ -209,7 +209,7 @@ func TestAccessLogIsOpenedAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	access, says := newAccessLog(t, path, nil)
-	log := access.records()
+	log := slog.New(slog.NewJSONHandler(access.records(), nil))
 	log.Info("request", "n", 0)
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
@@ -246,7 +246,7 @@ func TestAccessLogIsOpenedAnew(t *testing.T) {
 // TestAccessLogWithoutSpace opens a file that never takes a byte.
 func TestAccessLogWithoutSpace(t *testing.T) {
 	access, says := newAccessLog(t, "/dev/full", nil)
-	access.records().Info("request", "n", 0)
+	slog.New(slog.NewJSONHandler(access.records(), nil)).Info("request", "n", 0)
 	eventually(t, "it says so", func() bool { return says.count("can't be written") == 1 })
 	access.Close()
 	if says.count("dropped_records=1") != 1 {

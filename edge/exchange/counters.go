@@ -111,6 +111,20 @@ var (
 		Backend: Metric{"reseal_backend_connections_private_total",
 			"Connections to backends that became one client's own, since NTLM or Negotiate authenticates them."},
 	})
+	// HandshakesWaiting are connections of clients that have said hello and wait for
+	// their turn.
+	HandshakesWaiting = define(Counter{
+		Frontend: Metric{"reseal_handshakes_waiting", "Connections of clients that have said hello and wait for their turn."},
+		Gauge:    true,
+	})
+	// HandshakesWaited counts those that had to, once they wait no more.
+	HandshakesWaited = define(Counter{
+		Frontend: Metric{"reseal_handshakes_waited_total", "Handshakes with clients that had to wait for their turn."},
+	})
+	// HandshakesRefused counts connections that were closed since too many waited.
+	HandshakesRefused = define(Counter{
+		Frontend: Metric{"reseal_handshakes_refused_total", "Connections of clients that were closed before the handshake, since too many waited."},
+	})
 	// Answers counts the requests of clients by their status code (RFC 9110 section
 	// 15), and connections of protocol tls by the code that their end amounts to, 0
 	// when all went well: At(code). It stands last, since pools need no room for it.

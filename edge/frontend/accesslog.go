@@ -1,84 +1,73 @@
 package frontend
 
 import (
-	"context"
 	"crypto/tls"
-	"log/slog"
+	"encoding/json"
+	"strconv"
 	"strings"
 	"time"
-
-	"github.com/reseal/reseal/edge/exchange"
 )
 
 // maxLogged bounds texts of clients in the access log, in bytes.
 const maxLogged = 1024
 
-// log writes a request's record. The query is left out: it may hold secrets.
+// log writes a request's record, or that of a connection of protocol tls. The query
+// is left out: it may hold secrets.
 func (q *request) log(duration time.Duration) {
-	logger := q.handler.generation.slot.frontend.cfg.AccessLog
-	if logger == nil {
+	c := q.client
+	out := c.slot.frontend.cfg.AccessLog
+	if out == nil {
 		return
 	}
-	in := q.received
-	if q.body != nil {
-		in += q.body.bytes.Load()
+	r := record(c.lane.record[:0])
+	r = append(r, `{"time":"`...)
+	r = time.Now().AppendFormat(r, time.RFC3339Nano)
+	r = append(r, `","level":"INFO"`...)
+	message := "request"
+	if q.raw {
+		message = "connection"
 	}
-	fields := append(q.client.logFields(),
-		slog.String("method", bounded(q.r.Method)),
-		slog.String("host", bounded(q.r.Host)),
-		slog.String("path", bounded(q.r.URL.EscapedPath())),
-		slog.String("protocol", q.r.Proto),
-	)
-	fields = append(fields, exchangeFields(q.match, &q.x, q.status, q.reason, q.err)...)
-	fields = append(fields, slog.Int64("bytes_in", in), slog.Int64("bytes_out", q.sent), milliseconds("duration_ms", duration))
-	logger.LogAttrs(context.Background(), slog.LevelInfo, "request", fields...)
-}
-
-// logTunnel writes the record of a connection of protocol tls.
-func (s *slot) logTunnel(c *clientConn, t *tunnelRecord, duration time.Duration) {
-	logger := s.frontend.cfg.AccessLog
-	if logger == nil {
-		return
-	}
-	fields := append(c.logFields(), slog.String("protocol", "tls"))
-	fields = append(fields, exchangeFields(t.match, &t.x, t.status, t.reason, t.err)...)
-	fields = append(fields, slog.Int64("bytes_in", t.in), slog.Int64("bytes_out", t.out), milliseconds("duration_ms", duration))
-	logger.LogAttrs(context.Background(), slog.LevelInfo, "connection", fields...)
-}
-
-func (c *clientConn) logFields() []slog.Attr {
-	fields := []slog.Attr{
-		slog.String("listener", c.slot.name),
-		slog.String("peer", c.source.String()),
-		slog.String("sni", bounded(c.tls.ServerName)),
-		slog.String("tls_version", versionLabel(c.tls.Version)),
-		slog.Bool("resumed", c.tls.DidResume),
-	}
+	r.text("msg", message)
+	r.text("listener", c.slot.name)
+	r.text("peer", "")
+	r = c.source.AppendTo(r[:len(r)-1])
+	r = append(r, '"')
+	r.text("sni", c.serverName)
+	r.text("tls_version", versionLabel(c.version))
+	r.boolean("resumed", c.resumed)
 	if c.certificate != nil {
-		fields = append(fields, slog.String("client_subject", bounded(c.certificate.subject)),
-			slog.String("client_cert_sha256", c.certificate.fingerprint))
+		r.text("client_subject", c.certificate.subject)
+		r.text("client_cert_sha256", c.certificate.fingerprint)
 	}
-	return fields
-}
-
-func exchangeFields(match exchange.Match, x *exchange.Exchange, status int, reason string, err error) []slog.Attr {
-	fields := []slog.Attr{
-		slog.String("route", match.Route),
-		slog.String("pool", match.Pool),
-		slog.Int("status", status),
-		slog.String("reason", reason),
-		slog.String("backend_endpoint", x.Endpoint),
-		slog.String("backend_protocol", x.Protocol),
-		slog.Bool("backend_reused", x.Reused),
-		slog.Bool("backend_resumed", x.Resumed),
-		slog.String("backend_tls_version", versionLabel(x.TLSVersion)),
-		slog.Int("attempts", x.Attempts),
-		milliseconds("backend_connect_ms", x.Connect),
+	if q.raw {
+		r.text("protocol", "tls")
+	} else {
+		path, _, _ := strings.Cut(q.head.Target, "?")
+		r.text("method", q.head.Method)
+		r.text("host", q.authority)
+		r.text("path", path)
+		r.text("protocol", q.version.String())
 	}
-	if err != nil {
-		fields = append(fields, slog.String("error", bounded(err.Error())))
+	r.text("route", q.match.Route)
+	r.text("pool", q.match.Pool)
+	r.number("status", int64(q.status))
+	r.text("reason", q.reason)
+	r.text("backend_endpoint", q.x.Endpoint)
+	r.text("backend_protocol", q.x.Protocol)
+	r.boolean("backend_reused", q.x.Reused)
+	r.boolean("backend_resumed", q.x.Resumed)
+	r.text("backend_tls_version", versionLabel(q.x.TLSVersion))
+	r.number("attempts", int64(q.x.Attempts))
+	r.milliseconds("backend_connect_ms", q.x.Connect)
+	if q.err != nil {
+		r.text("error", q.err.Error())
 	}
-	return fields
+	r.number("bytes_in", q.in)
+	r.number("bytes_out", q.out)
+	r.milliseconds("duration_ms", duration)
+	r = append(r, "}\n"...)
+	_, _ = out.Write(r) // which neither waits nor fails
+	c.lane.record = r
 }
 
 // versionLabel is a TLS version as it stands in manifests.
@@ -93,13 +82,48 @@ func versionLabel(version uint16) string {
 	}
 }
 
-func milliseconds(key string, d time.Duration) slog.Attr {
-	return slog.Float64(key, float64(d.Microseconds())/1000)
+// record is a line of JSON that is being written.
+type record []byte
+
+func (r *record) name(name string) {
+	*r = append(*r, ',', '"')
+	*r = append(*r, name...)
+	*r = append(*r, '"', ':')
 }
 
-func bounded(s string) string {
-	if len(s) <= maxLogged {
-		return s
+func (r *record) text(name, value string) {
+	r.name(name)
+	value = bounded(value)
+	for i := range len(value) {
+		if c := value[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			quoted, _ := json.Marshal(value) // a string always can be
+			*r = append(*r, quoted...)
+			return
+		}
 	}
-	return strings.ToValidUTF8(s[:maxLogged], "") + "…"
+	*r = append(*r, '"')
+	*r = append(*r, value...)
+	*r = append(*r, '"')
+}
+
+func bounded(text string) string {
+	if len(text) <= maxLogged {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxLogged], "") + "…"
+}
+
+func (r *record) number(name string, value int64) {
+	r.name(name)
+	*r = strconv.AppendInt(*r, value, 10)
+}
+
+func (r *record) boolean(name string, value bool) {
+	r.name(name)
+	*r = strconv.AppendBool(*r, value)
+}
+
+func (r *record) milliseconds(name string, d time.Duration) {
+	r.name(name)
+	*r = strconv.AppendFloat(*r, float64(d.Microseconds())/1000, 'f', -1, 64)
 }

@@ -1,12 +1,9 @@
 package frontend
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -17,200 +14,246 @@ import (
 // sent. nginx made the number common.
 const statusClientClosed = 499
 
-// refuse answers a request that fails on this leg.
-func (q *request) refuse(status int, reason string) {
-	q.handler.generation.slot.counters.Error(reason)
-	q.fail(status, reason)
+// known is an error that says what the client is told.
+type known interface {
+	HTTPStatus() (code int, reason string)
+}
+
+// blame is what an error of the upstream amounts to.
+func blame(err error) (status int, reason string) {
+	var says known
+	if errors.As(err, &says) {
+		return says.HTTPStatus()
+	}
+	return http.StatusBadGateway, "upstream_error"
+}
+
+// Informational implements exchange.Front.
+func (q *request) Informational(r *exchange.Response) {
+	switch {
+	case q.answered || r.Status == http.StatusSwitchingProtocols:
+	case r.Status == http.StatusContinue && !q.expects:
+	default:
+		q.expects = q.expects && r.Status != http.StatusContinue // told once
+		q.stream.informational(r)
+	}
+}
+
+// Response implements exchange.Front.
+func (q *request) Response(r *exchange.Response, end bool) {
+	switch {
+	case q.raw:
+		q.tunnel, q.answered = true, true
+		q.came, q.took = q.client.now(), q.client.now()
+		_ = q.stream.respond(r, false) // says nothing, and so can't fail
+		return
+	case r.Status == http.StatusSwitchingProtocols:
+		if q.head.Protocol == "" || !strings.EqualFold(q.head.Protocol, r.Protocol) {
+			q.stop(http.StatusBadGateway, "protocol_error", fmt.Errorf("the backend switches to %q", r.Protocol))
+			return
+		}
+		q.tunnel, q.ended, q.timeout = true, false, 0
+		q.came, q.took = q.client.now(), q.client.now()
+		q.client.remind(q.state.settings.idle)
+	case r.Status < 200:
+		q.stop(http.StatusBadGateway, "protocol_error", fmt.Errorf("the final status is %d", r.Status))
+		return
+	}
+	edit(&r.Fields, q.match.ResponseHeaders)
+	if err := q.respond(r, end); err != nil {
+		q.stop(http.StatusBadGateway, "protocol_error", err)
+	}
+}
+
+// respond sends the head of an answer. Its errors say that it can't be written as
+// it is.
+func (q *request) respond(r *exchange.Response, end bool) error {
+	if !r.Fields.Has("Date") && !q.tunnel {
+		r.Fields.Add("Date", q.client.lane.today(time.Now())) // RFC 9110 section 6.6.1
+	}
+	if err := q.stream.respond(r, end); err != nil {
+		q.ended, q.tunnel = q.ended || q.tunnel, false
+		return err
+	}
+	q.status, q.answered = r.Status, true
+	if end {
+		q.endAnswer()
+	}
+	return nil
+}
+
+// Data implements exchange.Front.
+func (q *request) Data(p []byte, end bool) {
+	if q.untaken == 0 {
+		q.took = q.client.now()
+	}
+	if end && q.ended {
+		q.flow = nil // the exchange is over
+	}
+	q.out += int64(len(p))
+	q.untaken += len(p)
+	if err := q.stream.data(p, end); err != nil {
+		q.misfit(err)
+		return
+	}
+	if q.untaken > 0 {
+		q.client.remind(q.state.settings.idle)
+	}
+	if end {
+		q.endAnswer()
+	}
+}
+
+// misfit ends a request whose answer the stream does not take on.
+func (q *request) misfit(err error) {
+	status, reason := http.StatusBadGateway, "protocol_error"
+	var says known
+	if errors.As(err, &says) {
+		status, reason = says.HTTPStatus()
+		q.client.slot.counters.Error(reason)
+	}
+	q.stop(status, reason, err)
+}
+
+// End implements exchange.Front.
+func (q *request) End(trailers exchange.Fields) {
+	if err := q.stream.end(trailers); err != nil {
+		q.misfit(err)
+		return
+	}
+	q.endAnswer()
+}
+
+// endAnswer follows the end of the answer, or of the backend's direction of a tunnel.
+func (q *request) endAnswer() {
+	q.complete = true
+	if q.ended {
+		q.flow = nil
+	}
+	switch {
+	case q.ended || q.tunnel || q.done:
+		q.settle()
+	case q.unwanted:
+		q.giveUp()
+	default:
+		q.lingers, q.lingersTo = q.client.now()+lingerTime, q.in+lingerBytes
+		q.client.remind(lingerTime)
+	}
+}
+
+// Sent implements exchange.Front.
+func (q *request) Sent(n int) {
+	if q.done {
+		return
+	}
+	if q.ahead -= n; q.ahead == 0 {
+		q.came = q.client.now() // from now on the client is waited for
+	}
+	q.stream.accept(n)
+}
+
+// Failed implements exchange.Front.
+func (q *request) Failed(err error) {
+	q.flow = nil
+	status, reason := blame(err)
+	if q.tunnel && reason == "upstream_error" {
+		reason = "reset"
+	}
+	if reason == "internal" {
+		q.client.slot.counters.Error(reason)
+	}
+	q.stop(status, reason, err)
+}
+
+// stop ends a request that can't go on: with an answer if none has begun, and
+// otherwise so that the client sees that it is cut.
+func (q *request) stop(status int, reason string, err error) {
+	if q.done {
+		return
+	}
+	q.lose(err)
+	if !q.answered && !q.raw && status != statusClientClosed {
+		q.err = err
+		q.fail(status, reason)
+		return
+	}
+	q.became(status, reason, err)
+	q.cut()
+}
+
+// cut ends a request so that the client sees that it has no answer, or no end of one.
+func (q *request) cut() {
+	q.stream.cut()
+	q.finish()
+	q.stream.over()
+}
+
+// lose gives up what is under way behind.
+func (q *request) lose(err error) {
+	if flow := q.flow; flow != nil {
+		q.flow = nil
+		if err == nil {
+			err = errRefused
+		}
+		flow.Abort(err)
+	}
+}
+
+// became notes why the request ended early. A status that the client was told
+// stays, but for one who did not wait for the end.
+func (q *request) became(status int, reason string, err error) {
+	if !q.tunnel && (q.status == 0 || status == statusClientClosed) {
+		q.status = status
+	}
+	q.reason, q.err = reason, err
 }
 
 // fail answers with an error. The body is short, plain text.
 func (q *request) fail(status int, reason string) {
-	q.status, q.reason = status, reason
-	header := q.w.Header()
-	header.Set("Content-Type", "text/plain; charset=utf-8")
-	header.Set("Cache-Control", "no-store")
-	header.Set(ReasonHeader, reason)
-	q.sayGoodbye()
+	q.reason = reason
 	text := fmt.Sprintf("%d %s: %s\n", status, http.StatusText(status), reason)
-	header.Set("Content-Length", fmt.Sprint(len(text)))
-	q.w.WriteHeader(status)
-	if q.r.Method != http.MethodHead {
-		n, _ := io.WriteString(q.w, text) // the client may be gone
-		q.sent = int64(n)
+	r := exchange.Response{Status: status, Length: int64(len(text)), Version: exchange.HTTP11, Fields: exchange.Fields{
+		{Name: "Content-Type", Value: "text/plain; charset=utf-8"},
+		{Name: "Cache-Control", Value: "no-store"},
+		{Name: ReasonHeader, Value: reason},
+	}}
+	bare := q.head.Method == http.MethodHead
+	switch err := q.respond(&r, bare); {
+	case err != nil:
+		q.became(status, reason, err)
+		q.cut()
+	case !bare:
+		q.Data([]byte(text), true)
 	}
 }
 
-// abort ends the response so that the client sees that it is cut short.
-func (q *request) abort(status int, reason string, err error) {
-	if q.status == 0 || status == statusClientClosed {
-		q.status = status
-	}
-	q.reason, q.err, q.aborting = reason, err, true
-}
-
-// sayGoodbye asks the client to leave when it should. HTTP/2 sends GOAWAY
-// instead of the header field.
-func (q *request) sayGoodbye() {
-	if q.handler.generation.leaving.Load() || q.client.refused || q.client.leaving.Load() {
-		q.w.Header().Set("Connection", "close")
-	}
-}
-
-// upstreamFailed answers after an error of the upstream, before any byte of a
-// response.
-func (q *request) upstreamFailed(err error) {
-	status, reason := q.blame(err)
-	q.err = err
-	if status == statusClientClosed {
-		q.abort(status, reason, err)
+// settle ends the request once both messages have ended and the client has taken
+// all of the answer.
+func (q *request) settle() {
+	if !q.ended || !q.complete || q.untaken > 0 || q.done {
 		return
 	}
-	q.fail(status, reason)
-}
-
-// blame finds out who ended a request and why.
-func (q *request) blame(err error) (status int, reason string) {
-	var known interface {
-		HTTPStatus() (code int, reason string)
-	}
-	switch cause := context.Cause(q.ctx); {
-	case errors.Is(cause, errRequestTimeout):
-		return http.StatusGatewayTimeout, "timeout_request"
-	case q.client.guard.isBroken():
-		closeAfterAnswer(q.w)
-		return http.StatusBadRequest, "bad_request"
-	case q.client.aborted.Load():
-		return http.StatusServiceUnavailable, "drain_timeout"
-	case errors.Is(cause, errClientStalled), q.client.stalled.Load():
-		return statusClientClosed, "client_stalled"
-	case errors.Is(cause, errBodyStalled):
-		return http.StatusRequestTimeout, "timeout_body"
-	case cause != nil || q.body.failed():
-		return statusClientClosed, "client_abort"
-	case errors.As(err, &known):
-		return known.HTTPStatus()
-	default:
-		return http.StatusBadGateway, "upstream_error"
+	q.finish()
+	q.stream.over()
+	if q.reason == "" && !q.unwanted {
+		q.client.lane.recycle(q)
 	}
 }
 
-// answer passes a response on.
-func (q *request) answer(response *http.Response) {
-	header := q.w.Header()
-	copyHeader(header, response.Header)
-	removeHopByHop(header)
-	exchange.FilterTrailer(response.Trailer)
-	announced := trailerNames(response.Trailer)
-	if len(announced) > 0 {
-		header.Set("Trailer", strings.Join(announced, ", "))
-		if q.r.ProtoMajor == 1 && q.r.Method != http.MethodHead {
-			header.Del("Content-Length") // HTTP/1.1 has trailers only after chunks
-		}
-	}
-	edit(header, q.match.ResponseHeaders)
-	if _, ok := header["Content-Type"]; !ok {
-		header["Content-Type"] = nil // keeps net/http from guessing one
-	}
-	if q.r.ProtoMajor == 1 {
-		asWritten(header, q.x.ResponseNames)
-	}
-	q.sayGoodbye()
-	q.status = response.StatusCode
-	q.w.WriteHeader(response.StatusCode)
-	if !q.copyBody(response) {
-		return
-	}
-	if len(response.Trailer) > 0 {
-		q.sendTrailers(response.Trailer, announced)
-	}
+// giveUp does without the rest of the body, after the answer.
+func (q *request) giveUp() {
+	q.lose(errAnswered)
+	q.unwanted, q.ended, q.lingers = true, true, 0
+	q.settle()
 }
 
-// sendTrailers sets trailers, of which the header has announced some.
-func (q *request) sendTrailers(trailer http.Header, announced []string) {
-	_ = q.control.Flush() // without it a short HTTP/1.1 response would have no chunks
-	exchange.FilterTrailer(trailer)
-	known := map[string]bool{}
-	for _, name := range announced {
-		known[name] = true
-	}
-	for name, values := range trailer {
-		if !known[name] {
-			name = http.TrailerPrefix + name
-		}
-		q.w.Header()[name] = values
-	}
-}
-
-// copyBody passes the response's body on and flushes whenever the backend may
-// pause, so that streams flow. It reports false when the response was cut.
-func (q *request) copyBody(response *http.Response) bool {
-	if q.r.Method == http.MethodHead || response.StatusCode == http.StatusNoContent || response.StatusCode == http.StatusNotModified {
-		return true
-	}
-	if response.ContentLength < 0 && q.control.Flush() != nil {
-		q.writeFailed(errors.New("the header could not be written"))
-		return false
-	}
-	guard := newStallGuard(q.handler.generation.settings.idle, q.stalled)
-	defer guard.stop()
-	buffer := buffers.Get().(*[bufferSize]byte)
-	defer buffers.Put(buffer)
-	for {
-		n, err := response.Body.Read(buffer[:])
-		if n > 0 {
-			guard.begin()
-			written, writeErr := q.w.Write(buffer[:n])
-			q.sent += int64(written)
-			if writeErr == nil && q.sent != response.ContentLength {
-				writeErr = q.control.Flush()
-			}
-			guard.end()
-			if written > 0 {
-				q.client.taken.Store(time.Now().UnixNano())
-			}
-			if writeErr != nil {
-				q.writeFailed(writeErr)
-				return false
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF) && response.ContentLength >= 0 && q.sent != response.ContentLength:
-			err = io.ErrUnexpectedEOF
-			fallthrough
-		case err != nil && !errors.Is(err, io.EOF):
-			status, reason := q.blame(err)
-			q.abort(status, reason, err)
-			return false
-		case err != nil:
-			return true
-		}
-	}
-}
-
-// stalled ends the request of a client that takes nothing.
-func (q *request) stalled() {
-	idle := q.handler.generation.settings.idle
-	if time.Since(time.Unix(0, q.client.taken.Load())) >= idle {
-		// It takes nothing of any answer: more streams would go the same way.
-		q.client.stalled.Store(true)
-	}
-	q.cancel(errClientStalled)
-	if q.client.stalled.Load() {
-		_ = q.client.Close() // without close_notify, which it would not take either
-		return
-	}
-	_ = q.control.SetWriteDeadline(q.started) // in the past: ends the write
-}
-
-// writeFailed is the end of a request whose client took no more.
-func (q *request) writeFailed(err error) {
-	status, reason := q.blame(err)
-	switch {
-	case reason != "upstream_error":
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		status, reason = statusClientClosed, "client_stalled"
-	default:
-		status, reason = statusClientClosed, "client_abort"
-	}
-	q.abort(status, reason, err)
+// finish counts and logs the request and lets go of it.
+func (q *request) finish() {
+	q.done = true
+	slot := q.client.slot
+	slot.frontend.memory.give(q.held)
+	duration := time.Since(q.started)
+	slot.counters.Add(exchange.Answers.At(q.status), 1)
+	slot.counters.Request(!q.x.First, duration)
+	q.log(duration)
 }

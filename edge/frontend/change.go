@@ -134,9 +134,7 @@ func (c *Change) Commit() {
 			f.slots[next.Name] = slot
 		}
 		next.tickets = f.ticketPolicy(&next.Listener)
-		if old := slot.update(next); old != nil {
-			f.drain(old, slot.drainTimeout())
-		}
+		slot.update(next)
 		c.give(next.socketKey(), slot, moved)
 	}
 	for key, socket := range f.sockets {
@@ -148,13 +146,11 @@ func (c *Change) Commit() {
 	}
 	for name, slot := range f.slots {
 		if !named[name] {
-			f.remove(slot)
+			slot.end()
 			delete(f.slots, name)
 			f.tickets.forget(name)
 		} else if moved[slot] {
-			for _, old := range slot.renewAll() {
-				f.drain(old, slot.drainTimeout())
-			}
+			slot.drain(slot.drainTimeout())
 		}
 	}
 }
@@ -184,9 +180,10 @@ func (c *Change) give(key string, slot *slot, moved map[*slot]bool) {
 // once it is committed.
 type state struct {
 	exchange.Listener
-	proxies []netip.Prefix // must send a PROXY header
-	claims  claims
-	tickets *ticketPolicy
+	settings settings
+	proxies  []netip.Prefix // must send a PROXY header
+	claims   claims
+	tickets  *ticketPolicy
 }
 
 // newState completes a listener's configuration and reports what it can't use.
@@ -194,7 +191,7 @@ func newState(l exchange.Listener, refuse func(field, format string, args ...any
 	if l.TicketLifetime <= 0 {
 		l.TicketLifetime = defaultTicketLifetime
 	}
-	s := &state{Listener: l}
+	s := &state{Listener: l, settings: newSettings(l.Spec)}
 	if s.TLS == nil {
 		refuse("spec.certificates", "there is no TLS configuration")
 		s.TLS = &tls.Config{}

@@ -10,11 +10,11 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
-	"net/http"
 	"net/url"
 	"strings"
 	"sync"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -49,19 +49,19 @@ func newClientCertificate(shown tls.ConnectionState) *clientCertificate {
 }
 
 // set writes the header fields of a form. c may be nil.
-func (c *clientCertificate) set(header http.Header, form resealv1.ClientCertificate_Forward) {
+func (c *clientCertificate) set(fields *exchange.Fields, form resealv1.ClientCertificate_Forward) {
 	if c == nil {
 		return
 	}
 	switch form {
 	case resealv1.ClientCertificate_FORWARD_RFC9440:
 		certificate, chain := c.rfc9440()
-		header["Client-Cert"] = []string{certificate}
+		fields.Set("Client-Cert", certificate)
 		if chain != "" {
-			header["Client-Cert-Chain"] = []string{chain}
+			fields.Set("Client-Cert-Chain", chain)
 		}
 	case resealv1.ClientCertificate_FORWARD_XFCC:
-		header["X-Forwarded-Client-Cert"] = []string{c.xfcc()}
+		fields.Set("X-Forwarded-Client-Cert", c.xfcc())
 	}
 }
 

@@ -3,63 +3,67 @@ package frontend
 import (
 	"crypto/tls"
 	"errors"
-	"io"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/loop"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// clientConn is a client's connection, beneath TLS.
+// clientConn is a client's connection, from accept to its end. A goroutine has it
+// until the handshake is complete, then a loop, whose loop.Handler it is.
 type clientConn struct {
-	net.Conn
-	tcp        *net.TCPConn // beneath Conn
-	id         uint64
-	gone       chan struct{} // closed by Close
-	slot       *slot
-	refused    bool // its requests are, since memory is at its bound
-	generation atomic.Pointer[generation]
-	requests   atomic.Uint64
-	received   atomic.Bool  // any byte after a PROXY header
-	peerClosed atomic.Bool  // TCP, not only TLS
-	taken      atomic.Int64 // Unix ns: when the client last took bytes of an answer
-	aborted    atomic.Bool  // closed by us to end a drain
-	stalled    atomic.Bool  // closed by us because the client took nothing
+	slot    *slot
+	tcp     *net.TCPConn // nil once the loop has it
+	id      uint64
+	gone    chan struct{}  // closed at the end
+	refused bool           // its requests are, since memory is at its bound
+	source  netip.AddrPort // the client, as a PROXY header says
+	port    uint16         // that the client connected to
 
-	leaving   atomic.Bool // must leave, since its certificate is refused now
-	policyKey string      // of the policy under which it said hello
-
-	// Set before the first request.
-	source netip.AddrPort // the client, as a PROXY header says
-	port   uint16         // that the client connected to
-	tls    tls.ConnectionState
-	sni    string // as exchange.HostName returns it, or ""
-
+	// Set by the handshake.
+	tickets     *ticketHandshake // nil before the hello, and after the handshake
+	policyKey   string           // of the policy under which it said hello
+	serverName  string           // the SNI as it came
+	sni         string           // the same as exchange.HostName returns it, or ""
+	protocol    string           // by ALPN
+	version     uint16           // of TLS
+	resumed     bool
 	certificate *clientCertificate // nil: none
 
-	guard   *guard           // nil for HTTP/2 and protocol tls
-	h2      *h2Conn          // nil for all but HTTP/2
-	tickets *ticketHandshake // nil before the client said hello
+	leaving   atomic.Bool // is asked to leave
+	dismissed atomic.Bool // likewise, and serves no further request: its certificate is refused now
+	out       atomic.Bool // leaves as soon as it has no request
+	aborted   atomic.Bool // ended by us at the end of a drain
 
 	mu     sync.Mutex
-	active bool
-	closed bool
-	ending func()    // called by Close
-	conn   *tls.Conn // above, after the handshake
+	loop   *loop.Loop // nil: a goroutine has it
+	closed bool       // over was called
+	tls    *tls.Conn  // for what the client has shown; nil before the end of the handshake
 
-	writes  sync.Mutex
-	writeBy time.Time // that users of the connection set
+	// The loop's.
+	lane     *lane
+	conn     *loop.Conn // nil before Open
+	driver   driver
+	clock    *loop.Timer
+	wakes    time.Duration // when clock fires
+	requests uint64        // so many have come
+	active   bool
+	moved    time.Duration // when the client last took something, or had nothing to take
+	sent     int64         // bytes that the kernel had taken then
+	stalled  bool          // it is ended because it takes nothing
+	bug      error         // a panic
 }
 
 func newClientConn(s *slot, conn *net.TCPConn) *clientConn {
-	c := &clientConn{Conn: conn, tcp: conn, id: s.frontend.clients.Add(1), gone: make(chan struct{}), slot: s, active: true}
+	c := &clientConn{slot: s, tcp: conn, id: s.frontend.clients.Add(1), gone: make(chan struct{}), active: true}
+	c.leaving.Store(s.frontend.draining.Load())
 	c.addressed(conn.RemoteAddr(), conn.LocalAddr())
-	c.taken.Store(time.Now().UnixNano())
 	s.counters.Add(exchange.Opened.At(), 1)
 	s.counters.Add(exchange.Connections.At(exchange.Active), 1)
 	return c
@@ -76,63 +80,188 @@ func (c *clientConn) addressed(remote, local net.Addr) {
 	}
 }
 
-// Read notices data and who ends the connection.
-func (c *clientConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if n > 0 && !c.received.Load() {
-		c.received.Store(true)
+// join gives the connection to a loop, which from now on alone uses it.
+func (c *clientConn) join(wire *loop.Wire, tc loop.TLSConn) {
+	lane := c.slot.frontend.nextLane()
+	c.mu.Lock()
+	if c.aborted.Load() {
+		c.mu.Unlock()
+		_ = c.tcp.Close()
+		c.over(false)
+		return
 	}
-	if err != nil && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
-		c.peerClosed.Store(true)
+	c.lane, c.tcp = lane, nil
+	err := lane.loop.Join(wire, tc, c)
+	if err == nil {
+		c.loop = lane.loop
 	}
-	return n, err
-}
-
-// Write fails when the client does not take p for somewhat more than the
-// listener's idle time, whatever p is: answers, alerts, acknowledgements of
-// HTTP/2. Those who know what is written give up before, and say why.
-func (c *clientConn) Write(p []byte) (int, error) {
-	by := time.Now().Add(writeBound(c.slot.state.Load().Spec.GetTimeouts().GetIdle().AsDuration()))
-	c.writes.Lock()
-	if !c.writeBy.IsZero() && c.writeBy.Before(by) {
-		by = c.writeBy
+	c.mu.Unlock()
+	if err != nil {
+		if !errors.Is(err, loop.ErrStopped) {
+			c.slot.frontend.cfg.Logger.Warn("a client's connection can't be served", "listener", c.slot.name, "error", err)
+		}
+		c.over(false)
 	}
-	_ = c.tcp.SetWriteDeadline(by) // fails only on a closed connection
-	c.writes.Unlock()
-	return c.tcp.Write(p)
 }
 
-func writeBound(idle time.Duration) time.Duration { return idle + idle/4 }
-
-// SetWriteDeadline implements net.Conn.
-func (c *clientConn) SetWriteDeadline(t time.Time) error {
-	c.writes.Lock()
-	defer c.writes.Unlock()
-	c.writeBy = t
-	return c.tcp.SetWriteDeadline(t)
+// tell has the connection's loop call f. Before the loop has it nothing is called:
+// Open looks at the flags.
+func (c *clientConn) tell(f func()) {
+	c.mu.Lock()
+	l := c.loop
+	c.mu.Unlock()
+	if l != nil {
+		l.Post(func() {
+			if c.driver != nil {
+				f()
+			}
+		})
+	}
 }
 
-// SetDeadline implements net.Conn.
-func (c *clientConn) SetDeadline(t time.Time) error {
-	return errors.Join(c.tcp.SetReadDeadline(t), c.SetWriteDeadline(t))
+// leave asks the client to leave: answers say so. With out it leaves as soon as no
+// request is under way.
+func (c *clientConn) leave(out bool) {
+	c.leaving.Store(true)
+	if out {
+		c.out.Store(true)
+		c.tell(func() { c.driver.leave() })
+	}
 }
 
-// SetReadDeadline implements net.Conn.
-func (c *clientConn) SetReadDeadline(t time.Time) error { return c.tcp.SetReadDeadline(t) }
+// abort ends the connection at once, at the end of a drain: without close_notify,
+// since a client that does not read would hold it up.
+func (c *clientConn) abort() {
+	c.mu.Lock()
+	c.aborted.Store(true)
+	if c.loop == nil && !c.closed && c.tcp != nil {
+		_ = c.tcp.Close() // ends the handshake
+	}
+	c.mu.Unlock()
+	c.tell(func() { c.conn.Abort() })
+}
+
+// over gives back what the connection held. It is the end.
+func (c *clientConn) over(byPeer bool) {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.gauge(-1)
+	// A close_notify alone does not count as the client's end.
+	c.slot.counters.Add(exchange.Closed.At(int(resealv1.CloseKind_CLOSE_KIND_UNSPECIFIED), exchange.By(byPeer)), 1)
+	c.slot.gate.leave()
+	c.slot.frontend.memory.give(connectionBytes)
+	c.slot.forget(c)
+	close(c.gone)
+}
+
+// Open implements loop.Handler.
+func (c *clientConn) Open(conn *loop.Conn) {
+	defer c.caught()
+	c.conn = conn
+	if c.aborted.Load() {
+		conn.Abort()
+		return
+	}
+	c.clock = conn.Timer(c.look)
+	c.moved = c.now()
+	switch {
+	case !c.settings().http():
+		c.driver = &tunnel{client: c}
+	case c.protocol == "h2":
+		c.driver = newHTTP2(c)
+	default:
+		c.driver = newHTTP1(c)
+	}
+	c.setActive(false)
+	c.driver.open()
+	if c.out.Load() {
+		c.driver.leave()
+	}
+}
+
+// Data implements loop.Handler.
+func (c *clientConn) Data(_ *loop.Conn, p []byte) {
+	defer c.caught()
+	c.driver.read(p)
+}
+
+// PeerEnded implements loop.Handler.
+func (c *clientConn) PeerEnded(_ *loop.Conn, notified bool) {
+	defer c.caught()
+	c.driver.peerEnded(notified)
+}
+
+// Writable implements loop.Handler.
+func (c *clientConn) Writable(*loop.Conn) {
+	defer c.caught()
+	c.driver.writable()
+}
+
+// Closed implements loop.Handler.
+func (c *clientConn) Closed(_ *loop.Conn, end loop.Ending) {
+	defer c.over(end.ByPeer && (end.FIN || end.Reset))
+	if c.driver != nil {
+		err := end.Err
+		if err == nil {
+			err = net.ErrClosed
+		}
+		c.driver.closed(err)
+	}
+}
+
+// caught ends the connection after a panic.
+func (c *clientConn) caught() {
+	if bug := recover(); bug != nil {
+		c.slot.panicked("a connection", bug)
+		c.bug = fmt.Errorf("panic: %v", bug)
+		c.conn.Abort()
+	}
+}
+
+func (c *clientConn) now() time.Duration { return c.lane.loop.Now() }
+
+// settings are the listener's, as of now.
+func (c *clientConn) settings() *settings { return &c.slot.state.Load().settings }
+
+// remind has the connection looked at after d at the latest.
+func (c *clientConn) remind(d time.Duration) {
+	if at := c.now() + d; !c.clock.Pending() || at < c.wakes {
+		c.wakes = at
+		c.clock.Set(d)
+	}
+}
+
+// look ends what takes too long. A client that takes nothing of anything that is
+// written to it (answers, alerts, acknowledgements) for the idle time is ended.
+func (c *clientConn) look() {
+	now, idle := c.now(), c.settings().idle
+	if sent := c.conn.Stats().Out; c.conn.Buffered() == 0 || sent != c.sent {
+		c.moved, c.sent = now, sent
+	}
+	if now-c.moved >= idle {
+		c.stalled = true
+		c.conn.Abort() // without close_notify, which it would not take either
+		return
+	}
+	next := min(c.driver.look(now), idle)
+	if c.conn.Buffered() > 0 {
+		next = min(next, idle/4)
+	}
+	if c.conn.Open() {
+		c.remind(next)
+	}
+}
+
+// leaves reports whether the client is asked to leave, and answers have to say so.
+func (c *clientConn) leaves() bool { return c.leaving.Load() || c.refused }
 
 // setActive moves the connection between the gauges.
 func (c *clientConn) setActive(active bool) {
-	c.mu.Lock()
-	if c.closed || c.active == active {
-		c.mu.Unlock()
-		return
-	}
-	c.gauge(-1)
-	c.active = active
-	c.gauge(1)
-	c.mu.Unlock()
-	if !active && c.leaving.Load() {
-		c.seeOut()
+	if c.active != active {
+		c.gauge(-1)
+		c.active = active
+		c.gauge(1)
 	}
 }
 
@@ -145,50 +274,16 @@ func (c *clientConn) gauge(delta int64) {
 	}
 }
 
-// Close closes the connection and gives back what it held. Further calls do
-// nothing.
-func (c *clientConn) Close() error {
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return nil
-	}
-	c.closed = true
-	close(c.gone)
-	c.gauge(-1)
-	ending := c.ending
-	c.mu.Unlock()
-	if ending != nil {
-		ending()
-	}
-	err := c.tcp.Close() // a handshake may just be putting a PROXY header's Conn in front
-	// A close_notify alone does not count as the client's end.
-	c.slot.counters.Add(exchange.Closed.At(int(resealv1.CloseKind_CLOSE_KIND_UNSPECIFIED), exchange.By(c.peerClosed.Load())), 1)
-	c.slot.gate.leave()
-	c.slot.frontend.memory.give(connectionBytes)
-	if g := c.generation.Load(); g != nil {
-		g.remove(c)
-	}
-	return err
-}
+// farewell bounds how long the end of a connection may take. A client that is
+// still sending reads the answer and our end before it learns that nobody listens.
+const farewell = time.Second
 
-// reset closes the connection in a way that no client takes for an orderly end.
-func (c *clientConn) reset() {
-	_ = c.tcp.SetLinger(0) // fails only on a closed connection
-	_ = c.Close()          // likewise
-}
+// close ends the connection in order.
+func (c *clientConn) close() { c.conn.Close(loop.Farewell{Within: farewell, FIN: true}) }
 
-// onClose has Close call f, until the returned function is called.
-func (c *clientConn) onClose(f func()) (stop func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		f()
-	}
-	c.ending = f
-	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.ending = nil
-	}
+// flooded counts a connection that is ended for a flood.
+func (c *clientConn) flooded() {
+	c.slot.counters.Error("http2_flood")
+	c.slot.frontend.cfg.Logger.Debug("a client floods its HTTP/2 connection with frames that are not requests; it is closed",
+		"listener", c.slot.name, "peer", c.source.String())
 }

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"sync/atomic"
 	"testing"
-	"testing/iotest"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -193,65 +192,6 @@ func TestWindowOverflow(t *testing.T) {
 	if end := h.read(func(end *h2End) bool { return end.goAway }); end.code != http2.ErrCodeFlowControl {
 		t.Errorf("GOAWAY %v, %v", end.goAway, end.code)
 	}
-}
-
-func TestFrameScanner(t *testing.T) {
-	var stream []byte
-	var want []frame
-	add := func(f frame, payload []byte) {
-		f.length = uint32(len(payload))
-		stream = append(stream, byte(f.length>>16), byte(f.length>>8), byte(f.length), byte(f.kind), byte(f.flags), 0x80, 0, 0, byte(f.stream))
-		stream = append(stream, payload...)
-		want = append(want, f)
-	}
-	add(frame{kind: http2.FrameSettings}, make([]byte, 12))
-	add(frame{kind: http2.FrameHeaders, flags: 5, stream: 1}, make([]byte, 300))
-	add(frame{kind: http2.FrameRSTStream, stream: 1, code: http2.ErrCodeCancel}, []byte{0, 0, 0, 8})
-	add(frame{kind: http2.FrameRSTStream, stream: 3}, []byte{0, 0, 0}) // malformed
-	add(frame{kind: http2.FrameData, flags: 1, stream: 5}, nil)
-	for name, reader := range map[string]func(io.Reader) io.Reader{"whole": func(r io.Reader) io.Reader { return r }, "bytes": iotest.OneByteReader, "halves": iotest.HalfReader} {
-		var got []frame
-		s := frameScanner{skip: 3, frame: func(f frame) { got = append(got, f) }}
-		r, w := io.Pipe()
-		go func() {
-			_, _ = w.Write(append([]byte("pre"), stream...))
-			w.Close()
-		}()
-		chunk := make([]byte, 64)
-		for from := reader(r); ; {
-			n, err := from.Read(chunk)
-			s.scan(chunk[:n])
-			if err != nil {
-				break
-			}
-		}
-		if len(got) != len(want) {
-			t.Fatalf("%s: %v, want %v", name, got, want)
-		}
-		for i := range got {
-			if got[i] != want[i] {
-				t.Errorf("%s: frame %d: %v, want %v", name, i, got[i], want[i])
-			}
-		}
-	}
-}
-
-func FuzzFrameScanner(f *testing.F) {
-	f.Add([]byte{0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8}, 3)
-	f.Fuzz(func(t *testing.T, data []byte, at int) {
-		var whole, parts int
-		count := func(n *int) frameScanner { return frameScanner{frame: func(frame) { *n++ }} }
-		one, two := count(&whole), count(&parts)
-		one.scan(data)
-		if at < 0 || at > len(data) {
-			at = len(data) / 2
-		}
-		two.scan(data[:at])
-		two.scan(data[at:])
-		if whole != parts {
-			t.Errorf("%d frames in one piece, %d in two", whole, parts)
-		}
-	})
 }
 
 // TestDownloadInSmallReads: a client that takes a large body in small parts sends

@@ -1,12 +1,13 @@
 // Package frontend serves the leg between clients and the edge: listeners, TLS,
 // HTTP/1.1 and HTTP/2, and TLS without HTTP.
 //
-// Configuration is swapped without dropping a connection. Three things have a
-// life of their own: a socket belongs to an address, a slot to a listener's
-// name, and a generation to the server settings that new connections get. An
-// apply moves sockets between slots, gives slots a new state, which the next
-// handshake and the next request use, and starts a new generation only when
-// settings changed that a running server can't change.
+// The handshake of a connection is made by a goroutine. Then the connection is one
+// loop's (edge/loop), and with it all its requests: nothing of them needs a lock.
+//
+// Configuration is swapped without dropping a connection. Two things have a life of
+// their own: a socket belongs to an address, a slot to a listener's name. An apply
+// moves sockets between slots and gives slots a new state, which the next handshake
+// and the next request use.
 //
 // Reasons in the access log, besides those of the upstream:
 //
@@ -21,14 +22,15 @@ package frontend
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/loop"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -38,6 +40,9 @@ const ReasonHeader = "Reseal-Reason"
 
 // Config is what a Frontend needs. It is read once, by New.
 type Config struct {
+	// Loops are what connections are served on once their handshake is complete.
+	// Somebody runs them, for longer than the Frontend. Required.
+	Loops *loop.Group
 	// Upstream takes requests on. Required.
 	Upstream Upstream
 	// Counters returns the counters of a listener. Required.
@@ -57,25 +62,23 @@ type Config struct {
 	MemoryUsed func() int64
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
-	// AccessLog gets one record per request, or per connection for protocol
-	// tls. Nil: none.
-	AccessLog *slog.Logger
+	// AccessLog gets one record per request, or per connection for protocol tls: a
+	// line of JSON by one Write, which must not block, nor keep the line. Nil: none.
+	AccessLog io.Writer
 }
 
-// Upstream is the leg behind the frontend.
+// Upstream is the leg behind the frontend. Its methods are called on l, the loop of
+// the client's connection, and don't block. They are never nil, and call nothing of
+// front before they return. x and r belong to the leg until the exchange is over
+// (exchange.Flow); it reports on x even when it fails.
 type Upstream interface {
-	// RoundTrip sends req to x.Pool and returns the response as soon as its
-	// header is there; the body of req may still be read then, until the body of
-	// the response is closed. It reports on x even when it fails. It calls the
-	// Got1xxResponse hook of the httptrace in req's context. The body of a 101
-	// response is an io.ReadWriteCloser, with CloseWrite if it can half-close.
-	//
-	// An error with a method HTTPStatus() (code int, reason string) decides what
-	// the client is told; any other is 502 upstream_error. The same goes for
-	// errors of the response's body, for the log.
-	RoundTrip(req *http.Request, x *exchange.Exchange) (*http.Response, error)
-	// Tunnel connects to x.Pool for bytes. Errors are as for RoundTrip.
-	Tunnel(ctx context.Context, x *exchange.Exchange) (exchange.Tunnel, error)
+	// Start sends r to x.Pool. Where its body goes on, and the answer's, is told
+	// through the Flow that it returns. A request for a protocol (r.Protocol) is one
+	// of HTTP/1: the answer that agrees to it is 101.
+	Start(l *loop.Loop, x *exchange.Exchange, r *exchange.Request, front exchange.Front) exchange.Flow
+	// Tunnel connects to x.Pool for bytes. Once it is open, front is told by a
+	// Response with the status 101.
+	Tunnel(l *loop.Loop, x *exchange.Exchange, front exchange.Front) exchange.Flow
 }
 
 // Counters count what happens on one listener. They are safe for concurrent
@@ -93,11 +96,11 @@ type Frontend struct {
 	cfg      Config
 	tickets  *tickets
 	memory   *memory
+	lanes    map[*loop.Loop]*lane
 	clients  atomic.Uint64 // numbers client connections
 	draining atomic.Bool
 
-	// work are all goroutines that are not of an http.Server.
-	work sync.WaitGroup
+	work sync.WaitGroup // all goroutines
 
 	mu      sync.Mutex
 	phase   phase
@@ -117,14 +120,22 @@ const (
 // New makes a Frontend that serves nothing before Run. Configuration may be
 // applied before.
 func New(cfg Config) *Frontend {
-	return &Frontend{
+	f := &Frontend{
 		cfg:     cfg,
 		tickets: newTickets(),
 		memory:  &memory{limit: cfg.MemoryLimit, used: cfg.MemoryUsed},
 		slots:   map[string]*slot{},
 		sockets: map[string]*socket{},
+		lanes:   map[*loop.Loop]*lane{},
 	}
+	for _, l := range cfg.Loops.Loops() {
+		f.lanes[l] = &lane{loop: l}
+	}
+	return f
 }
+
+// nextLane is where a connection that is new to the loops goes.
+func (f *Frontend) nextLane() *lane { return f.lanes[f.cfg.Loops.Next()] }
 
 // Run serves until ctx ends. Then it closes all sockets, lets each listener
 // drain up to its timeouts.drain, and returns when everything has ended. It
@@ -147,7 +158,7 @@ func (f *Frontend) Run(ctx context.Context) error {
 		delete(f.sockets, key)
 	}
 	for name, slot := range f.slots {
-		f.remove(slot)
+		slot.end()
 		delete(f.slots, name)
 	}
 	f.mu.Unlock()
@@ -158,19 +169,6 @@ func (f *Frontend) Run(ctx context.Context) error {
 // start begins to accept on a socket. f.mu is held.
 func (f *Frontend) start(s *socket) {
 	f.work.Go(func() { s.accept(f.cfg.Logger) })
-}
-
-// remove ends a slot: new connections are closed, the others drain. f.mu is
-// held.
-func (f *Frontend) remove(s *slot) {
-	for _, old := range s.end() {
-		f.drain(old, s.drainTimeout())
-	}
-}
-
-// drain drains a generation in the background.
-func (f *Frontend) drain(g *generation, timeout time.Duration) {
-	f.work.Go(func() { g.drain(timeout) })
 }
 
 // Drain asks all clients to leave: responses say "Connection: close", HTTP/2
@@ -184,18 +182,15 @@ func (f *Frontend) Drain(drain bool, timeout time.Duration) {
 	if f.phase == stopped || !f.draining.Swap(drain) && !drain {
 		return
 	}
+	if !drain {
+		return // those who were asked to leave are on their way out already
+	}
 	for _, slot := range f.slots {
-		if !drain {
-			slot.renew().retire() // its clients are on their way out already
-			continue
-		}
 		bound := timeout
 		if bound <= 0 {
 			bound = slot.drainTimeout()
 		}
-		for _, old := range slot.renewAll() {
-			f.drain(old, bound)
-		}
+		slot.drain(bound)
 	}
 }
 

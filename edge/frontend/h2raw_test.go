@@ -14,7 +14,7 @@ import (
 
 // h2Raw is an HTTP/2 client that sends what it likes.
 type h2Raw struct {
-	t *testing.T
+	t testing.TB
 	*http2.Framer
 	conn   *tls.Conn
 	path   string

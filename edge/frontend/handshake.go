@@ -1,77 +1,150 @@
 package frontend
 
 import (
+	"bufio"
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
+	"net/netip"
+	"syscall"
 	"time"
 
 	"github.com/pires/go-proxyproto"
 
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/loop"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// serve makes the handshake of a connection and passes it on. The handshake is
-// made here, not in http.Server, so that each is counted once, with its outcome.
+// clientKey is the context key of a handshake's *clientConn.
+type clientKey struct{}
+
+// serve makes the handshake of a connection and passes it on to a loop.
 func (s *slot) serve(c *clientConn) {
 	st := s.state.Load()
 	bound := st.Spec.GetTimeouts().GetHandshake().AsDuration()
-	if !s.readProxyHeader(c, st, bound) {
-		_ = c.Close()
+	wire := loop.NewWire(c.tcp)
+	if !s.readProxyHeader(c, wire, st, bound) {
+		_ = c.tcp.Close()
+		c.over(false)
 		return
 	}
-	_ = c.SetDeadline(time.Now().Add(bound)) // fails only on a closed connection
-	start := time.Now()
-	conn := tls.Server(c, s.hello)
-	if err := conn.Handshake(); err != nil {
-		s.handshakeFailed(c, err, time.Since(start))
-		_ = c.Close()
+	var conn *tls.Conn
+	var start time.Time
+	err := s.handshakes.Load().Do(wire, sourceOf(c.source.Addr()), func() error {
+		start = time.Now()
+		_ = c.tcp.SetDeadline(start.Add(bound)) // fails only on a closed connection
+		conn = tls.Server(wire, s.hello)
+		return conn.HandshakeContext(context.WithValue(context.Background(), clientKey{}, c))
+	})
+	if err != nil {
+		if conn != nil || wire.Ahead() > 0 || isTimeout(err) { // else no byte came, as from health checks of TCP
+			s.handshakeFailed(c, err, start)
+		}
+		_ = c.tcp.Close()
+		c.over(errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, loop.ErrLeft))
 		return
 	}
-	_ = c.SetDeadline(time.Time{}) // likewise
-	allowed := c.completed(conn)
-	c.tickets.count(s.counters, c.tls, time.Since(start))
-	c.sni, _ = exchange.HostName(c.tls.ServerName)
-	c.certificate = newClientCertificate(c.tls)
-	if !allowed {
-		_ = conn.Close()
+	_ = c.tcp.SetDeadline(time.Time{}) // likewise
+	if s.completed(c, conn, time.Since(start)) {
+		c.join(wire, conn)
 		return
 	}
-	s.pass(c, conn)
+	_ = conn.Close()
+	c.over(false)
+}
+
+// completed notes what the handshake has brought. It reports false when the policy
+// that is now in force refuses the client.
+func (s *slot) completed(c *clientConn, conn *tls.Conn, took time.Duration) bool {
+	shown := conn.ConnectionState()
+	allowed := c.completed(conn, shown)
+	c.tickets.count(s.counters, shown, took)
+	c.tickets = nil
+	c.protocol, c.version, c.resumed = shown.NegotiatedProtocol, shown.Version, shown.DidResume
+	c.serverName = shown.ServerName
+	c.sni, _ = exchange.HostName(shown.ServerName)
+	c.certificate = newClientCertificate(shown)
+	return allowed
+}
+
+// sourceOf is whom others are not to suffer from: an address, or a network of IPv6
+// that one client has alone.
+func sourceOf(address netip.Addr) netip.Addr {
+	if address.Is4() {
+		return address
+	}
+	network, err := address.WithZone("").Prefix(64)
+	if err != nil {
+		return address
+	}
+	return network.Addr()
 }
 
 // configForClient implements tls.Config.GetConfigForClient: what a client gets
 // is what is in force when it says hello, however long it waited with that.
 func (s *slot) configForClient(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-	c, st := hello.Conn.(*clientConn), s.state.Load()
+	c, st := hello.Context().Value(clientKey{}).(*clientConn), s.state.Load()
 	c.tickets, c.policyKey = st.tickets.handshake(), st.PolicyKey
 	return c.tickets.config(st.TLS, hello), nil
 }
 
+// limitHandshakes bounds the handshakes that are begun from now on.
+func (s *slot) limitHandshakes(before, next *state) {
+	most, bound := next.Spec.GetLimits().GetMaxHandshakes(), next.Spec.GetTimeouts().GetHandshake().AsDuration()
+	if before != nil && before.Spec.GetLimits().GetMaxHandshakes() == most &&
+		before.Spec.GetTimeouts().GetHandshake().AsDuration() == bound {
+		return
+	}
+	s.handshakes.Store(loop.NewHandshakes(loop.HandshakesConfig{
+		Computing: int(most),
+		HelloTime: bound,
+		Ours: func(ticket []byte) bool {
+			st := s.state.Load()
+			return !st.TLS.SessionTicketsDisabled && st.tickets.keys.ours(ticket)
+		},
+		Wait:    func(delta int) { s.counters.Add(exchange.HandshakesWaiting.At(), int64(delta)) },
+		Waited:  func(time.Duration) { s.counters.Add(exchange.HandshakesWaited.At(), 1) },
+		Refused: func() { s.counters.Add(exchange.HandshakesRefused.At(), 1) },
+		Crowded: s.gate.crowd,
+	}))
+}
+
 // readProxyHeader reads the PROXY header of a connection that must have one.
 // From elsewhere it is not a header: those bytes then fail the handshake.
-func (s *slot) readProxyHeader(c *clientConn, st *state, bound time.Duration) bool {
+func (s *slot) readProxyHeader(c *clientConn, wire *loop.Wire, st *state, bound time.Duration) bool {
 	if !contains(st.proxies, c.source.Addr()) {
 		return true
 	}
-	proxied := proxyproto.NewConn(c.Conn, proxyproto.WithPolicy(proxyproto.REQUIRE), proxyproto.SetReadHeaderTimeout(bound))
-	if proxied.ProxyHeader() == nil {
+	_ = c.tcp.SetReadDeadline(time.Now().Add(bound)) // fails only on a closed connection
+	reader := bufio.NewReader(c.tcp)
+	header, err := proxyproto.Read(reader)
+	if err != nil {
 		s.counters.Error("proxy_protocol")
-		s.frontend.cfg.Logger.Warn("no valid PROXY header from a peer that must send one", "listener", s.name, "peer", c.source.String())
+		s.frontend.cfg.Logger.Warn("no valid PROXY header from a peer that must send one", "listener", s.name, "peer", c.source.String(), "error", err)
 		return false
 	}
-	c.Conn = proxied
-	c.addressed(proxied.RemoteAddr(), proxied.LocalAddr())
+	rest, _ := reader.Peek(reader.Buffered())
+	wire.Unread(rest)
+	if !header.Command.IsLocal() {
+		c.addressed(header.SourceAddr, header.DestinationAddr)
+	}
 	return true
 }
 
-func (s *slot) handshakeFailed(c *clientConn, err error, d time.Duration) {
+func isTimeout(err error) bool {
 	var timeout interface{ Timeout() bool }
-	if !c.received.Load() && !(errors.As(err, &timeout) && timeout.Timeout()) {
-		return // a connection without a byte, as health checks of TCP make: no handshake
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// handshakeFailed counts one that has not been completed, whenever it began.
+func (s *slot) handshakeFailed(c *clientConn, err error, start time.Time) {
+	var took time.Duration
+	if !start.IsZero() {
+		took = time.Since(start)
 	}
-	s.counters.HandshakeFailed(d)
+	s.counters.HandshakeFailed(took)
 	s.frontend.cfg.Logger.Debug("handshake failed", "listener", s.name, "peer", c.source.String(), "error", err)
 	var header tls.RecordHeaderError
 	if errors.As(err, &header) && header.Conn != nil && looksLikeHTTP(header.RecordHeader) {
@@ -88,26 +161,6 @@ func looksLikeHTTP(header [5]byte) bool {
 		return true
 	}
 	return false
-}
-
-// pass hands a connection to what serves its protocol.
-func (s *slot) pass(c *clientConn, conn *tls.Conn) {
-	for {
-		g := c.generation.Load()
-		if g.server == nil {
-			s.tunnel(c, conn)
-			return
-		}
-		if g.deliver(conn) {
-			return
-		}
-		// The generation retired during the handshake.
-		g.remove(c)
-		if _, ok := s.join(c); !ok {
-			_ = conn.Close()
-			return
-		}
-	}
 }
 
 // mechanismOf is how a resumed handshake was resumed.

@@ -458,8 +458,8 @@ func TestRefusals(t *testing.T) {
 		{"GET / HTTP/1.1\r\nHost: a~b\r\n\r\n", 400, "bad_host"},
 		{"GET / HTTP/1.1\r\nHost: app.test:http\r\n\r\n", 400, "bad_host"},
 		{"GET mailto:x HTTP/1.1\r\nHost: app.test\r\n\r\n", 400, "bad_target"},
-		{"GET / HTTP/1.1\r\n\r\n", 400, ""},
-		{"GET / HTTP/1.1\r\nHost: app.test\r\nHost: app.test\r\n\r\n", 400, ""},
+		{"GET / HTTP/1.1\r\n\r\n", 400, "bad_host"},
+		{"GET / HTTP/1.1\r\nHost: app.test\r\nHost: app.test\r\n\r\n", 400, "bad_host"},
 		{"GET / HTTP/1.1\r\nHost: app.test\r\nX-Big: " + strings.Repeat("x", 65<<10) + "\r\n\r\n", 431, "header_too_large"},
 		{"GET / HTTP/1.1\r\nHost: app.test\r\nX-Big: " + strings.Repeat("x", 200<<10) + "\r\n\r\n", 431, "header_too_large"},
 		// Smuggling attempts.

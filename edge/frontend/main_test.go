@@ -25,6 +25,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/legtest"
+	"github.com/reseal/reseal/edge/loop"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -33,12 +35,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience bounds waits for what must happen. Tests assert no times.
 const patience = 10 * time.Second
 
-func eventually(t *testing.T, what string, condition func() bool) {
+func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	within(t, patience, what, condition)
 }
 
-func within(t *testing.T, bound time.Duration, what string, condition func() bool) {
+func within(t testing.TB, bound time.Duration, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(bound); !condition(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -59,12 +61,13 @@ type counts struct {
 	codes        map[int]int
 	reused       int
 	errors       map[string]int
+	cells        map[*exchange.Counter]int64 // of the others
 }
 
 func newCounts() *counts {
 	return &counts{
 		resumed: map[resealv1.Mechanism]int{}, misses: map[resealv1.MissReason]int{}, tickets: map[string]int{},
-		codes: map[int]int{}, errors: map[string]int{},
+		codes: map[int]int{}, errors: map[string]int{}, cells: map[*exchange.Counter]int64{},
 	}
 }
 
@@ -103,6 +106,8 @@ func (c *counts) Add(cell exchange.Cell, delta int64) {
 			}
 		case exchange.Answers:
 			c.codes[at[0]] += d
+		default:
+			c.cells[cell.Counter] += delta
 		}
 	})
 }
@@ -122,7 +127,7 @@ func read[T any](c *counts, f func(c *counts) T) T {
 	return f(c)
 }
 
-// upstreamFuncs implements Upstream.
+// upstreamFuncs is an upstream that blocks.
 type upstreamFuncs struct {
 	roundTrip func(*http.Request, *exchange.Exchange) (*http.Response, error)
 	tunnel    func(context.Context, *exchange.Exchange) (exchange.Tunnel, error)
@@ -135,6 +140,8 @@ func (u upstreamFuncs) RoundTrip(r *http.Request, x *exchange.Exchange) (*http.R
 func (u upstreamFuncs) Tunnel(ctx context.Context, x *exchange.Exchange) (exchange.Tunnel, error) {
 	return u.tunnel(ctx, x)
 }
+
+func (u upstreamFuncs) onLoops() Upstream { return legtest.Upstream{Leg: u} }
 
 // answering is an upstream that answers with a text.
 func answering(text string) upstreamFuncs {
@@ -163,7 +170,7 @@ func (e statusError) HTTPStatus() (int, string) { return e.code, e.reason }
 
 // edge is a running Frontend.
 type edge struct {
-	t        *testing.T
+	t        testing.TB
 	frontend *Frontend
 	roots    *x509.CertPool
 	cert     tls.Certificate
@@ -174,11 +181,27 @@ type edge struct {
 	records  []map[string]any
 }
 
+// loops run until the test's end.
+func loops(t testing.TB) *loop.Group {
+	t.Helper()
+	group := loop.New(loop.Config{Loops: 2, Panicked: func(bug any, stack []byte) { t.Errorf("panic: %v\n%s", bug, stack) }})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- group.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return group
+}
+
 // newEdge runs a Frontend with the listener "main", changed by change. At the
 // test's end it stops it and checks that all that was opened was closed.
-func newEdge(t *testing.T, upstream Upstream, change ...func(*exchange.Listener)) *edge {
+func newEdge(t *testing.T, upstream upstreamFuncs, change ...func(*exchange.Listener)) *edge {
 	t.Helper()
-	return newEdgeOf(t, Config{Upstream: upstream}, change...)
+	return newEdgeOf(t, Config{Upstream: upstream.onLoops()}, change...)
 }
 
 // newEdgeOf is newEdge with more of a Config.
@@ -188,7 +211,8 @@ func newEdgeOf(t *testing.T, cfg Config, change ...func(*exchange.Listener)) *ed
 	e.cert, e.roots = selfSigned(t, "app.test", "*.wild.test")
 	cfg.Counters = func(name string) Counters { return e.count(name) }
 	cfg.Logger = slog.New(slog.DiscardHandler)
-	cfg.AccessLog = slog.New(slog.NewJSONHandler(logWriter{e}, nil))
+	cfg.AccessLog = logWriter{e}
+	cfg.Loops = loops(t)
 	e.frontend = New(cfg)
 	e.apply(e.listener("main", change...))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -356,7 +380,7 @@ func selfSigned(t testing.TB, names ...string) (tls.Certificate, *x509.CertPool)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, roots
 }
 
-func bodyOf(t *testing.T, response *http.Response) string {
+func bodyOf(t testing.TB, response *http.Response) string {
 	t.Helper()
 	defer response.Body.Close()
 	data, err := io.ReadAll(response.Body)
@@ -366,7 +390,7 @@ func bodyOf(t *testing.T, response *http.Response) string {
 	return string(data)
 }
 
-func must[T any](t *testing.T) func(T, error) T {
+func must[T any](t testing.TB) func(T, error) T {
 	return func(v T, err error) T {
 		t.Helper()
 		if err != nil {

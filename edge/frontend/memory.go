@@ -1,8 +1,9 @@
 package frontend
 
 import (
-	"net/http"
 	"sync/atomic"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 // What connections and requests are reckoned to hold, in bytes, rather too much
@@ -54,6 +55,6 @@ func (m *memory) take(bytes int64, share memoryShare) bool {
 func (m *memory) give(bytes int64) { m.held.Add(-bytes) }
 
 // requestBytes is what a request is reckoned to hold.
-func requestBytes(r *http.Request) int64 {
-	return requestBase + headerFactor*int64(headerBytes(r)) + fieldBytes*int64(headerFields(r))
+func requestBytes(r *exchange.Request) int64 {
+	return requestBase + headerFactor*int64(headerBytes(r)) + fieldBytes*int64(1+len(r.Fields))
 }

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"golang.org/x/net/http2"
+
 	"github.com/reseal/reseal/edge/exchange"
 )
 
@@ -82,7 +84,7 @@ func TestMemoryOfRequests(t *testing.T) {
 		arrived.Add(1)
 		<-finish
 		return textResponse(200, "ok"), nil
-	}}})
+	}}.onLoops()})
 	h := e.h2Dial()
 	const streams = 200
 	for i := range uint32(streams) {
@@ -121,12 +123,73 @@ func TestMemoryOfRequests(t *testing.T) {
 	}
 }
 
+// TestMemoryOfBodies: what HTTP/2 clients don't take, and what backends don't, is
+// bounded over all streams. Those beyond it are ended with a reason, and the
+// connection goes on.
+func TestMemoryOfBodies(t *testing.T) {
+	finish := make(chan struct{})
+	e := newEdgeOf(t, Config{MemoryLimit: 20 << 20, Upstream: upstreamFuncs{roundTrip: func(r *http.Request, x *exchange.Exchange) (*http.Response, error) {
+		if r.Method == "POST" {
+			select {
+			case <-finish:
+			case <-r.Context().Done():
+				return nil, r.Context().Err()
+			}
+		}
+		return obliging(r, x)
+	}}.onLoops()})
+	c := e.count("main")
+	refused := func() int { return read(c, func(c *counts) int { return c.errors["memory_limit"] }) }
+	h := e.h2DialWith([]http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 0}})
+	h.path = "/big"
+	const streams = 100
+	for i := range uint32(streams) {
+		_ = h.request(2*i+1, "GET", true)
+	}
+	end := h.read(func(end *h2End) bool { return len(end.answers) == streams && len(end.resets) > 0 })
+	eventually(t, "some are cut", func() bool { return refused() > 0 })
+	if held := e.frontend.memory.held.Load(); end.goAway || held > 20<<20 {
+		t.Errorf("%d bytes are held: %+v", held, end)
+	}
+	for i := range uint32(streams) {
+		_ = h.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+	}
+	if err := h.ping(); err != nil {
+		t.Fatal(err)
+	}
+	// The other direction, on several connections, since one has not the window.
+	before := refused()
+	var clients []*h2Raw
+	for range 6 {
+		clients = append(clients, e.h2Dial())
+	}
+	for _, h := range clients {
+		for i := range uint32(connectionStreams) {
+			_ = h.request(2*i+1, "POST", false)
+			for range exchange.UploadWindow >> 14 {
+				_ = h.WriteData(2*i+1, false, make([]byte, 1<<14))
+			}
+		}
+		if err := h.ping(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "some are refused", func() bool { return refused() > before })
+	if held := e.frontend.memory.held.Load(); held > 20<<20 {
+		t.Errorf("%d bytes are held", held)
+	}
+	close(finish)
+	for _, h := range clients {
+		h.conn.Close()
+	}
+}
+
 // TestMemoryOfConnections: connections are refused before requests of those that
 // are there.
 func TestMemoryOfConnections(t *testing.T) {
 	var used atomic.Int64
 	const limit = 100 << 20
-	e := newEdgeOf(t, Config{Upstream: answering("ok"), MemoryLimit: limit, MemoryUsed: used.Load})
+	e := newEdgeOf(t, Config{Upstream: answering("ok").onLoops(), MemoryLimit: limit, MemoryUsed: used.Load})
 	old := e.dial()
 	answers := bufio.NewReader(old)
 	ask := func() int {

@@ -2,14 +2,16 @@ package frontend
 
 import (
 	"crypto/tls"
+	"fmt"
 	"maps"
 	"net"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/loop"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -24,9 +26,11 @@ type slot struct {
 	// that crypto/tls would make for it are not used.
 	hello *tls.Config
 
-	mu      sync.Mutex
-	current *generation              // gets new connections, nil after end
-	retired map[*generation]struct{} // serve connections that they have
+	handshakes atomic.Pointer[loop.Handshakes]
+
+	mu    sync.Mutex
+	conns map[*clientConn]struct{}
+	ended bool // takes no new ones
 }
 
 func newSlot(f *Frontend, name string) *slot {
@@ -35,13 +39,14 @@ func newSlot(f *Frontend, name string) *slot {
 		frontend: f,
 		counters: f.cfg.Counters(name),
 		gate:     newGate(),
-		retired:  map[*generation]struct{}{},
+		conns:    map[*clientConn]struct{}{},
 	}
 	s.hello = &tls.Config{SessionTicketsDisabled: true, GetConfigForClient: s.configForClient}
 	return s
 }
 
-// settings are what a running server can't change.
+// settings are what requests and connections go by. Bounds of headers, streams and
+// handshakes are those of when a connection began.
 type settings struct {
 	protocol             resealv1.Listener_Protocol
 	maxHeaderBytes       int
@@ -50,136 +55,98 @@ type settings struct {
 	header, idle         time.Duration
 }
 
-func (s settings) http() bool { return s.protocol != resealv1.Listener_PROTOCOL_TLS }
+func (s *settings) http() bool { return s.protocol != resealv1.Listener_PROTOCOL_TLS }
 
-func (s *state) settings() settings {
+func newSettings(spec *resealv1.Listener) settings {
 	return settings{
-		protocol:             s.Spec.GetProtocol(),
-		maxHeaderBytes:       int(s.Spec.GetLimits().GetMaxHeaderBytes()),
-		maxHeaderFields:      int(s.Spec.GetLimits().GetMaxHeaderFields()),
-		maxConcurrentStreams: int(s.Spec.GetLimits().GetMaxConcurrentStreams()),
-		header:               s.Spec.GetTimeouts().GetHeader().AsDuration(),
-		idle:                 s.Spec.GetTimeouts().GetIdle().AsDuration(),
+		protocol:             spec.GetProtocol(),
+		maxHeaderBytes:       int(spec.GetLimits().GetMaxHeaderBytes()),
+		maxHeaderFields:      int(spec.GetLimits().GetMaxHeaderFields()),
+		maxConcurrentStreams: int(spec.GetLimits().GetMaxConcurrentStreams()),
+		header:               spec.GetTimeouts().GetHeader().AsDuration(),
+		idle:                 spec.GetTimeouts().GetIdle().AsDuration(),
 	}
 }
 
-// update puts next in force. It returns a generation that must drain, or nil.
-func (s *slot) update(next *state) (drain *generation) {
-	if before := s.state.Swap(next); before != nil && before.PolicyKey != next.PolicyKey {
+// update puts next in force.
+func (s *slot) update(next *state) {
+	before := s.state.Swap(next)
+	s.gate.limit(int64(next.Spec.GetLimits().GetMaxConnections()))
+	s.limitHandshakes(before, next)
+	switch {
+	case before == nil:
+	case before.settings.protocol != next.settings.protocol:
+		s.drain(s.drainTimeout())
+	case before.PolicyKey != next.PolicyKey:
 		s.frontend.work.Go(func() { s.dismiss(next) })
 	}
-	s.gate.limit(int64(next.Spec.GetLimits().GetMaxConnections()))
+}
+
+// end drains the slot, which gets no new connections any more.
+func (s *slot) end() {
 	s.mu.Lock()
-	old, want := s.current, next.settings()
-	same := old != nil && old.settings == want
+	s.ended = true
 	s.mu.Unlock()
-	switch {
-	case same:
-		return nil
-	case old == nil:
-		s.renew()
-		return nil
-	}
-	s.renew()
-	if old.settings.protocol != want.protocol {
-		return old
-	}
-	old.retire()
-	return nil
-}
-
-// renew gives new connections a new generation and returns the one before,
-// which the caller must retire or drain.
-func (s *slot) renew() *generation {
-	next := newGeneration(s, s.state.Load().settings(), s.frontend.draining.Load())
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old := s.current
-	s.current = next
-	if old != nil {
-		s.retired[old] = struct{}{}
-	}
-	return old
-}
-
-// renewAll is renew, but returns all generations before the new one, which the
-// caller must drain.
-func (s *slot) renewAll() []*generation {
-	s.renew()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Collect(maps.Keys(s.retired))
-}
-
-// end returns all generations, which the caller must drain. There will be no
-// new one.
-func (s *slot) end() []*generation {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := slices.Collect(maps.Keys(s.retired))
-	if s.current != nil {
-		all = append(all, s.current)
-		s.retired[s.current] = struct{}{}
-		s.current = nil
-	}
-	return all
-}
-
-// emptied forgets a retired generation.
-func (s *slot) emptied(g *generation) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.retired, g)
+	s.drain(s.drainTimeout())
 }
 
 func (s *slot) drainTimeout() time.Duration {
 	return s.state.Load().Spec.GetTimeouts().GetDrain().AsDuration()
 }
 
-// join adds a connection to the newest generation, or reports that there is
-// none any more.
-func (s *slot) join(c *clientConn) (*generation, bool) {
-	for {
-		s.mu.Lock()
-		current := s.current
-		s.mu.Unlock()
-		if current == nil {
-			return nil, false
-		}
-		if current.add(c) {
-			return current, true
-		}
+// add reports false when there is to be no new connection.
+func (s *slot) add(c *clientConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.conns[c] = struct{}{}
 	}
+	return !s.ended
 }
 
-// answered counts a finished request, or a finished connection of protocol tls.
-func (s *slot) answered(code int, reused bool, d time.Duration) {
-	s.counters.Add(exchange.Answers.At(code), 1)
-	s.counters.Request(reused, d)
+func (s *slot) forget(c *clientConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
+
+// connections are all that are open.
+func (s *slot) connections() []*clientConn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.conns))
 }
 
 // take serves an accepted connection.
 func (s *slot) take(conn *net.TCPConn) {
 	admitted := s.frontend.memory.take(connectionBytes, forConnection)
-	if !admitted && (!s.state.Load().settings().http() || !s.frontend.memory.take(connectionBytes, forRefusal)) {
+	if !admitted && (!s.state.Load().settings.http() || !s.frontend.memory.take(connectionBytes, forRefusal)) {
 		s.counters.Error("memory_limit")
 		_ = conn.Close()
 		return
 	}
 	s.gate.enter()
-	client := newClientConn(s, conn)
-	client.refused = !admitted
-	if _, ok := s.join(client); !ok {
-		_ = client.Close() // the listener was removed a moment ago
+	c := newClientConn(s, conn)
+	c.refused = !admitted
+	if !s.add(c) {
+		_ = conn.Close() // the listener was removed a moment ago
+		c.over(false)
 		return
 	}
 	s.frontend.work.Go(func() {
 		defer func() {
 			if bug := recover(); bug != nil {
-				s.panicked("a connection", bug)
-				_ = client.Close()
+				s.panicked("a handshake", bug)
+				_ = conn.Close()
+				c.over(false)
 			}
 		}()
-		s.serve(client)
+		s.serve(c)
 	})
+}
+
+// panicked counts and logs a panic while serving what.
+func (s *slot) panicked(what string, bug any) {
+	s.counters.Error("internal")
+	s.frontend.cfg.Logger.Error("panic while serving "+what, "listener", s.name, "panic", fmt.Sprint(bug), "stack", string(debug.Stack()))
 }

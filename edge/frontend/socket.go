@@ -81,9 +81,10 @@ func (s *socket) sleep(d time.Duration) bool {
 
 // gate bounds the connections of a slot.
 type gate struct {
-	open  atomic.Int64
-	max   atomic.Int64
-	freed chan struct{} // holds a token after a connection ended or max changed
+	open    atomic.Int64
+	max     atomic.Int64
+	crowded atomic.Bool   // too many handshakes wait
+	freed   chan struct{} // holds a token after a connection ended or a bound changed
 }
 
 func newGate() *gate { return &gate{freed: make(chan struct{}, 1)} }
@@ -92,7 +93,7 @@ func newGate() *gate { return &gate{freed: make(chan struct{}, 1)} }
 // reports false when woken or closed fires first.
 func (g *gate) wait(woken, closed <-chan struct{}) bool {
 	waited := false
-	for g.open.Load() >= g.max.Load() {
+	for g.open.Load() >= g.max.Load() || g.crowded.Load() {
 		select {
 		case <-g.freed:
 			waited = true
@@ -117,6 +118,12 @@ func (g *gate) leave() {
 
 func (g *gate) limit(connections int64) {
 	g.max.Store(connections)
+	g.signal()
+}
+
+// crowd keeps new connections out while too many handshakes wait.
+func (g *gate) crowd(crowded bool) {
+	g.crowded.Store(crowded)
 	g.signal()
 }
 

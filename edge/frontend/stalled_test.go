@@ -58,7 +58,7 @@ func (e *edge) raw() net.Conn {
 }
 
 // hello is a ClientHello.
-func hello(t *testing.T) []byte {
+func hello(t testing.TB) []byte {
 	ours, theirs := net.Pipe()
 	defer ours.Close()
 	go func() { _ = tls.Client(theirs, &tls.Config{ServerName: "app.test"}).Handshake(); theirs.Close() }()

@@ -296,7 +296,7 @@ func TestDrainAndUndo(t *testing.T) {
 
 func TestConfigurationBeforeRun(t *testing.T) {
 	c := newCounts()
-	f := New(Config{Upstream: answering("ok"), Counters: func(string) Counters { return c }, Logger: slog.New(slog.DiscardHandler)})
+	f := New(Config{Loops: loops(t), Upstream: answering("ok").onLoops(), Counters: func(string) Counters { return c }, Logger: slog.New(slog.DiscardHandler)})
 	e := &edge{t: t, frontend: f}
 	e.cert, e.roots = selfSigned(t, "app.test")
 	e.apply(e.listener("main"))

@@ -28,6 +28,9 @@ const (
 // TicketKeys seal the tickets of one listener under one policy. They are safe
 // for concurrent use.
 type TicketKeys interface {
+	// Ours reports whether a ticket names an epoch of which there is a key, so that
+	// it can likely be unwrapped. It is quick, and proves nothing.
+	Ours(ticket []byte) bool
 	// Issuing reports whether Wrap makes tickets now.
 	Issuing() bool
 	// Wrap seals the state of a session with a client that named sni ("" is no
@@ -43,6 +46,7 @@ type TicketKeys interface {
 
 // ticketKeys are TicketKeys, or the keys of this process.
 type ticketKeys interface {
+	ours(ticket []byte) bool
 	issuing() bool
 	encrypt(cs tls.ConnectionState, session *tls.SessionState, sni string) (ticket []byte, ok bool)
 	// decrypt returns nil and the reason when the ticket can't be used, and the
@@ -52,6 +56,8 @@ type ticketKeys interface {
 
 // sharedKeys are ticketKeys that other edges have, too.
 type sharedKeys struct{ TicketKeys }
+
+func (k sharedKeys) ours(ticket []byte) bool { return k.Ours(ticket) }
 
 func (k sharedKeys) issuing() bool { return k.Issuing() }
 
@@ -128,6 +134,7 @@ func (p *ticketPolicy) handshake() *ticketHandshake {
 // config is base with the handling of tickets, for the client that said hello.
 func (h *ticketHandshake) config(base *tls.Config, hello *tls.ClientHelloInfo) *tls.Config {
 	h.cfg = base.Clone()
+	h.cfg.DynamicRecordSizingDisabled = true // a message is one record; small first ones help browsers little
 	if h.cfg.SessionTicketsDisabled {
 		h.disabled = true
 		return h.cfg

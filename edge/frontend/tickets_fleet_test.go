@@ -28,6 +28,7 @@ import (
 
 	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/keyring"
+	"github.com/reseal/reseal/edge/loop"
 	"github.com/reseal/reseal/edge/plan"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -246,7 +247,7 @@ type acceptor struct {
 }
 
 func newAcceptor(source func(string, string, string) TicketKeys, l exchange.Listener) *acceptor {
-	f := New(Config{TicketKeys: source})
+	f := New(Config{TicketKeys: source, Loops: loop.New(loop.Config{Loops: 1})})
 	if l.TicketLifetime == 0 {
 		l.TicketLifetime = defaultTicketLifetime
 	}

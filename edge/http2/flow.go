@@ -51,6 +51,16 @@ func (c *Conn) Unconsumed(id uint32) int {
 	return 0
 }
 
+// Granted returns how many bytes of content the peer may send on a stream now. 0:
+// it waits for the caller, on this stream or on others.
+func (c *Conn) Granted(id uint32) int {
+	s := c.live(id)
+	if s == nil || s.received {
+		return 0
+	}
+	return max(0, min(s.window, c.window))
+}
+
 // Writable returns how many bytes AppendData would send on a stream now, as far
 // as flow control goes.
 func (c *Conn) Writable(id uint32) int {

@@ -188,8 +188,8 @@ func TestSlowStream(t *testing.T) {
 	flood(w.request(3, 0, "POST"), 3, 1)
 	w.request(5, 0, "POST")
 	repeat(w, 50, func(w *wire) { w.data(5, 0, big(10000)) })
-	if f.feed(w.Bytes()); f.err != nil || f.c.Unconsumed(1) != minFrame-1 {
-		t.Error(f.err, f.c.Unconsumed(1))
+	if f.feed(w.Bytes()); f.err != nil || f.c.Unconsumed(1) != minFrame-1 || f.c.Granted(5) < 10000 || f.c.Granted(1) > 20001-minFrame {
+		t.Error(f.err, f.c.Unconsumed(1), f.c.Granted(5), f.c.Granted(1))
 	}
 }
 

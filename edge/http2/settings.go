@@ -53,7 +53,7 @@ func (c *Conn) announce() {
 	if c.cfg.MaxFrame != minFrame {
 		p = appendSetting(p, settingMaxFrame, uint32(c.cfg.MaxFrame))
 	}
-	p = appendSetting(p, settingMaxHeaderList, uint32(min(c.cfg.MaxHeaderBytes, math.MaxUint32)))
+	p = appendSetting(p, settingMaxHeaderList, uint32(min(c.announcedHeader(), math.MaxUint32)))
 	p[start+2] = byte(len(p) - start - frameHeadLen)
 	c.pending = p
 	c.unacked = append(c.unacked, firstWindow)
@@ -62,6 +62,15 @@ func (c *Conn) announce() {
 		c.sendWindowUpdate(0, c.cfg.ConnWindow-firstWindow)
 		c.window = c.cfg.ConnWindow
 	}
+}
+
+// announcedHeader is what the peer is told of MaxHeaderBytes. Clients are told of
+// more: those that go by it fail on their own, and learn less than from a 431.
+func (c *Conn) announcedHeader() int {
+	if c.client {
+		return c.cfg.MaxHeaderBytes
+	}
+	return 2 * c.cfg.MaxHeaderBytes
 }
 
 // SetInitialWindow changes StreamWindow, for open streams too (RFC 9113 section

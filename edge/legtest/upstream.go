@@ -170,7 +170,12 @@ func (f *flow) run(start func() (*http.Response, error)) {
 			defer close(done)
 			f.upload(tunnel)
 		}()
-		defer func() { <-done }()
+		defer func() {
+			if bug := recover(); bug != nil {
+				f.failed(panicked{bug}) // which ends the upload
+			}
+			<-done
+		}()
 	} else {
 		defer f.body.close()
 	}
@@ -179,20 +184,25 @@ func (f *flow) run(start func() (*http.Response, error)) {
 
 // answer passes the response on.
 func (f *flow) answer(response *http.Response) {
+	switched := response.StatusCode == http.StatusSwitchingProtocols
 	head := &exchange.Response{
 		Status: response.StatusCode, Length: response.ContentLength, Version: exchange.HTTP11,
 		Fields: fieldsOf(response.Header, f.mine.ResponseNames),
 	}
-	if response.StatusCode == http.StatusSwitchingProtocols {
+	if switched {
 		head.Protocol = response.Header.Get("Upgrade")
 	}
-	bare := f.head || response.Body == http.NoBody || response.ContentLength == 0 && len(response.Trailer) == 0 ||
-		response.StatusCode == http.StatusNoContent || response.StatusCode == http.StatusNotModified
+	announced := slices.DeleteFunc(slices.Sorted(maps.Keys(response.Trailer)), func(name string) bool { return !exchange.TrailerAllowed(name) })
+	if len(announced) > 0 {
+		head.Fields.Add("Trailer", strings.Join(announced, ", "))
+	}
+	bare := !switched && (f.head || response.Body == http.NoBody || response.ContentLength == 0 && len(response.Trailer) == 0 ||
+		response.StatusCode == http.StatusNoContent || response.StatusCode == http.StatusNotModified)
 	f.report(func() {
 		switch {
 		case bare:
 			f.ended()
-		case response.StatusCode == http.StatusSwitchingProtocols:
+		case switched:
 			f.halfOver = false // the request had ended, the tunnel begins
 		}
 		f.front.Response(head, bare)
@@ -329,6 +339,12 @@ func (f *flow) request(r *exchange.Request) *http.Request {
 		return req
 	}
 	req.Trailer = http.Header{}
+	for announced := range r.Fields.Values("Trailer") {
+		for name := range strings.SplitSeq(announced, ",") {
+			req.Trailer[http.CanonicalHeaderKey(strings.TrimSpace(name))] = nil
+		}
+	}
+	delete(req.Header, "Trailer")
 	f.body.trailer = req.Trailer
 	req.Body = f.body
 	return req

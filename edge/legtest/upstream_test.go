@@ -121,7 +121,7 @@ func TestUpstreamExchange(t *testing.T) {
 	})
 	n.next(t, "informational 103")
 	n.next(t, "informational 100")
-	n.next(t, "response 200 -1 [{X-Two 2 false}] false")
+	n.next(t, "response 200 -1 [{X-Two 2 false} {Trailer X-End false}] false")
 	n.next(t, "data 6 false")
 	n.next(t, "end [{X-End 6 false}]")
 	on(l, func() {

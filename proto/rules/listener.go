@@ -16,6 +16,8 @@ const (
 	maxRouteWeight = 1_000_000
 	// maxHeaderFields keeps a header from costing many times its bytes.
 	maxHeaderFields = 10_000
+	// maxHandshakes is more than machines have processors.
+	maxHandshakes = 1024
 )
 
 func (c *checker) listener(l *resealv1.Listener) {
@@ -37,6 +39,7 @@ func (c *checker) listener(l *resealv1.Listener) {
 	c.each("spec.forwarded.trustedCIDRs", l.GetForwarded().GetTrustedCidrs(), checkCIDR)
 	c.claims(l)
 	c.atMost("spec.limits.maxHeaderFields", l.GetLimits().GetMaxHeaderFields(), maxHeaderFields)
+	c.atMost("spec.limits.maxHandshakes", l.GetLimits().GetMaxHandshakes(), maxHandshakes)
 	if l.Protocol != resealv1.Listener_PROTOCOL_TLS {
 		return
 	}

@@ -511,8 +511,13 @@ type ListenerLimits struct {
 	MaxConcurrentStreams uint32 `protobuf:"varint,3,opt,name=max_concurrent_streams,json=maxConcurrentStreams,proto3" json:"max_concurrent_streams,omitempty"`
 	// Fields of a request header, at most 10000. Above: 431. Default 100.
 	MaxHeaderFields uint32 `protobuf:"varint,4,opt,name=max_header_fields,json=maxHeaderFields,proto3" json:"max_header_fields,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// TLS handshakes that are computed at once, at most 1024, so that connected
+	// clients have the other processors. Further ones wait, resumptions before full
+	// handshakes and clients in turn; while a thousand wait, new connections stay in
+	// the accept queue. Default half of the edge's processors, at least 1.
+	MaxHandshakes uint32 `protobuf:"varint,5,opt,name=max_handshakes,json=maxHandshakes,proto3" json:"max_handshakes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListenerLimits) Reset() {
@@ -569,6 +574,13 @@ func (x *ListenerLimits) GetMaxConcurrentStreams() uint32 {
 func (x *ListenerLimits) GetMaxHeaderFields() uint32 {
 	if x != nil {
 		return x.MaxHeaderFields
+	}
+	return 0
+}
+
+func (x *ListenerLimits) GetMaxHandshakes() uint32 {
+	if x != nil {
+		return x.MaxHandshakes
 	}
 	return 0
 }
@@ -694,12 +706,13 @@ const file_reseal_v1_listener_proto_rawDesc = "" +
 	"\x13FORWARD_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fFORWARD_NONE\x10\x01\x12\x13\n" +
 	"\x0fFORWARD_RFC9440\x10\x02\x12\x10\n" +
-	"\fFORWARD_XFCC\x10\x03\"\xc5\x01\n" +
+	"\fFORWARD_XFCC\x10\x03\"\xec\x01\n" +
 	"\x0eListenerLimits\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x12(\n" +
 	"\x10max_header_bytes\x18\x02 \x01(\rR\x0emaxHeaderBytes\x124\n" +
 	"\x16max_concurrent_streams\x18\x03 \x01(\rR\x14maxConcurrentStreams\x12*\n" +
-	"\x11max_header_fields\x18\x04 \x01(\rR\x0fmaxHeaderFields\"\xde\x01\n" +
+	"\x11max_header_fields\x18\x04 \x01(\rR\x0fmaxHeaderFields\x12%\n" +
+	"\x0emax_handshakes\x18\x05 \x01(\rR\rmaxHandshakes\"\xde\x01\n" +
 	"\x10ListenerTimeouts\x127\n" +
 	"\thandshake\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\thandshake\x121\n" +
 	"\x06header\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06header\x12-\n" +
