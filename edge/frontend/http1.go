@@ -209,7 +209,7 @@ func (h *http1Driver) writable() {
 func (h *http1Driver) look(now time.Duration) time.Duration {
 	bounds := h.client.settings()
 	if q := h.request; q != nil {
-		if h.client.moved == now {
+		if h.client.moved == now && q.untaken > 0 {
 			q.took = now // it takes something, if slowly
 		}
 		return q.look(now)

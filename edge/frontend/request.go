@@ -291,7 +291,9 @@ func (q *request) gone(err error) {
 		reason, err = "client_stalled", errClientStalled
 	}
 	q.lose(err)
-	q.became(status, reason, err)
+	if !q.complete || q.untaken > 0 { // else it has all that it wanted
+		q.became(status, reason, err)
+	}
 	q.finish()
 }
 

@@ -407,3 +407,20 @@ func TestUpgrade(t *testing.T) {
 		t.Errorf("a switch to another protocol: %d", response.StatusCode)
 	}
 }
+
+// TestUpgradeIdle: a tunnel on which nothing moves is ended, and that is no fault of
+// the client.
+func TestUpgradeIdle(t *testing.T) {
+	e := newEdge(t, upstreamFuncs{roundTrip: func(*http.Request, *exchange.Exchange) (*http.Response, error) {
+		ours, _ := tcpPipe(t)
+		return upgraded("websocket", ours), nil
+	}}, func(l *exchange.Listener) { l.Spec.Timeouts.Idle = durationpb.New(100 * time.Millisecond) })
+	conn := e.dial()
+	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: app.test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+	if got, err := io.ReadAll(conn); err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	if record := e.logged(1); record["status"] != 101.0 || record["reason"] != "timeout_idle" {
+		t.Errorf("logged %v", record)
+	}
+}
