@@ -51,6 +51,7 @@ func (a *told) Response(r *exchange.Response, end bool) {
 		t.upload.ended, t.upload.length = false, exchange.UnknownLength
 	case t.upload.held:
 		t.upload.held, t.upload.refused = false, true
+		t.upload.gone = t.upload.total // what has come is thrown away
 		t.sentLater()
 	}
 	if end {

@@ -94,7 +94,6 @@ func (t *trip) Data(p []byte, end bool) {
 	switch {
 	case u.refused:
 		u.gone += len(p)
-		t.sentLater()
 	case sent:
 		t.flow.Data(p, end)
 		t.requestEnded()
