@@ -88,10 +88,10 @@ func (s *http2Stream) receivedEnd(trailers exchange.Fields) {
 func (s *http2Stream) look(now time.Duration) (next time.Duration) {
 	d, q := s.driver, s.request
 	moves := d.output.full && d.client.moved == now
-	if moves {
+	if moves && s.waits() {
 		q.took = now
 	}
-	if moves || !s.whole && d.machine.Granted(s.id) == 0 {
+	if !q.tunnel && !s.whole && (moves || d.machine.Granted(s.id) == 0) {
 		q.came = now
 	}
 	return q.look(now)

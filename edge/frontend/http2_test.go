@@ -332,3 +332,24 @@ func TestManyStreams(t *testing.T) {
 	}
 	working.Wait()
 }
+
+// TestAnswerBeforeBody: a client that has its answer, and then gives up the rest of
+// its request, has not aborted anything.
+func TestAnswerBeforeBody(t *testing.T) {
+	e := newEdge(t, upstreamFuncs{roundTrip: obliging})
+	h := e.h2Dial()
+	h.path = "/early"
+	_ = h.request(1, "POST", false)
+	for ended := false; !ended; {
+		f, err := h.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, ok := f.(*http2.DataFrame)
+		ended = ok && data.StreamEnded()
+	}
+	_ = h.WriteRSTStream(1, http2.ErrCodeCancel)
+	if record := e.logged(1); record["status"] != 200.0 || record["reason"] != "" {
+		t.Errorf("logged %v", record)
+	}
+}
