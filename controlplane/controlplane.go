@@ -26,6 +26,7 @@ import (
 	"github.com/reseal/reseal/controlplane/admin"
 	"github.com/reseal/reseal/controlplane/etcd"
 	"github.com/reseal/reseal/controlplane/feed"
+	"github.com/reseal/reseal/controlplane/fleet"
 	"github.com/reseal/reseal/controlplane/gate"
 	"github.com/reseal/reseal/controlplane/intent"
 	"github.com/reseal/reseal/controlplane/keyring"
@@ -300,7 +301,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Logger:   c.cfg.Logger.With("part", "sessions"),
 	})
 	door := gate.New(gate.Limits{}, c.cfg.Logger.With("part", "gate"))
-	server, health := newGRPCServer(c.trust, door, feed.Codec{}, c.cfg.Version)
+	server, health := newGRPCServer(c.trust, door, fleet.Codec{}, c.cfg.Version)
 	resealv1.RegisterAdminServiceServer(server, adminServer)
 	resealv1.RegisterFeedServiceServer(server, feedServer)
 	everywhere := replicas.Services{
@@ -316,6 +317,12 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	resealv1.RegisterKeyringServiceServer(server, keyringServer)
 	resealv1.RegisterSessionServiceServer(server, sessionServer)
 	resealv1.RegisterReplicaServiceServer(server, relaying{sessions: sessionServer})
+	links := fleet.NewLinks(map[string]fleet.Service{
+		resealv1.FeedService_Sync_FullMethodName:    feedServer.Syncs(),
+		resealv1.KeyringService_Hold_FullMethodName: keyringServer.Holds(),
+		resealv1.TallyService_Report_FullMethodName: tallyServer.Reports(),
+	})
+	resealv1.RegisterLinkServiceServer(server, links)
 
 	// A stop lets the edges go to other replicas first.
 	outer := ctx
@@ -332,7 +339,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		return nil
 	})
 	for _, run := range []func(context.Context) error{
-		c.trust.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, door.Run,
+		c.trust.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, door.Run, links.Run,
 		relay(group, sessionServer),
 		func(ctx context.Context) error { return group.Balance(ctx, feedServer.Move) },
 		func(ctx context.Context) error { return c.joinGroup(ctx, group) },

@@ -100,6 +100,7 @@ type Edge struct {
 	frontend  *frontend.Frontend
 
 	identity *identity.Identity // set before enrolled is closed
+	link     *link.Link         // likewise
 	feed     *feed.Feed         // likewise
 	keyring  *keyring.Holder    // likewise
 	keysBy   time.Time          // how long the first apply waits for keys; likewise
@@ -201,24 +202,27 @@ func (e *Edge) Run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
+	e.link = link.New(conn, func(err error, again time.Duration) {
+		e.cfg.Logger.Warn("the link to the control plane is lost", "error", err, "again_in", again)
+	}, resealv1.FeedService_Sync_FullMethodName, resealv1.KeyringService_Hold_FullMethodName, resealv1.TallyService_Report_FullMethodName)
 	e.keyring = keyring.New(keyring.Config{
 		Edge:       e.cfg.ID,
 		Labels:     e.cfg.Labels,
-		Client:     resealv1.NewKeyringServiceClient(conn),
+		Client:     resealv1.NewKeyringServiceClient(e.link),
 		State:      dir,
 		KeepOnDisk: e.cfg.KeepKeys,
 		Logger:     e.cfg.Logger.With("part", "keyring"),
 		Registerer: e.registry,
 	})
 	e.keysBy = time.Now().Add(e.cfg.FeedWait)
-	e.newFeed(conn, dir)
+	e.newFeed(dir)
 	e.newShare(conn)
 	close(e.enrolled)
 	keeper, err := e.loadSessions(dir)
 	if err != nil {
 		e.cfg.Logger.Error("the kept sessions are not used", "error", err)
 	}
-	return e.serve(ctx, conn, keeper)
+	return e.serve(ctx, keeper)
 }
 
 // enrol makes sure that the edge has an identity. One that has expired, after a
@@ -243,14 +247,14 @@ func (e *Edge) stateKeyFile() string {
 	return filepath.Join(e.cfg.StateDir, "key")
 }
 
-func (e *Edge) newFeed(conn *grpc.ClientConn, dir *state.Dir) {
+func (e *Edge) newFeed(dir *state.Dir) {
 	e.feed = feed.New(feed.Config{
 		Edge:      e.cfg.ID,
 		BootID:    e.bootID,
 		Version:   e.cfg.Version,
 		Labels:    e.cfg.Labels,
 		StartedAt: e.startedAt,
-		Client:    resealv1.NewFeedServiceClient(conn),
+		Client:    resealv1.NewFeedServiceClient(e.link),
 		State:     dir,
 		Apply:     e.applyWithKeys,
 		Unchanged: e.unchanged,
@@ -274,12 +278,12 @@ func (e *Edge) loadSessions(dir *state.Dir) (*session.Keeper, error) {
 	return keeper, err
 }
 
-func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn, keeper *session.Keeper) error {
+func (e *Edge) serve(ctx context.Context, keeper *session.Keeper) error {
 	reporter := tally.NewReporter(tally.ReporterConfig{
 		Edge:   e.cfg.ID,
 		BootID: e.bootID,
 		Tally:  e.tally,
-		Client: resealv1.NewTallyServiceClient(conn),
+		Client: resealv1.NewTallyServiceClient(e.link),
 		Logger: e.cfg.Logger.With("part", "tally"),
 	})
 	// Clients drain first; the backend leg and the reports end after them, so
@@ -289,6 +293,7 @@ func (e *Edge) serve(ctx context.Context, conn *grpc.ClientConn, keeper *session
 	var behind errgroup.Group
 	behind.Go(func() error { return e.backend.Run(inner) })
 	behind.Go(func() error { return e.own(inner) })
+	behind.Go(func() error { return e.link.Run(inner) })
 	behind.Go(func() error { return reporter.Run(inner) })
 	behind.Go(func() error { return e.keyring.Run(inner) })
 	// The loops run until no leg has a connection any more.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -79,6 +80,7 @@ type Server struct {
 	work    work
 	table   *table
 	metrics *metrics
+	lines   *fleet.Lines
 	stopped chan struct{} // closed when Run has ended
 	history singleflight.Group
 
@@ -97,6 +99,7 @@ func New(config Config) *Server {
 	}
 	s := &Server{
 		config:    config,
+		lines:     fleet.NewLines(),
 		stopped:   make(chan struct{}),
 		published: make(chan struct{}),
 	}
@@ -110,6 +113,7 @@ func New(config Config) *Server {
 // may be called once. It returns nil when ctx has ended, otherwise the source's
 // error.
 func (s *Server) Run(ctx context.Context) error {
+	defer s.lines.End(fleet.ErrStopping)
 	defer close(s.stopped)
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.follow(inner) })
@@ -173,6 +177,7 @@ func (s *Server) publish(snapshot *resealv1.Snapshot) {
 	if old != nil {
 		old.retire()
 	}
+	s.lines.Wake()
 	s.config.Logger.Debug("revision published", "revision", snapshot.Revision(), "resources", snapshot.Len())
 }
 

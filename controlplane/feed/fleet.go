@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -53,7 +54,7 @@ func wait[T any](ctx context.Context, s *Server, arrives <-chan T) error {
 	case <-arrives:
 		return nil
 	case <-s.stopped:
-		return errStopping
+		return fleet.ErrStopping
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
 	}
@@ -73,20 +74,18 @@ func (s *Server) DrainEdge(ctx context.Context, request *resealv1.DrainEdgeReque
 		return nil, status.Errorf(codes.NotFound, "edge %q: %s", request.GetId(), err)
 	}
 	told := make(chan struct{})
-	orders := stream.orders
-	for {
-		select {
-		case orders <- order{drainMessage(drain), told}:
-			orders = nil
-		case <-told:
-			s.config.Logger.Info("edge told to drain", "edge", request.GetId(), "undo", request.GetUndo(),
-				"timeout", request.GetTimeout().AsDuration())
-			return &resealv1.DrainEdgeResponse{Told: true}, nil
-		case <-stream.done:
-			return nil, status.Errorf(codes.Unavailable, "edge %q left before it could be told; it is told when it comes back within %s", request.GetId(), liveFor)
-		case <-ctx.Done():
-			return nil, status.FromContextError(ctx.Err()).Err()
-		}
+	if !stream.order(order{drainMessage(drain), told}) {
+		return nil, status.Errorf(codes.ResourceExhausted, "edge %q has not read earlier orders yet", request.GetId())
+	}
+	select {
+	case <-told:
+		s.config.Logger.Info("edge told to drain", "edge", request.GetId(), "undo", request.GetUndo(),
+			"timeout", request.GetTimeout().AsDuration())
+		return &resealv1.DrainEdgeResponse{Told: true}, nil
+	case <-stream.done:
+		return nil, status.Errorf(codes.Unavailable, "edge %q left before it could be told; it is told when it comes back within %s", request.GetId(), liveFor)
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 }
 
@@ -101,10 +100,7 @@ func (s *Server) FollowDrain(id string) {
 	if err != nil {
 		return // it is told when it connects
 	}
-	select {
-	case stream.redrain <- struct{}{}:
-	default:
-	}
+	stream.order(order{message: drainMessage(drain)})
 }
 
 func drainMessage(drain *resealv1.Drain) *resealv1.SyncResponse {

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	edgefeed "github.com/reseal/reseal/edge/feed"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -193,7 +194,7 @@ func startPlane(t *testing.T, from *source) *plane {
 		Logger:     testLogger(),
 		Registerer: p.registry,
 	})
-	p.grpc = grpc.NewServer(grpc.ForceServerCodecV2(Codec{}))
+	p.grpc = grpc.NewServer(grpc.ForceServerCodecV2(fleet.Codec{}))
 	resealv1.RegisterFeedServiceServer(p.grpc, p.server)
 	resealv1.RegisterFleetServiceServer(p.grpc, p.server)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -2,20 +2,20 @@ package feed
 
 import (
 	"fmt"
-	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // Bounds on what edges say. Lengths are in bytes.
 const (
-	maxLabels      = 64
-	maxText        = 253
+	maxLabels      = fleet.MaxLabels
+	maxText        = fleet.MaxText
 	maxViolations  = 100
 	maxField       = 512
 	maxDescription = 2048
@@ -27,8 +27,8 @@ func checkHello(hello *resealv1.Hello, id string) error {
 	if hello == nil {
 		return status.Error(codes.InvalidArgument, "the first message must be a Hello")
 	}
-	if hello.GetEdge() != id {
-		return status.Errorf(codes.PermissionDenied, "edge %q can't speak as %q", id, cut(hello.GetEdge(), maxText))
+	if err := fleet.CheckID(hello.GetEdge(), id); err != nil {
+		return err
 	}
 	for _, text := range []string{hello.GetBootId(), hello.GetVersion(), hello.GetClusterId(), string(hello.GetHash())} {
 		if len(text) > maxText {
@@ -40,18 +40,7 @@ func checkHello(hello *resealv1.Hello, id string) error {
 			return status.Errorf(codes.InvalidArgument, "hello.%s holds a control character", field)
 		}
 	}
-	if len(hello.GetLabels()) > maxLabels {
-		return status.Errorf(codes.InvalidArgument, "Hello has %d labels, at most %d are allowed", len(hello.GetLabels()), maxLabels)
-	}
-	for name, value := range hello.GetLabels() {
-		if len(name) > maxText || len(value) > maxText {
-			return status.Errorf(codes.InvalidArgument, "a label has more than %d bytes", maxText)
-		}
-		if !resealv1.Legible(name) || !resealv1.Legible(value) {
-			return status.Error(codes.InvalidArgument, "hello.labels: one of them holds a control character")
-		}
-	}
-	return nil
+	return fleet.CheckLabels("hello.labels", hello.GetLabels())
 }
 
 // boundNack copies what of a Nack is worth keeping.
@@ -86,7 +75,7 @@ func boundRef(ref *resealv1.ResourceRef) *resealv1.ResourceRef {
 
 // shown is a text of an edge for people, of at most limit bytes.
 func shown(text string, limit int) string {
-	return cut(resealv1.Visible(cut(text, limit)), limit)
+	return fleet.Cut(resealv1.Visible(fleet.Cut(text, limit)), limit)
 }
 
 // boundReport checks and changes a report of a probe so that it can be shown to
@@ -149,15 +138,4 @@ func visibleValue(field protoreflect.FieldDescriptor, value protoreflect.Value) 
 		return protoreflect.ValueOfString(resealv1.VisibleLines(value.String())), true
 	}
 	return value, false
-}
-
-// cut shortens a text to at most limit bytes, at the border of a character.
-func cut(text string, limit int) string {
-	if len(text) <= limit {
-		return text
-	}
-	for limit > 0 && !utf8.RuneStart(text[limit]) {
-		limit--
-	}
-	return text[:limit]
 }

@@ -3,29 +3,19 @@ package feed
 import (
 	"context"
 	"math/rand/v2"
-	"time"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// moveWait bounds how long an edge that is busy is waited for to be asked.
-const moveWait = time.Second
-
 // Move asks n of the edges that are connected here to connect to another replica, and
 // returns how many were asked. Those that the edges choose from is move's.
-func (s *Server) Move(ctx context.Context, n int, move *resealv1.Move) int {
+func (s *Server) Move(_ context.Context, n int, move *resealv1.Move) int {
 	message := &resealv1.SyncResponse{Message: &resealv1.SyncResponse_Move{Move: move}}
 	asked := 0
 	for _, stream := range s.table.some(n) {
-		timeout := time.NewTimer(moveWait)
-		select {
-		case stream.orders <- order{message: message}:
+		if stream.order(order{message: message}) {
 			asked++
-		case <-stream.done:
-		case <-timeout.C:
-		case <-ctx.Done():
 		}
-		timeout.Stop()
 	}
 	return asked
 }

@@ -85,25 +85,23 @@ func (s *Server) awaitReport(ctx context.Context, stream *session, probe *reseal
 	timeout := time.NewTimer(probeTimeout)
 	defer timeout.Stop()
 	message := &resealv1.SyncResponse{Message: &resealv1.SyncResponse_ProbeOrder{ProbeOrder: probe}}
-	orders := stream.orders
-	for {
+	if !stream.order(order{message, nil}) {
+		return nil, status.Errorf(codes.ResourceExhausted, "edge %q has not read earlier orders yet", stream.id)
+	}
+	select {
+	case report := <-reports:
+		return reported(stream.id, report)
+	case <-timeout.C:
+		return nil, status.Errorf(codes.Unavailable, "edge %q did not report within %s: is its version one that can probe?", stream.id, probeTimeout)
+	case <-stream.done:
 		select {
-		case orders <- order{message, nil}:
-			orders = nil
-		case report := <-reports:
+		case report := <-reports: // it came last of all
 			return reported(stream.id, report)
-		case <-timeout.C:
-			return nil, status.Errorf(codes.Unavailable, "edge %q did not report within %s: is its version one that can probe?", stream.id, probeTimeout)
-		case <-stream.done:
-			select {
-			case report := <-reports: // it came last of all
-				return reported(stream.id, report)
-			default:
-			}
-			return nil, status.Errorf(codes.Unavailable, "edge %q left before it could report", stream.id)
-		case <-ctx.Done():
-			return nil, status.FromContextError(ctx.Err()).Err()
+		default:
 		}
+		return nil, status.Errorf(codes.Unavailable, "edge %q left before it could report", stream.id)
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 }
 

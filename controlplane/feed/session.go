@@ -3,9 +3,8 @@ package feed
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -14,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -34,34 +34,31 @@ const MaxUpdate = 64 << 20
 // session is one stream of one edge. Any error ends all of it; the edge comes
 // back.
 type session struct {
-	server *Server
-	stream grpc.BidiStreamingServer[resealv1.SyncRequest, resealv1.SyncResponse]
-	id     string
-	labels map[string]string
-	hello  *resealv1.Hello
+	server   *Server
+	ctx      context.Context    // of the caller
+	forget   context.CancelFunc // ends recall
+	line     *fleet.Line
+	id       string
+	labels   map[string]string
+	deadline *time.Timer // of what is awaited of the edge
+	probing  probing
+	done     chan struct{} // closed when the session has ended
 
-	received   chan *resealv1.SyncRequest
-	receiveErr error         // set before received is closed
-	sent       chan error    // how a send ended; there is room for the one under way
-	orders     chan order    // of the operator, for this edge
-	redrain    chan struct{} // whether the edge is to drain has changed
-	probing    probing
-	superseded chan struct{} // closed when a newer stream took over
-	done       chan struct{} // closed when the session has ended
+	mu     sync.Mutex
+	orders []order         // of the operator, for this edge
+	drain  *resealv1.Drain // what the edge was told last, or is about to be, nil: nothing
 
-	// The fields below belong to run.
+	// The fields below belong to the methods of the conversation.
 
-	held         *view     // what the edge holds, nil: not known, or nothing
+	hello        *resealv1.Hello // nil: it has not come yet
+	welcomed     bool
+	recalled     bool      // it is known what the edge holds
+	held         *view     // nil: not known, or nothing
 	heldRevision int64     // at which it holds that
 	target       *view     // of the newest update, nil: none was sent
 	targetSeen   time.Time // when this replica learned of it
 	answered     bool      // the newest update is acked or nacked
-	waiting      bool      // the newest update is still in pending
 	before       past      // the one before the newest
-	deadline     *time.Timer
-	drain        *resealv1.Drain // what the edge was told last, nil: nothing
-	sending      bool            // a send is under way
-	pending      []outgoing      // at most an update, and few orders
 }
 
 // past is an update that was answered.
@@ -71,135 +68,98 @@ type past struct {
 	count    int
 }
 
-type outgoing struct {
-	message any           // *prepared, an update, or *resealv1.SyncResponse
-	sent    chan struct{} // closed when gRPC took it, may be nil
-}
-
+// order is something that an operator wants of an edge.
 type order struct {
 	message *resealv1.SyncResponse
 	sent    chan struct{} // closed when gRPC took it, may be nil
 }
 
+// maxOrders bounds the orders that wait for an edge that does not read.
+const maxOrders = 16
+
 // Sync implements resealv1.FeedServiceServer.
 func (s *Server) Sync(stream grpc.BidiStreamingServer[resealv1.SyncRequest, resealv1.SyncResponse]) error {
-	ctx := stream.Context()
+	return s.Syncs().Serve(stream)
+}
+
+// Syncs are the conversations in which edges get their configuration.
+func (s *Server) Syncs() fleet.Service {
+	return fleet.Service{Lines: s.lines, Open: s.open, Message: func() proto.Message { return &resealv1.SyncRequest{} }}
+}
+
+func (s *Server) open(ctx context.Context, line *fleet.Line) (fleet.Conversation, error) {
 	id, labels, err := s.config.Edge(ctx)
 	if err != nil {
-		return denied(err)
+		return nil, fleet.Denied(err)
 	}
-	c := &session{
-		server:     s,
-		stream:     stream,
-		id:         id,
-		received:   make(chan *resealv1.SyncRequest),
-		sent:       make(chan error, 1),
-		orders:     make(chan order),
-		redrain:    make(chan struct{}, 1),
-		superseded: make(chan struct{}),
-		done:       make(chan struct{}),
-		deadline:   time.NewTimer(answerTimeout),
-	}
+	c := &session{server: s, ctx: ctx, forget: func() {}, line: line, id: id, labels: labels, done: make(chan struct{})}
+	c.deadline = time.AfterFunc(helloTimeout, c.late)
+	return c, nil
+}
+
+// late ends a stream whose edge does not say what it should.
+func (c *session) late() {
+	c.line.Do(func() {
+		switch {
+		case c.hello == nil:
+			c.line.End(status.Errorf(codes.DeadlineExceeded, "no Hello within %s", helloTimeout))
+		case c.target != nil && !c.answered:
+			c.line.End(status.Errorf(codes.DeadlineExceeded, "no answer to revision %d within %s", c.target.revision, answerTimeout))
+		}
+	})
+}
+
+// Close implements fleet.Conversation.
+func (c *session) Close() {
 	c.deadline.Stop()
-	// It ends with the stream, which gRPC ends when this function returns, as does
-	// send, which runs only while there is something to send. Neither may hold up
-	// the end: a receiver waits for the edge, a sender for the edge's flow control.
-	go c.receive()
-	defer close(c.done)
-
-	defer s.table.disconnect(c)
-	if err := c.start(ctx, labels); err != nil {
-		return err
-	}
-	err = c.run(ctx)
-	s.config.Logger.Info("edge disconnected", "edge", c.id, "reason", status.Convert(err).Message())
-	return err
-}
-
-// denied makes a gRPC status of an error of Config.Edge.
-func denied(err error) error {
-	if _, ok := status.FromError(err); ok {
-		return err
-	}
-	return status.Error(codes.PermissionDenied, err.Error())
-}
-
-func (c *session) receive() {
-	defer close(c.received)
-	for {
-		message, err := c.stream.Recv()
-		if err != nil {
-			c.receiveErr = err
-			return
-		}
-		select {
-		case c.received <- message:
-		case <-c.done:
-			c.receiveErr = io.EOF
-			return
-		}
+	c.forget()
+	c.server.table.disconnect(c)
+	close(c.done)
+	if c.hello != nil {
+		c.server.config.Logger.Info("edge disconnected", "edge", c.id, "reason", status.Convert(c.line.Err()).Message())
 	}
 }
 
-func (c *session) send(out outgoing) {
-	err := c.stream.SendMsg(out.message)
-	if err == nil && out.sent != nil {
-		close(out.sent)
+// Take implements fleet.Conversation.
+func (c *session) Take(said proto.Message) (time.Duration, error) {
+	message := said.(*resealv1.SyncRequest)
+	if c.hello == nil {
+		return 0, c.start(message.GetHello())
 	}
-	c.sent <- err
-}
-
-// sendNext sends what is pending, one after the other.
-func (c *session) sendNext() {
-	if c.sending || len(c.pending) == 0 {
-		return
-	}
-	next := c.pending[0]
-	c.pending, c.sending = c.pending[1:], true
-	if _, ok := next.message.(*prepared); ok {
-		c.waiting = false
-	}
-	go c.send(next)
+	return 0, c.answer(message)
 }
 
 // start takes the Hello and enters the edge into the table.
-func (c *session) start(ctx context.Context, labels map[string]string) error {
-	timeout := time.NewTimer(helloTimeout)
-	defer timeout.Stop()
-	select {
-	case message, ok := <-c.received:
-		if !ok {
-			return c.ended()
-		}
-		c.hello = message.GetHello()
-	case <-timeout.C:
-		return status.Errorf(codes.DeadlineExceeded, "no Hello within %s", helloTimeout)
-	case <-c.server.stopped:
-		return errStopping
-	}
-	if err := checkHello(c.hello, c.id); err != nil {
+func (c *session) start(hello *resealv1.Hello) error {
+	if err := checkHello(hello, c.id); err != nil {
 		return err
 	}
-	if labels != nil {
-		c.hello.Labels = labels
+	c.deadline.Stop()
+	if c.labels != nil {
+		hello.Labels = c.labels
 	}
-	c.labels = c.hello.GetLabels()
+	c.labels = hello.GetLabels()
 	var address string
-	if from, ok := peer.FromContext(ctx); ok {
+	if from, ok := peer.FromContext(c.ctx); ok {
 		address = from.Addr.String()
 	}
-	replaced, drain, err := c.server.table.connect(c, c.hello, address)
+	replaced, drain, err := c.server.table.connect(c, hello, address)
 	if err != nil {
 		return err
 	}
+	c.hello = hello
 	if replaced != nil {
-		close(replaced.superseded)
+		replaced.line.End(fleet.Superseded(c.id))
 	}
 	c.beginDrain(drain)
-	c.server.config.Logger.Info("edge connected", "edge", c.id, "address", address, "version", c.hello.GetVersion(),
-		"boot_id", c.hello.GetBootId(), "revision", c.hello.GetRevision())
-	// Headers tell the edge that it is welcome before there is anything to say.
-	return c.stream.SendHeader(nil)
+	c.server.config.Logger.Info("edge connected", "edge", c.id, "address", address, "version", hello.GetVersion(),
+		"boot_id", hello.GetBootId(), "revision", hello.GetRevision())
+	// It may have to wait, and no conversation may hold up another.
+	ctx, cancel := context.WithCancel(c.ctx)
+	c.forget = cancel
+	go c.recall(ctx, hello)
+	c.line.Wake()
+	return nil
 }
 
 // beginDrain tells an edge that has just connected whether it is to drain. before
@@ -210,7 +170,9 @@ func (c *session) beginDrain(before *resealv1.Drain) {
 		c.server.table.drained(c, wanted)
 		switch {
 		case wanted != nil && c.hello.GetDraining():
+			c.mu.Lock()
 			c.drain, before = wanted, nil // it knows
+			c.mu.Unlock()
 		case wanted != nil:
 			before = wanted
 		case c.hello.GetDraining() || before != nil:
@@ -222,130 +184,130 @@ func (c *session) beginDrain(before *resealv1.Drain) {
 	}
 }
 
-// order has something said to the edge, unless it is what it was told last.
-func (c *session) order(o order) {
-	if drain := o.message.GetDrain(); drain != nil {
-		if c.drain != nil && proto.Equal(c.drain, drain) {
-			if o.sent != nil {
-				close(o.sent)
-			}
-			return
+// order has an order given, unless it is to drain as the edge was told last. It is
+// false when too many wait.
+func (c *session) order(o order) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	drain := o.message.GetDrain()
+	switch {
+	case drain != nil && c.drain != nil && proto.Equal(c.drain, drain):
+		if o.sent != nil {
+			close(o.sent)
 		}
+		return true
+	case len(c.orders) >= maxOrders:
+		return false
+	case drain != nil:
 		c.drain = drain
 	}
-	c.pending = append(c.pending, outgoing{o.message, o.sent})
+	c.orders = append(c.orders, o)
+	c.line.Wake()
+	return true
 }
 
-var errStopping = status.Error(codes.Unavailable, "this replica is stopping")
-
-func (c *session) ended() error {
-	if errors.Is(c.receiveErr, io.EOF) {
-		return nil
+func (c *session) nextOrder() (order, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.orders) == 0 {
+		return order{}, false
 	}
-	return c.receiveErr
+	next := c.orders[0]
+	c.orders = c.orders[1:]
+	return next, true
 }
 
-func (c *session) run(ctx context.Context) error {
-	if err := c.recall(ctx); err != nil {
-		return err
+// Next implements fleet.Conversation. Orders come before an update.
+func (c *session) Next() (fleet.Outgoing, error) {
+	if c.hello == nil {
+		return fleet.Outgoing{}, nil
 	}
-	defer c.deadline.Stop()
-	for {
-		newest, published := c.server.current()
-		if newest != nil {
-			if err := c.advance(newest); err != nil {
-				return err
-			}
-		}
-		c.sendNext()
-		var orders <-chan order
-		if len(c.pending) == 0 {
-			orders = c.orders
-		}
-		select {
-		case order := <-orders:
-			c.order(order)
-		case <-c.redrain:
-			c.order(order{message: drainMessage(c.server.table.drainOf(c))})
-		case message, ok := <-c.received:
-			if !ok {
-				return c.ended()
-			}
-			if err := c.answer(message); err != nil {
-				return err
-			}
-		case <-published:
-		case <-c.deadline.C:
-			return status.Errorf(codes.DeadlineExceeded, "no answer to revision %d within %s", c.target.revision, answerTimeout)
-		case err := <-c.sent:
-			if err != nil {
-				return err
-			}
-			c.sending = false
-		case <-c.superseded:
-			return status.Errorf(codes.Aborted, "edge %q has started another stream; if it was not this process, two edges use one id", c.id)
-		case <-c.server.stopped:
-			return errStopping
-		case <-ctx.Done():
-			return status.FromContextError(ctx.Err()).Err()
-		}
+	if !c.welcomed {
+		c.welcomed = true
+		return fleet.Outgoing{Message: fleet.Welcome}, nil
 	}
+	if !c.recalled {
+		return fleet.Outgoing{}, nil
+	}
+	if next, ok := c.nextOrder(); ok {
+		return fleet.Outgoing{Message: next.message, Sent: func(ok bool) {
+			if ok && next.sent != nil {
+				close(next.sent)
+			}
+		}}, nil
+	}
+	newest, _ := c.server.current()
+	if newest == nil {
+		return fleet.Outgoing{}, nil
+	}
+	update, err := c.advance(newest)
+	if update == nil || err != nil {
+		return fleet.Outgoing{}, err
+	}
+	return fleet.Outgoing{Message: update}, nil
 }
 
 // recall finds out what the edge holds, so that it gets only what is new to it.
-func (c *session) recall(ctx context.Context) error {
-	newest, err := c.caughtUp(ctx)
+func (c *session) recall(ctx context.Context, hello *resealv1.Hello) {
+	held, err := c.holds(ctx, hello)
+	c.line.Do(func() {
+		c.forget()
+		if err != nil {
+			c.line.End(err)
+			return
+		}
+		c.recalled, c.held, c.heldRevision = true, held, hello.GetRevision()
+	})
+}
+
+// holds is what the edge holds, nil when that is not known, or nothing.
+func (c *session) holds(ctx context.Context, hello *resealv1.Hello) (*view, error) {
+	newest, err := c.caughtUp(ctx, hello)
 	if newest == nil || err != nil {
-		return err
+		return nil, err
 	}
-	if c.hello.GetRevision() <= 0 || c.hello.GetClusterId() != newest.snapshot.ClusterID() {
-		return nil
+	if hello.GetRevision() <= 0 || hello.GetClusterId() != newest.snapshot.ClusterID() {
+		return nil, nil
 	}
 	now, err := c.view(newest)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if bytes.Equal(now.hash, c.hello.GetHash()) {
-		c.held, c.heldRevision = now, c.hello.GetRevision()
-		return nil
+	if bytes.Equal(now.hash, hello.GetHash()) {
+		return now, nil
 	}
-	old := c.server.at(ctx, c.hello.GetRevision())
+	old := c.server.at(ctx, hello.GetRevision())
 	if old == nil {
-		return nil
+		return nil, nil
 	}
 	then, err := old.view(c.labels, old.encoder.pastForm)
 	if err != nil {
 		// The present may be sound where the past is not.
 		c.server.config.Logger.Warn("history can't be sent", "edge", c.id, "revision", old.revision(), "error", err)
-		return nil
+		return nil, nil
 	}
-	if bytes.Equal(then.hash, c.hello.GetHash()) {
-		c.held, c.heldRevision = then, c.hello.GetRevision()
+	if bytes.Equal(then.hash, hello.GetHash()) {
+		return then, nil
 	}
-	return nil
+	return nil, nil
 }
 
 // caughtUp returns the newest generation, after a moment for this replica to
 // learn of what the edge has heard elsewhere: an edge should not go back in
-// time because it came to a slower replica. It returns nil when the session
-// must not go on.
-func (c *session) caughtUp(ctx context.Context) (*generation, error) {
+// time because it came to a slower replica. ctx is the session's.
+func (c *session) caughtUp(ctx context.Context, hello *resealv1.Hello) (*generation, error) {
 	patience := time.NewTimer(catchUpTimeout)
 	defer patience.Stop()
 	expired := false
 	for {
 		newest, published := c.server.current()
-		if newest != nil && (expired || newest.revision() >= c.hello.GetRevision() || newest.snapshot.ClusterID() != c.hello.GetClusterId()) {
+		if newest != nil && (expired || newest.revision() >= hello.GetRevision() || newest.snapshot.ClusterID() != hello.GetClusterId()) {
 			return newest, nil
 		}
 		select {
 		case <-published:
 		case <-patience.C:
 			expired = true
-		case <-c.superseded:
-			return nil, nil // run says so
-		case <-c.server.stopped:
-			return nil, errStopping
 		case <-ctx.Done():
 			return nil, status.FromContextError(ctx.Err()).Err()
 		}
@@ -363,15 +325,15 @@ func (c *session) view(g *generation) (*view, error) {
 	return found, nil
 }
 
-// advance sends the update to the newest generation, unless the edge has it or
+// advance returns the update to the newest generation, nil when the edge has it or
 // still owes an answer.
-func (c *session) advance(newest *generation) error {
+func (c *session) advance(newest *generation) (*fleet.Prepared, error) {
 	if c.target != nil && (!c.answered || c.target.clusterID == newest.snapshot.ClusterID() && c.target.revision == newest.revision()) {
-		return nil
+		return nil, nil
 	}
 	next, err := c.view(newest)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	base := c.held
 	if base != nil && base.clusterID != next.clusterID {
@@ -380,25 +342,23 @@ func (c *session) advance(newest *generation) error {
 	made, err := next.update(base, c.heldRevision, newest.encoder.marshal)
 	if err != nil {
 		c.server.config.Logger.Error("update can't be marshalled", "edge", c.id, "revision", next.revision, "error", err)
-		return status.Errorf(codes.Internal, "revision %d can't be marshalled", next.revision)
+		return nil, status.Errorf(codes.Internal, "revision %d can't be marshalled", next.revision)
 	}
-	if size := len(made.message.wire); size > MaxUpdate {
+	if size := len(made.message.Wire); size > MaxUpdate {
 		c.server.config.Logger.Error("update is too large", "edge", c.id, "revision", next.revision, "bytes", size, "limit", MaxUpdate)
-		return status.Errorf(codes.ResourceExhausted, "revision %d needs %d bytes, an update holds at most %d: let edge selectors split the configuration", next.revision, size, MaxUpdate)
+		return nil, status.Errorf(codes.ResourceExhausted, "revision %d needs %d bytes, an update holds at most %d: let edge selectors split the configuration", next.revision, size, MaxUpdate)
 	}
 	if c.target != nil {
 		c.before = past{c.target.revision, c.targetSeen, len(c.target.held)}
 	}
 	c.target, c.targetSeen, c.answered = next, newest.seen, false
-	c.waiting = true
 	c.deadline.Reset(answerTimeout)
-	c.pending = append(c.pending, outgoing{message: made.message})
 	c.server.metrics.updates.WithLabelValues(made.kind).Inc()
 	if made.resources > 0 {
 		c.server.metrics.resources.WithLabelValues(made.kind).Add(float64(made.resources))
 	}
 	c.server.table.sent(c, made.resources)
-	return nil
+	return made.message, nil
 }
 
 // answer takes an Ack or a Nack. The edge may answer a revision again while it
@@ -422,10 +382,11 @@ func (c *session) answer(message *resealv1.SyncRequest) error {
 	if !c.answered {
 		about = c.before
 	}
-	if c.target != nil && revision == c.target.revision && !c.waiting {
+	if c.target != nil && revision == c.target.revision {
 		about = past{revision, c.targetSeen, len(c.target.held)}
 		c.held, c.heldRevision, c.answered = c.target, revision, true
 		c.deadline.Stop()
+		c.line.Wake() // a newer one may wait
 	}
 	if about.revision != revision || revision == 0 {
 		return status.Errorf(codes.InvalidArgument, "answer to revision %d, which was not the newest update", revision)

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -344,7 +345,7 @@ func (t *table) list(id string, labels map[string]string) ([]*resealv1.Edge, <-c
 	selector := &resealv1.EdgeSelector{MatchLabels: labels}
 	var edges []*resealv1.Edge
 	for _, row := range t.edges {
-		if row.live(now) && (id == "" || row.id == id) && selects(selector, row.hello.GetLabels()) {
+		if row.live(now) && (id == "" || row.id == id) && fleet.Selects(selector, row.hello.GetLabels()) {
 			edges = append(edges, row.describe(t.revision))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -83,12 +84,12 @@ type choice struct {
 func (g *generation) choose(labels map[string]string) choice {
 	var chosen choice
 	for _, listener := range g.listeners {
-		if selects(listener.GetListener().GetEdgeSelector(), labels) {
+		if fleet.Selects(listener.GetListener().GetEdgeSelector(), labels) {
 			chosen.listeners = append(chosen.listeners, listener)
 		}
 	}
 	for _, keyring := range g.keyrings {
-		if selects(keyring.GetKeyring().GetEdgeSelector(), labels) {
+		if fleet.Selects(keyring.GetKeyring().GetEdgeSelector(), labels) {
 			chosen.keyrings = append(chosen.keyrings, keyring)
 		}
 	}
@@ -105,15 +106,6 @@ func (c choice) key() string {
 		key.WriteString(resource.GetMetadata().GetName() + "\x00")
 	}
 	return key.String()
-}
-
-func selects(selector *resealv1.EdgeSelector, labels map[string]string) bool {
-	for name, want := range selector.GetMatchLabels() {
-		if value, ok := labels[name]; !ok || value != want {
-			return false
-		}
-	}
-	return true
 }
 
 // closure is what was chosen with all that it needs.
@@ -191,7 +183,7 @@ const maxBases = 64
 
 // update is an Update ready to be sent.
 type update struct {
-	message   *prepared
+	message   *fleet.Prepared
 	kind      string // "full", "delta" or "empty"
 	resources int    // upserts
 }
@@ -225,7 +217,7 @@ func (v *view) update(base *view, baseRevision int64, marshal func(*resealv1.Syn
 	if err != nil {
 		return nil, err
 	}
-	made.message = &prepared{response, wire}
+	made.message = &fleet.Prepared{Message: response, Wire: wire}
 	if len(v.updates) >= maxBases {
 		clear(v.updates)
 	}

@@ -157,7 +157,7 @@ func (j *journal) String() string {
 }
 
 // fleet is a set of replicas over one prefix in etcd.
-type fleet struct {
+type testFleet struct {
 	t      *testing.T
 	prefix string
 	source *source
@@ -168,14 +168,14 @@ type fleet struct {
 
 var prefixes atomic.Int64
 
-func newFleet(t *testing.T, resources ...*resealv1.Resource) *fleet {
+func newFleet(t *testing.T, resources ...*resealv1.Resource) *testFleet {
 	t.Helper()
-	f := &fleet{t: t, prefix: fmt.Sprintf("/t%d/", prefixes.Add(1)), source: newSource(resources...), sealer: newSealer(), log: &journal{}}
+	f := &testFleet{t: t, prefix: fmt.Sprintf("/t%d/", prefixes.Add(1)), source: newSource(resources...), sealer: newSealer(), log: &journal{}}
 	f.client = f.dialEtcd()
 	return f
 }
 
-func (f *fleet) dialEtcd() *clientv3.Client {
+func (f *testFleet) dialEtcd() *clientv3.Client {
 	f.t.Helper()
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + shared}, Logger: zap.NewNop()})
 	if err != nil {
@@ -200,7 +200,7 @@ type replica struct {
 // edgeHeader stands for the certificate of the calling edge.
 const edgeHeader = "test-edge"
 
-func (f *fleet) start(name string, options ...func(*Config)) *replica {
+func (f *testFleet) start(name string, options ...func(*Config)) *replica {
 	f.t.Helper()
 	r := &replica{t: f.t, name: name, registry: prometheus.NewRegistry(), pipe: bufconn.Listen(1 << 20)}
 	writer := io.Writer(f.log)
@@ -287,7 +287,7 @@ func epochs(status *resealv1.KeyringStatus) string {
 
 // settled is a fleet with one replica and one edge, which holds the first epoch and
 // acks nothing.
-func settled(t *testing.T, edge string) (*fleet, *replica, *node) {
+func settled(t *testing.T, edge string) (*testFleet, *replica, *node) {
 	t.Helper()
 	f := newFleet(t, steady())
 	r := f.start("r1")
@@ -490,7 +490,7 @@ func (n *node) secrets(name string) map[uint64][]byte {
 }
 
 // values are all that etcd holds below the prefix.
-func (f *fleet) values(below string) map[string]string {
+func (f *testFleet) values(below string) map[string]string {
 	f.t.Helper()
 	answer, err := f.client.Get(context.Background(), f.prefix+below, clientv3.WithPrefix())
 	if err != nil {

@@ -2,9 +2,7 @@ package keyring
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -13,9 +11,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -31,38 +31,28 @@ const (
 
 // Bounds on what edges say. Lengths are in bytes.
 const (
-	maxLabels   = 64
-	maxText     = 253
+	maxLabels   = fleet.MaxLabels
+	maxText     = fleet.MaxText
 	maxKeyrings = 1024
 )
 
-var errStopping = status.Error(codes.Unavailable, "this replica is stopping")
-
 // hold is one stream of one edge. Any error ends all of it; the edge comes back.
 type hold struct {
-	server *Server
-	stream grpc.BidiStreamingServer[resealv1.HoldRequest, resealv1.HoldResponse]
-	id     string
-	labels map[string]string
+	server   *Server
+	line     *fleet.Line
+	id       string
+	labels   map[string]string
+	words    *rate.Limiter
+	deadline *time.Timer // of what is awaited of the edge
 
-	received   chan *resealv1.HoldRequest
-	receiveErr error         // set before received is closed
-	sendEnded  chan error    // how a send ended; there is room for the one under way
-	done       chan struct{} // closed when the stream has ended
-
-	// The fields below belong to run.
-
-	entry    *entry
+	entry    *entry            // nil before the first request
 	era      int               // of the state when the stream began
 	claims   map[string]uint64 // the newest epochs that the edge held then, by keyring
 	began    time.Time
+	welcomed bool
 	serial   uint64 // of the newest response
 	sent     *set   // what it holds, nil: none was sent
-	waiting  bool   // it is still in pending
-	sending  bool   // a send is under way
 	answered bool   // it is acked
-	pending  *resealv1.HoldResponse
-	deadline *time.Timer
 }
 
 // set is what an edge should hold, without the secrets.
@@ -78,73 +68,80 @@ type setOf struct {
 
 // Hold implements resealv1.KeyringServiceServer.
 func (s *Server) Hold(stream grpc.BidiStreamingServer[resealv1.HoldRequest, resealv1.HoldResponse]) error {
-	ctx := stream.Context()
+	return s.Holds().Serve(stream)
+}
+
+// Holds are the conversations in which edges get their keys.
+func (s *Server) Holds() fleet.Service {
+	return fleet.Service{Lines: s.lines, Open: s.open, Message: func() proto.Message { return &resealv1.HoldRequest{} }}
+}
+
+func (s *Server) open(ctx context.Context, line *fleet.Line) (fleet.Conversation, error) {
 	id, labels, err := s.config.Edge(ctx)
 	if err != nil {
-		return denied(err)
+		return nil, fleet.Denied(err)
 	}
-	h := &hold{
-		server:    s,
-		stream:    stream,
-		id:        id,
-		labels:    labels,
-		received:  make(chan *resealv1.HoldRequest),
-		sendEnded: make(chan error, 1),
-		done:      make(chan struct{}),
-		deadline:  time.NewTimer(answerTimeout),
+	h := &hold{server: s, line: line, id: id, labels: labels, words: rate.NewLimiter(wordsPerSecond, wordsBurst)}
+	h.deadline = time.AfterFunc(helloTimeout, h.late)
+	return h, nil
+}
+
+// late ends a stream whose edge does not say what it should.
+func (h *hold) late() {
+	h.line.Do(func() {
+		switch {
+		case h.entry == nil:
+			h.line.End(status.Errorf(codes.DeadlineExceeded, "no request within %s", helloTimeout))
+		case h.sent != nil && !h.answered:
+			h.line.End(status.Errorf(codes.DeadlineExceeded, "no ack of serial %d within %s", h.serial, answerTimeout))
+		}
+	})
+}
+
+// Close implements fleet.Conversation.
+func (h *hold) Close() {
+	h.deadline.Stop()
+	if h.entry != nil {
+		h.server.roster.leave(h.entry)
+		h.server.log.Debug("edge ended its keyring stream", "edge", h.id, "reason", status.Convert(h.line.Err()).Message())
+	}
+}
+
+// Take implements fleet.Conversation.
+func (h *hold) Take(said proto.Message) (time.Duration, error) {
+	message := said.(*resealv1.HoldRequest)
+	delay := h.words.Reserve().Delay()
+	if h.entry != nil {
+		return delay, h.ack(message)
+	}
+	if err := checkFirst(message, h.id); err != nil {
+		return 0, err
 	}
 	h.deadline.Stop()
-	defer h.deadline.Stop()
-	// It ends with the stream, which gRPC ends when this function returns, as does
-	// send, which runs only while there is something to send. Neither may hold up
-	// the end: a receiver waits for the edge, a sender for the edge's flow control.
-	go h.receive()
-	defer close(h.done)
-	if err := h.start(); err != nil {
-		return err
+	if h.labels == nil {
+		h.labels = message.GetLabels()
 	}
-	h.era, h.began = s.state.currentEra(), time.Now()
-	h.entry = s.roster.join(h.id, h.labels)
-	defer s.roster.leave(h.entry)
-	err = h.run(ctx)
-	wipe(h.pending)
-	s.log.Debug("edge ended its keyring stream", "edge", h.id, "reason", status.Convert(err).Message())
-	return err
+	h.claims = newestOf(message)
+	h.era, h.began = h.server.state.currentEra(), time.Now()
+	h.entry = h.server.roster.join(h.id, h.labels, h.line)
+	h.line.Wake()
+	return delay, nil
 }
 
-// denied makes a gRPC status of an error of Config.Edge.
-func denied(err error) error {
-	if _, ok := status.FromError(err); ok {
-		return err
+// Next implements fleet.Conversation.
+func (h *hold) Next() (fleet.Outgoing, error) {
+	if h.entry == nil {
+		return fleet.Outgoing{}, nil
 	}
-	return status.Error(codes.PermissionDenied, err.Error())
-}
-
-func (h *hold) receive() {
-	defer close(h.received)
-	words := rate.NewLimiter(wordsPerSecond, wordsBurst)
-	for {
-		message, err := h.stream.Recv()
-		if err == nil {
-			err = words.Wait(h.stream.Context())
-		}
-		if err != nil {
-			h.receiveErr = err
-			return
-		}
-		select {
-		case h.received <- message:
-		case <-h.done:
-			h.receiveErr = io.EOF
-			return
-		}
+	if !h.welcomed {
+		h.welcomed = true
+		return fleet.Outgoing{Message: fleet.Welcome}, nil
 	}
-}
-
-func (h *hold) send(response *resealv1.HoldResponse) {
-	err := h.stream.Send(response)
-	wipe(response)
-	h.sendEnded <- err
+	response, err := h.advance()
+	if response == nil || err != nil {
+		return fleet.Outgoing{}, err
+	}
+	return fleet.Outgoing{Message: response, Sent: func(bool) { wipe(response) }}, nil
 }
 
 // wipe zeroes the secrets of a response that gRPC has encoded.
@@ -156,49 +153,16 @@ func wipe(response *resealv1.HoldResponse) {
 	}
 }
 
-// start takes the first request.
-func (h *hold) start() error {
-	timeout := time.NewTimer(helloTimeout)
-	defer timeout.Stop()
-	select {
-	case message, ok := <-h.received:
-		if !ok {
-			return h.ended()
-		}
-		if err := checkFirst(message, h.id); err != nil {
-			return err
-		}
-		if h.labels == nil {
-			h.labels = message.GetLabels()
-		}
-		h.claims = newestOf(message)
-	case <-timeout.C:
-		return status.Errorf(codes.DeadlineExceeded, "no request within %s", helloTimeout)
-	case <-h.server.stopped:
-		return errStopping
-	}
-	// Headers tell the edge that it is welcome before there is anything to say.
-	return h.stream.SendHeader(nil)
-}
-
 // checkFirst admits the first request of the edge whose certificate names id.
 func checkFirst(request *resealv1.HoldRequest, id string) error {
-	if request.GetEdge() != id {
-		return status.Errorf(codes.PermissionDenied, "edge %q can't speak as %q", id, cut(request.GetEdge()))
+	if err := fleet.CheckID(request.GetEdge(), id); err != nil {
+		return err
 	}
 	if request.GetSerial() != 0 {
 		return status.Errorf(codes.InvalidArgument, "serial: %d in the first request, it must be 0", request.GetSerial())
 	}
-	if len(request.GetLabels()) > maxLabels {
-		return status.Errorf(codes.InvalidArgument, "labels: there are %d, at most %d are allowed", len(request.GetLabels()), maxLabels)
-	}
-	for name, value := range request.GetLabels() {
-		if len(name) > maxText || len(value) > maxText {
-			return status.Errorf(codes.InvalidArgument, "labels: one has more than %d bytes", maxText)
-		}
-		if !resealv1.Legible(name) || !resealv1.Legible(value) {
-			return status.Error(codes.InvalidArgument, "labels: one of them holds a control character")
-		}
+	if err := fleet.CheckLabels("labels", request.GetLabels()); err != nil {
+		return err
 	}
 	return checkHeld(request)
 }
@@ -218,12 +182,7 @@ func checkHeld(request *resealv1.HoldRequest) error {
 	return nil
 }
 
-func cut(text string) string {
-	if len(text) > maxText {
-		text = text[:maxText]
-	}
-	return strings.ToValidUTF8(text, "")
-}
+func cut(text string) string { return strings.ToValidUTF8(fleet.Cut(text, maxText), "") }
 
 // newestOf are the newest epochs that an edge holds, by keyring.
 func newestOf(request *resealv1.HoldRequest) map[string]uint64 {
@@ -236,59 +195,16 @@ func newestOf(request *resealv1.HoldRequest) map[string]uint64 {
 	return claims
 }
 
-func (h *hold) ended() error {
-	if errors.Is(h.receiveErr, io.EOF) {
-		return nil
-	}
-	return h.receiveErr
-}
-
-func (h *hold) run(ctx context.Context) error {
+// advance prepares the next response, nil while the edge holds all or still owes an
+// ack.
+func (h *hold) advance() (*resealv1.HoldResponse, error) {
 	for {
-		changed, err := h.advance()
-		if err != nil {
-			return err
-		}
-		if h.waiting && !h.sending {
-			go h.send(h.pending)
-			h.waiting, h.pending, h.sending = false, nil, true
-		}
-		select {
-		case message, ok := <-h.received:
-			if !ok {
-				return h.ended()
-			}
-			if err := h.ack(message); err != nil {
-				return err
-			}
-		case <-changed:
-		case <-h.deadline.C:
-			return status.Errorf(codes.DeadlineExceeded, "no ack of serial %d within %s", h.serial, answerTimeout)
-		case err := <-h.sendEnded:
-			if err != nil {
-				return err
-			}
-			h.sending = false
-		case <-h.entry.superseded:
-			return status.Errorf(codes.Aborted, "edge %q has started another stream; if it was not this process, two edges use one id", h.id)
-		case <-h.server.stopped:
-			return errStopping
-		case <-ctx.Done():
-			return status.FromContextError(ctx.Err()).Err()
-		}
-	}
-}
-
-// advance prepares the next response, unless the edge holds all or still owes an
-// ack. It returns what to wait for.
-func (h *hold) advance() (<-chan struct{}, error) {
-	for {
-		next, changed, err := h.server.setFor(h)
+		next, err := h.server.setFor(h)
 		if next == nil || err != nil {
-			return changed, err
+			return nil, err
 		}
 		if h.sent != nil && (!h.answered || h.sent.key == next.key) {
-			return changed, nil
+			return nil, nil
 		}
 		response, ok := h.server.fill(next)
 		if !ok {
@@ -297,28 +213,28 @@ func (h *hold) advance() (<-chan struct{}, error) {
 		}
 		h.serial++
 		response.Serial = h.serial
-		h.sent, h.answered, h.waiting, h.pending = next, false, true, response
+		h.sent, h.answered = next, false
 		h.claims = nil // it has served its purpose
 		h.deadline.Reset(answerTimeout)
-		return changed, nil
+		return response, nil
 	}
 }
 
 // setFor is what the edge should hold, nil while that is not known.
-func (s *Server) setFor(h *hold) (*set, <-chan struct{}, error) {
+func (s *Server) setFor(h *hold) (*set, error) {
 	open := s.roster.isOpen()
 	st := s.state
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if h.era != st.era {
-		return nil, st.sets, status.Error(codes.Unavailable, "the store was restored, start again")
+		return nil, status.Error(codes.Unavailable, "the store was restored, start again")
 	}
 	if !open || !st.ready() || st.behind() {
-		return nil, st.sets, nil
+		return nil, nil
 	}
 	if h.sent == nil && !st.knows(h.claims, h.began) {
 		s.doubt()
-		return nil, st.sets, nil
+		return nil, nil
 	}
 	next := &set{}
 	var key strings.Builder
@@ -329,13 +245,13 @@ func (s *Server) setFor(h *hold) (*set, <-chan struct{}, error) {
 		}
 		if found.problem != nil {
 			// What a response does not name is erased, so none is sent.
-			return nil, st.sets, status.Errorf(codes.Unavailable, "keyring %q can't be read, see the control plane's log", k.name)
+			return nil, status.Errorf(codes.Unavailable, "keyring %q can't be read, see the control plane's log", k.name)
 		}
 		fmt.Fprintf(&key, "%s %d %s %s\n", k.name, found.revision, k.spec.GetRetireAfter().AsDuration(), k.spec.GetMaxActiveAge().AsDuration())
 		next.keyrings = append(next.keyrings, setOf{k, found})
 	}
 	next.key = key.String()
-	return next, st.sets, nil
+	return next, nil
 }
 
 // fill makes a response of a set. It is false when the set is not the newest.
@@ -364,7 +280,7 @@ func (s *Server) fill(next *set) (*resealv1.HoldResponse, bool) {
 // when that has changed on its own, for example when it stopped encrypting.
 func (h *hold) ack(message *resealv1.HoldRequest) error {
 	serial := message.GetSerial()
-	if serial == 0 || serial > h.serial || serial == h.serial && h.waiting {
+	if serial == 0 || serial > h.serial {
 		return status.Errorf(codes.InvalidArgument, "serial: %d was not sent", serial)
 	}
 	if err := checkHeld(message); err != nil {
@@ -375,6 +291,7 @@ func (h *hold) ack(message *resealv1.HoldRequest) error {
 	}
 	h.answered = true
 	h.deadline.Stop()
+	h.line.Wake() // a newer set may wait
 	held := map[string]coverOf{}
 	for _, keyring := range message.GetKeyrings() {
 		i := slices.IndexFunc(h.sent.keyrings, func(k setOf) bool { return k.name == keyring.GetName() })

@@ -26,6 +26,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -90,6 +91,7 @@ type Server struct {
 	metrics *metrics
 	id      string        // of this process, among those that write to etcd
 	reload  time.Duration // 0: the mirror's default; tests can't wait for it
+	lines   *fleet.Lines
 	doubts  chan struct{} // holds a token when the newest record is to be asked for
 	stopped chan struct{} // closed when Run has ended
 }
@@ -120,11 +122,12 @@ func New(config Config) *Server {
 		keys:    keys{prefix: config.Prefix},
 		log:     config.Logger,
 		id:      randomID(),
+		lines:   fleet.NewLines(),
 		doubts:  make(chan struct{}, 1),
 		vault:   newVault(config.Unseal),
 		stopped: make(chan struct{}),
 	}
-	s.state = newState(s.id)
+	s.state = newState(s.id, s.lines.Wake)
 	s.roster = newRoster(s)
 	s.metrics = newMetrics(config.Registerer, s.state)
 	return s
@@ -136,6 +139,7 @@ func New(config Config) *Server {
 // returns nil when ctx has ended, and otherwise the source's error.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.vault.retain(nil)
+	defer s.lines.End(fleet.ErrStopping)
 	defer close(s.stopped)
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.configure(inner) })

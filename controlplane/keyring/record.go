@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -169,12 +170,7 @@ func specsOf(snapshot *resealv1.Snapshot) []keyringSpec {
 }
 
 func (k keyringSpec) selects(labels map[string]string) bool {
-	for name, want := range k.spec.GetEdgeSelector().GetMatchLabels() {
-		if value, ok := labels[name]; !ok || value != want {
-			return false
-		}
-	}
-	return true
+	return fleet.Selects(k.spec.GetEdgeSelector(), labels)
 }
 
 // nameOf is what follows prefix in an etcd key.

@@ -58,7 +58,7 @@ type history struct {
 	records []*record
 }
 
-func (f *fleet) follow(name string) *history {
+func (f *testFleet) follow(name string) *history {
 	f.t.Helper()
 	h := &history{}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -189,7 +189,7 @@ func (c gatedConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-func (f *fleet) dialGated(g *gate) *clientv3.Client {
+func (f *testFleet) dialGated(g *gate) *clientv3.Client {
 	f.t.Helper()
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + shared}, Logger: zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -443,7 +443,7 @@ func TestNewerStreamTakesOver(t *testing.T) {
 }
 
 // ownEtcd is a fleet with an etcd that a test may stop and start again.
-func ownEtcd(t *testing.T) (f *fleet, dir string, stop func(), start func()) {
+func ownEtcd(t *testing.T) (f *testFleet, dir string, stop func(), start func()) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "etcd")
 	if err != nil {

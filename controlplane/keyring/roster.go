@@ -11,6 +11,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/time/rate"
+
+	"github.com/reseal/reseal/controlplane/fleet"
 )
 
 const (
@@ -54,7 +56,7 @@ type roster struct {
 // entry is a stream of an edge.
 type entry struct {
 	stream
-	superseded chan struct{} // closed when a newer stream took over
+	line *fleet.Line
 
 	// Guarded by roster.mu.
 
@@ -79,16 +81,16 @@ func (r *roster) nudge() {
 }
 
 // join enters a stream, in place of an older one of the same edge.
-func (r *roster) join(edge string, labels map[string]string) *entry {
+func (r *roster) join(edge string, labels map[string]string, line *fleet.Line) *entry {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.streams++
-	e := &entry{stream: stream{edge, r.streams}, superseded: make(chan struct{}), labels: labels}
+	e := &entry{stream: stream{edge, r.streams}, line: line, labels: labels}
 	e.cover = r.coverLocked(&cover{Labels: r.terms.of(labels), Terms: r.terms.id})
 	if old := r.entries[edge]; old != nil {
 		e.told = old.told
 		if old.left.IsZero() {
-			close(old.superseded)
+			old.line.End(fleet.Superseded(edge))
 		}
 	}
 	r.entries[edge] = e
@@ -151,7 +153,7 @@ func (r *roster) lose(superseded []stream) {
 		if e := r.entries[s.edge]; e != nil && e.stream == s {
 			r.removeLocked(e)
 			if e.left.IsZero() {
-				close(e.superseded)
+				e.line.End(fleet.Superseded(e.edge))
 			}
 		}
 	}
@@ -314,7 +316,7 @@ func (r *roster) serve(ctx context.Context, wait *backoff) error {
 		}
 		wait.reset()
 		// What comes meanwhile is written together, the less often the more there is.
-		if err := pause(ctx, min(max(gather, 3*took), time.Second)); err != nil {
+		if err := pause(ctx, min(max(gather, 3*took), 250*time.Millisecond)); err != nil {
 			return err
 		}
 	}

@@ -205,6 +205,7 @@ func TestDeletedKeyringIsErased(t *testing.T) {
 	n.hush()
 	f.source.apply(many(keyringOf("other", time.Hour, time.Hour)))
 	n.waitFor("other", "1 prepared")
+	eventually(t, "the edge is known", func() bool { return len(r.status("other").GetEdges()) == 1 })
 	time.Sleep(200 * time.Millisecond)
 	if got := r.status("other"); epochs(got) != "1 prepared" || len(got.GetEdges()[0].GetEpochs()) > 0 {
 		t.Errorf("status is %v", got)

@@ -37,7 +37,7 @@ type state struct {
 	offices    map[string]office // candidates of the election, by key
 
 	known chan struct{} // closed when etcd was loaded first
-	sets  chan struct{} // closed when what edges hold may have changed
+	sets  func()        // called when what edges hold may have changed
 	all   chan struct{} // closed at every change
 }
 
@@ -54,12 +54,12 @@ type office struct {
 	created int64
 }
 
-func newState(replica string) *state {
+func newState(replica string, sets func()) *state {
 	return &state{
 		records: map[string]*stored{}, ledger: newLedger(replica), offices: map[string]office{},
 		era:   1,
 		terms: termsOf(nil),
-		known: make(chan struct{}), sets: make(chan struct{}), all: make(chan struct{}),
+		known: make(chan struct{}), sets: sets, all: make(chan struct{}),
 	}
 }
 
@@ -99,8 +99,7 @@ func (st *state) predecessors(name string) map[string]head {
 // notify wakes those who wait. The caller holds mu.
 func (st *state) notify(sets bool) {
 	if sets {
-		close(st.sets)
-		st.sets = make(chan struct{})
+		st.sets()
 	}
 	close(st.all)
 	st.all = make(chan struct{})

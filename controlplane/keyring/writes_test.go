@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -140,14 +141,14 @@ func TestCrowdsShareWrites(t *testing.T) {
 	before := revision()
 	var entries []*entry
 	for i := range crowd {
-		entries = append(entries, r.server.roster.join(fmt.Sprintf("edge-%03d", i), nil))
+		entries = append(entries, r.server.roster.join(fmt.Sprintf("edge-%03d", i), nil, fleet.Detached()))
 	}
 	eventually(t, "the other knows all", covered(0))
 	if n := transactions(before); n > 10 {
 		t.Errorf("%d edges that connect cost %d transactions", crowd, n)
 	}
-	other.server.roster.join("edge-007", nil)
-	<-entries[7].superseded
+	other.server.roster.join("edge-007", nil, fleet.Detached())
+	eventually(t, "the older stream ends", func() bool { return status.Code(entries[7].line.Err()) == codes.Aborted })
 	before = revision()
 	for _, e := range entries {
 		r.server.roster.acked(e, map[string]coverOf{"default": {Record: "some", Held: spansOf([]uint64{1}), Active: 1}})
@@ -168,8 +169,8 @@ func TestCrowdsShareWrites(t *testing.T) {
 // What a digest tells of edges is as small as their names: they share what they hold.
 func TestEdgesThatHoldTheSameShareIt(t *testing.T) {
 	r := newRoster(&Server{})
-	one := r.join("a", nil)
-	other := r.join("b", nil)
+	one := r.join("a", nil, nil)
+	other := r.join("b", nil, nil)
 	for range 3 {
 		for _, e := range []*entry{one, other} {
 			r.acked(e, map[string]coverOf{"default": {Record: "r", Held: spansOf([]uint64{1, 2}), Active: 2}})

@@ -6,12 +6,13 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // enter makes a member of a zone that wants pools, without a stream.
 func (w *world) enter(id, zone string, certificate []byte, pools ...string) *member {
-	m := newMember(id)
+	m := newMember(id, fleet.Detached())
 	w.say(m, zone, certificate, true, pools...)
 	return m
 }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -23,12 +24,10 @@ const (
 	maxMessages = 32768
 )
 
-// member is an edge's stream. All but the channels is guarded by Server.mu.
+// member is an edge's stream. All but the line is guarded by Server.mu.
 type member struct {
-	id    string
-	wake  chan struct{} // something is queued
-	ended chan struct{} // closed when the stream must end
-	cause error         // why; set before ended is closed
+	id   string
+	line *fleet.Line
 
 	bootID      string
 	labels      map[string]string
@@ -54,18 +53,17 @@ type member struct {
 	awaiting map[*seeding]bool   // for this member
 }
 
-func newMember(id string) *member {
+func newMember(id string, line *fleet.Line) *member {
 	return &member{
-		id: id, wake: make(chan struct{}, 1), ended: make(chan struct{}),
+		id: id, line: line,
 		told: map[string]string{}, asked: map[uint64]*seeding{}, awaiting: map[*seeding]bool{},
 	}
 }
 
-// end makes the stream end with err.
+// end ends the stream, unless it is one of another replica.
 func (m *member) end(err error) {
-	if m.cause == nil {
-		m.cause = err
-		close(m.ended)
+	if m.line != nil {
+		m.line.End(err)
 	}
 }
 
@@ -76,14 +74,11 @@ func (m *member) push(message *resealv1.ExchangeResponse) {
 		return
 	}
 	if len(m.queue) >= maxMessages {
-		m.end(status.Error(codes.ResourceExhausted, "the edge does not read"))
+		m.line.End(status.Error(codes.ResourceExhausted, "the edge does not read"))
 		return
 	}
 	m.queue = append(m.queue, message)
-	select {
-	case m.wake <- struct{}{}:
-	default:
-	}
+	m.line.Wake()
 }
 
 // next takes the oldest message out of the queue, nil when it is empty.

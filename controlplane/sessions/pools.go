@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -19,7 +20,7 @@ func SharedPools(snapshot *resealv1.Snapshot, labels map[string]string) []string
 		}
 	}
 	for _, resource := range snapshot.Kind("Listener") {
-		if selects(resource.GetListener().GetEdgeSelector(), labels) {
+		if fleet.Selects(resource.GetListener().GetEdgeSelector(), labels) {
 			selected[resource.GetMetadata().GetName()] = true
 			add(resource.GetListener().GetPool())
 		}
@@ -33,13 +34,4 @@ func SharedPools(snapshot *resealv1.Snapshot, labels map[string]string) []string
 		}
 	}
 	return slices.Sorted(maps.Keys(shared))
-}
-
-func selects(selector *resealv1.EdgeSelector, labels map[string]string) bool {
-	for name, want := range selector.GetMatchLabels() {
-		if value, ok := labels[name]; !ok || value != want {
-			return false
-		}
-	}
-	return true
 }

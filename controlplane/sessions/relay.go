@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -209,7 +210,7 @@ func (s *Server) Relay(replica string, stream grpc.ClientStreamingServer[resealv
 		}
 		return err
 	case <-s.stopped:
-		return errStopping
+		return fleet.ErrStopping
 	}
 }
 
@@ -278,7 +279,7 @@ func (r *relay) join(join *resealv1.ExchangeJoin) {
 		if len(s.members) >= 2*maxMembers {
 			return // its sessions stay with its own replica
 		}
-		m = newMember(join.GetEdge())
+		m = newMember(join.GetEdge(), nil)
 		m.outlet = s.outletTo(r.replica)
 		r.members[m.id] = m
 	}

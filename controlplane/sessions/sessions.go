@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -55,6 +56,7 @@ type Server struct {
 	resealv1.UnimplementedSessionServiceServer
 
 	config  Config
+	lines   *fleet.Lines
 	stopped chan struct{} // closed when Run has ended
 
 	mu       sync.Mutex
@@ -76,6 +78,7 @@ func New(config Config) *Server {
 	}
 	return &Server{
 		config:   config,
+		lines:    fleet.NewLines(),
 		stopped:  make(chan struct{}),
 		members:  map[string]*member{},
 		shadowed: map[string]*member{},
@@ -88,6 +91,7 @@ func New(config Config) *Server {
 // Run follows who is entitled to what until ctx ends, and then ends all streams.
 // It may be called once and returns nil.
 func (s *Server) Run(ctx context.Context) error {
+	defer s.lines.End(fleet.ErrStopping)
 	defer close(s.stopped)
 	ticker := time.NewTicker(entitleInterval)
 	defer ticker.Stop()

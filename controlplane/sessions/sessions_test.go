@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -534,7 +535,7 @@ func TestRefusals(t *testing.T) {
 // A member that does not read holds up nobody, and what waits for it is bounded.
 func TestSlowMember(t *testing.T) {
 	w := newWorld(t, nil)
-	a, slow := newMember("a"), newMember("slow")
+	a, slow := newMember("a", fleet.Detached()), newMember("slow", fleet.Detached())
 	for _, m := range []*member{a, slow} {
 		w.relay.join(m, nil, joinOf(t, m.id, "p"), true)
 	}
@@ -553,8 +554,8 @@ func TestSlowMember(t *testing.T) {
 	for i := range maxMessages + 1 {
 		slow.push(gone(fmt.Sprint(i), false))
 	}
-	if status.Code(slow.cause) != codes.ResourceExhausted {
-		t.Errorf("it goes on: %v", slow.cause)
+	if status.Code(slow.line.Err()) != codes.ResourceExhausted {
+		t.Errorf("it goes on: %v", slow.line.Err())
 	}
 }
 

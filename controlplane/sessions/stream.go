@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
@@ -16,7 +15,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -26,8 +27,7 @@ const (
 	maxCertificate = 8 << 10
 	maxSignature   = 256
 	maxPools       = 1000
-	maxLabels      = 64
-	maxName        = 253
+	maxName        = fleet.MaxText
 
 	// Offers of one member: a burst is what it takes to seed an edge.
 	offersPerSecond = 1000
@@ -37,49 +37,63 @@ const (
 	wordsBurst     = 200
 )
 
-var errStopping = status.Error(codes.Unavailable, "this replica is stopping")
-
-type exchange = grpc.BidiStreamingServer[resealv1.ExchangeRequest, resealv1.ExchangeResponse]
-
 // Exchange implements resealv1.SessionServiceServer.
-func (s *Server) Exchange(stream exchange) error {
-	ctx := stream.Context()
+func (s *Server) Exchange(stream grpc.BidiStreamingServer[resealv1.ExchangeRequest, resealv1.ExchangeResponse]) error {
+	return s.Exchanges().Serve(stream)
+}
+
+// Exchanges are the conversations in which edges exchange sessions.
+func (s *Server) Exchanges() fleet.Service {
+	return fleet.Service{Lines: s.lines, Open: s.begin, Message: func() proto.Message { return &resealv1.ExchangeRequest{} }}
+}
+
+func (s *Server) begin(ctx context.Context, line *fleet.Line) (fleet.Conversation, error) {
 	id, labels, err := s.config.Edge(ctx)
 	if err != nil {
-		if _, ok := status.FromError(err); ok {
-			return err
-		}
-		return status.Error(codes.PermissionDenied, err.Error())
+		return nil, fleet.Denied(err)
 	}
 	if err := s.open(); err != nil {
-		return err
+		return nil, err
 	}
-	m := newMember(id)
-	defer s.leave(m)
-	// It ends with the stream, which gRPC ends when this function returns.
-	failed := make(chan error, 1)
-	go func() { failed <- s.receive(ctx, m, labels, stream) }()
-	for {
-		select {
-		case <-m.ended:
-			return m.cause
-		default:
+	return &exchange{server: s, member: newMember(id, line), labels: labels, words: rate.NewLimiter(wordsPerSecond, wordsBurst)}, nil
+}
+
+// exchange is a conversation.
+type exchange struct {
+	server *Server
+	member *member
+	labels map[string]string // that the edge's token gave it
+	joined bool
+	words  *rate.Limiter
+	offers *rate.Limiter // nil before the first
+}
+
+// Close implements fleet.Conversation.
+func (x *exchange) Close() { x.server.leave(x.member) }
+
+// Take implements fleet.Conversation.
+func (x *exchange) Take(said proto.Message) (time.Duration, error) {
+	message := said.(*resealv1.ExchangeRequest)
+	limiter := x.words
+	if message.GetOffer() != nil {
+		if x.offers == nil {
+			x.offers = rate.NewLimiter(offersPerSecond, offersBurst)
 		}
-		if message := s.next(m); message != nil {
-			if err := stream.Send(message); err != nil {
-				return err
-			}
-			continue
-		}
-		select {
-		case <-m.wake:
-		case err := <-failed:
-			return err
-		case <-m.ended:
-		case <-s.stopped:
-			return errStopping
-		}
+		limiter = x.offers
 	}
+	delay := limiter.Reserve().Delay()
+	if !x.joined && message.GetJoin() == nil {
+		return 0, status.Error(codes.InvalidArgument, "the first message must be a join")
+	}
+	return delay, x.server.take(x.member, x.labels, message, &x.joined)
+}
+
+// Next implements fleet.Conversation.
+func (x *exchange) Next() (fleet.Outgoing, error) {
+	if message := x.server.next(x.member); message != nil {
+		return fleet.Outgoing{Message: message}, nil
+	}
+	return fleet.Outgoing{}, nil
 }
 
 // open counts a stream in.
@@ -125,35 +139,6 @@ func (s *Server) leaveLocked(m *member) {
 	delete(s.freed, m)
 	for id := range m.told { // each was told of m
 		s.unlink(s.members[id], m)
-	}
-}
-
-// receive returns when the stream has ended or must end.
-func (s *Server) receive(ctx context.Context, m *member, labels map[string]string, stream exchange) error {
-	words := rate.NewLimiter(wordsPerSecond, wordsBurst)
-	offers := rate.NewLimiter(offersPerSecond, offersBurst)
-	joined := false
-	for {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		limiter := words
-		if message.GetOffer() != nil {
-			limiter = offers
-		}
-		if err := limiter.Wait(ctx); err != nil {
-			return err
-		}
-		if !joined && message.GetJoin() == nil {
-			return status.Error(codes.InvalidArgument, "the first message must be a join")
-		}
-		if err := s.take(m, labels, message, &joined); err != nil {
-			return err
-		}
 	}
 }
 
@@ -206,7 +191,7 @@ func (s *Server) join(m *member, labels map[string]string, join *resealv1.Exchan
 			if before.outlet != nil {
 				s.shadowed[m.id] = before // until its replica says that it has left
 			}
-			before.end(status.Errorf(codes.Aborted, "edge %q has started another stream", m.id))
+			before.end(fleet.Superseded(m.id))
 		}
 		s.members[m.id] = m
 		s.forgetRevoked()
@@ -258,8 +243,8 @@ func invalid(format string, args ...any) error {
 }
 
 func (s *Server) checkJoin(id string, join *resealv1.ExchangeJoin) error {
-	if join.GetEdge() != id {
-		return status.Errorf(codes.PermissionDenied, "edge %q can't join as another", id)
+	if err := fleet.CheckID(join.GetEdge(), id); err != nil {
+		return err
 	}
 	if len(join.GetPools()) > maxPools || tooMuch(join.GetHolding()) || slices.ContainsFunc(join.GetPools(), longName) {
 		return invalid("join.pools has more than %d entries, or one of more than %d bytes", maxPools, maxName)
@@ -270,16 +255,8 @@ func (s *Server) checkJoin(id string, join *resealv1.ExchangeJoin) error {
 	if !resealv1.Legible(join.GetBootId()) {
 		return invalid("join.boot_id holds a control character")
 	}
-	if len(join.GetLabels()) > maxLabels {
-		return invalid("join.labels has more than %d entries", maxLabels)
-	}
-	for name, value := range join.GetLabels() {
-		if longName(name) || longName(value) {
-			return invalid("join.labels has an entry of more than %d bytes", maxName)
-		}
-		if !resealv1.Legible(name) || !resealv1.Legible(value) {
-			return invalid("join.labels: one of them holds a control character")
-		}
+	if err := fleet.CheckLabels("join.labels", join.GetLabels()); err != nil {
+		return err
 	}
 	if len(join.GetCertificate()) > maxCertificate {
 		return invalid("join.certificate has more than %d bytes", maxCertificate)

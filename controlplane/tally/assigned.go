@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -49,7 +50,7 @@ func (a *Assignments) Of(snapshot *resealv1.Snapshot, labels map[string]string) 
 func assign(snapshot *resealv1.Snapshot, labels map[string]string) assignment {
 	made := assignment{pools: map[string]bool{}, listeners: map[string]bool{}}
 	for _, resource := range snapshot.Kind("Listener") {
-		if labels == nil || selects(resource.GetListener().GetEdgeSelector(), labels) {
+		if labels == nil || fleet.Selects(resource.GetListener().GetEdgeSelector(), labels) {
 			made.listeners[resource.GetMetadata().GetName()] = true
 			made.pools[resource.GetListener().GetPool()] = true
 		}
@@ -64,13 +65,4 @@ func assign(snapshot *resealv1.Snapshot, labels map[string]string) assignment {
 	}
 	delete(made.pools, "")
 	return made
-}
-
-func selects(selector *resealv1.EdgeSelector, labels map[string]string) bool {
-	for name, want := range selector.GetMatchLabels() {
-		if value, ok := labels[name]; !ok || value != want {
-			return false
-		}
-	}
-	return true
 }

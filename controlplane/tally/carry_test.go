@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -22,8 +23,7 @@ func newTestServer(options ...func(*Config)) *Server {
 
 func newTestStream(id string) *stream {
 	return &stream{
-		id: id, wake: make(chan struct{}, 1), superseded: make(chan struct{}),
-		done: make(chan struct{}), reported: make(chan struct{}),
+		id: id, line: fleet.Detached(), done: make(chan struct{}), reported: make(chan struct{}),
 	}
 }
 

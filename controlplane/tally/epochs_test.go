@@ -145,7 +145,7 @@ func TestEpochsAreSmall(t *testing.T) {
 func TestReportsThatAreNotKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		from := &stream{id: "a", wake: make(chan struct{}, 1), reported: make(chan struct{}), superseded: make(chan struct{})}
+		from := newTestStream("a")
 		listener := &resealv1.Stats{Name: "web", Epochs: []*resealv1.EpochStats{epochStats("default", 1, 1, nil), epochStats("default", 2, 1, nil), epochStats("default", 3, 1, nil)}}
 		for i := range 10 * 10 {
 			if i%10 == 5 { // not the first of its slot

@@ -49,7 +49,7 @@ func TestHostileReports(t *testing.T) {
 func TestHistoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		from := &stream{id: "a", wake: make(chan struct{}, 1), reported: make(chan struct{}), superseded: make(chan struct{})}
+		from := newTestStream("a")
 		for i := range 5 * maxReports {
 			report := &resealv1.ReportRequest{Edge: "a", BootId: fmt.Sprint(i), Pools: []*resealv1.Stats{{Name: "app", Requests: uint64(i)}}}
 			if err := s.take(from, report); err != nil {

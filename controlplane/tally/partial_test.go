@@ -55,7 +55,7 @@ func statsOf(words *vocabularies, all []*packed) []*resealv1.Stats {
 func TestQuietEdgesCostNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		from := &stream{id: "e", wake: make(chan struct{}, 1), reported: make(chan struct{}), superseded: make(chan struct{})}
+		from := newTestStream("e")
 		report := &resealv1.ReportRequest{Edge: "e", BootId: "b"}
 		for i := range 200 {
 			report.Pools = append(report.Pools, &resealv1.Stats{Name: fmt.Sprint("pool", i), Requests: 7})

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -76,7 +77,7 @@ func (s *Server) await(ctx context.Context, asked []question) error {
 			case <-timeout.C:
 				return nil
 			case <-s.stopped:
-				return errStopping
+				return fleet.ErrStopping
 			case <-ctx.Done():
 				return status.FromContextError(ctx.Err()).Err()
 			}
@@ -194,7 +195,7 @@ func (s *Server) WatchStats(request *resealv1.WatchStatsRequest, stream grpc.Ser
 		select {
 		case <-ticker.C:
 		case <-s.stopped:
-			return errStopping
+			return fleet.ErrStopping
 		case <-stream.Context().Done():
 			return status.FromContextError(stream.Context().Err()).Err()
 		}

@@ -2,28 +2,29 @@ package tally
 
 import (
 	"context"
-	"errors"
-	"io"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-var errStopping = status.Error(codes.Unavailable, "this replica is stopping")
-
 // stream is one stream of reports.
 type stream struct {
-	id         string
-	wake       chan struct{} // something is to be asked
-	superseded chan struct{} // closed when a newer stream took over
-	done       chan struct{} // closed when the stream has ended
+	server *Server
+	ctx    context.Context // of the caller
+	id     string
+	line   *fleet.Line
+	done   chan struct{} // closed when the stream has ended
 
-	// Of the goroutine that receives.
+	// Of Take and Next.
 
+	greeted  bool    // the first response was sent
 	stripped bool    // that was said
 	last     *report // the newest on this stream, nil before the first
 
@@ -38,70 +39,54 @@ type stream struct {
 
 // Report implements resealv1.TallyServiceServer.
 func (s *Server) Report(reports grpc.BidiStreamingServer[resealv1.ReportRequest, resealv1.ReportResponse]) error {
-	ctx := reports.Context()
-	id, err := s.config.Edge(ctx)
-	if err != nil {
-		if _, ok := status.FromError(err); ok {
-			return err
-		}
-		return status.Error(codes.PermissionDenied, err.Error())
-	}
-	c := &stream{
-		id:         id,
-		wake:       make(chan struct{}, 1),
-		superseded: make(chan struct{}),
-		done:       make(chan struct{}),
-		reported:   make(chan struct{}),
-	}
-	defer close(c.done)
-	defer s.leave(c)
-	// It ends with the stream, which gRPC ends when this function returns.
-	failed := make(chan error, 1)
-	go func() { failed <- s.receive(c, reports) }()
-	if err := reports.Send(&resealv1.ReportResponse{TakesPartial: true}); err != nil {
-		return err
-	}
-	for {
-		if request := s.due(c); request > 0 {
-			if err := reports.Send(&resealv1.ReportResponse{Request: request}); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-c.wake:
-		case err := <-failed:
-			return err
-		case <-c.superseded:
-			return status.Errorf(codes.Aborted, "edge %q has started another stream", id)
-		case <-s.stopped:
-			return errStopping
-		}
-	}
+	return s.Reports().Serve(reports)
 }
 
-func (s *Server) receive(c *stream, reports grpc.BidiStreamingServer[resealv1.ReportRequest, resealv1.ReportResponse]) error {
-	for {
-		message, err := reports.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if message.GetEdge() != c.id {
-			return status.Errorf(codes.PermissionDenied, "edge %q can't report for another", c.id)
-		}
-		if len(message.GetBootId()) > maxName || message.GetBootId() != "" && !isName(message.GetBootId()) {
-			return status.Errorf(codes.InvalidArgument, "boot_id has more than %d bytes, or holds a control character", maxName)
-		}
-		if message.GetPartial() && (c.last == nil || c.last.bootID != message.GetBootId()) {
-			return status.Error(codes.InvalidArgument, "partial: the first report of a stream and of a process must be whole")
-		}
-		s.strip(reports.Context(), c, message)
-		if err := s.take(c, message); err != nil {
-			return err
-		}
+// Reports are the conversations in which edges report.
+func (s *Server) Reports() fleet.Service {
+	return fleet.Service{Lines: s.lines, Open: s.open, Message: func() proto.Message { return &resealv1.ReportRequest{} }}
+}
+
+func (s *Server) open(ctx context.Context, line *fleet.Line) (fleet.Conversation, error) {
+	id, err := s.config.Edge(ctx)
+	if err != nil {
+		return nil, fleet.Denied(err)
 	}
+	return &stream{server: s, ctx: ctx, id: id, line: line, done: make(chan struct{}), reported: make(chan struct{})}, nil
+}
+
+// Close implements fleet.Conversation.
+func (c *stream) Close() {
+	c.server.leave(c)
+	close(c.done)
+}
+
+// Take implements fleet.Conversation.
+func (c *stream) Take(said proto.Message) (time.Duration, error) {
+	message := said.(*resealv1.ReportRequest)
+	if err := fleet.CheckID(message.GetEdge(), c.id); err != nil {
+		return 0, err
+	}
+	if len(message.GetBootId()) > maxName || message.GetBootId() != "" && !isName(message.GetBootId()) {
+		return 0, status.Errorf(codes.InvalidArgument, "boot_id has more than %d bytes, or holds a control character", maxName)
+	}
+	if message.GetPartial() && (c.last == nil || c.last.bootID != message.GetBootId()) {
+		return 0, status.Error(codes.InvalidArgument, "partial: the first report of a stream and of a process must be whole")
+	}
+	c.server.strip(c.ctx, c, message)
+	return 0, c.server.take(c, message)
+}
+
+// Next implements fleet.Conversation.
+func (c *stream) Next() (fleet.Outgoing, error) {
+	if !c.greeted {
+		c.greeted = true
+		return fleet.Outgoing{Message: &resealv1.ReportResponse{TakesPartial: true}}, nil
+	}
+	if request := c.server.due(c); request > 0 {
+		return fleet.Outgoing{Message: &resealv1.ReportResponse{Request: request}}, nil
+	}
+	return fleet.Outgoing{}, nil
 }
 
 // strip removes from a report what the edge does not have, or what is not a name.
@@ -164,7 +149,7 @@ func (s *Server) due(c *stream) uint64 {
 // Callers that ask before it is sent share it.
 func (c *stream) askLocked() uint64 {
 	c.asked = c.sent + 1
-	c.poke()
+	c.line.Wake()
 	return c.asked
 }
 
@@ -172,12 +157,5 @@ func (c *stream) answeredLocked(request uint64) {
 	c.answered = max(c.answered, min(request, c.sent))
 	close(c.reported)
 	c.reported = make(chan struct{})
-	c.poke()
-}
-
-func (c *stream) poke() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	c.line.Wake()
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/reseal/reseal/controlplane/fleet"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -51,6 +52,7 @@ type Server struct {
 
 	config  Config
 	words   *vocabularies
+	lines   *fleet.Lines
 	stopped chan struct{} // closed when Run has ended
 
 	mu    sync.Mutex
@@ -77,6 +79,7 @@ func New(config Config) *Server {
 	s := &Server{
 		config:  config,
 		words:   newVocabularies(),
+		lines:   fleet.NewLines(),
 		stopped: make(chan struct{}),
 		edges:   map[string]*edge{},
 		gone:    newCarried(),
@@ -94,6 +97,7 @@ func New(config Config) *Server {
 // Run forgets edges that left, until ctx ends, and then ends all streams. It may
 // be called once and returns nil.
 func (s *Server) Run(ctx context.Context) error {
+	defer s.lines.End(fleet.ErrStopping)
 	defer close(s.stopped)
 	ticker := time.NewTicker(expireInterval)
 	defer ticker.Stop()
@@ -176,7 +180,7 @@ func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
 		return nil // a newer stream took over
 	default:
 		if e.stream != nil {
-			close(e.stream.superseded)
+			e.stream.line.End(fleet.Superseded(e.id))
 		}
 		e.stream, from.counted = from, true
 	}

@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -22,7 +23,7 @@ const (
 // ends. After an error it waits first, and lost hears how long: longer with each
 // failure in a row, spread, so that a fleet does not come back all at once, and no
 // less than the control plane asks for (google.rpc.RetryInfo, up to a minute).
-// After a nil it calls serve at once.
+// After a nil, or ErrLost, it calls serve at once.
 func Keep(ctx context.Context, serve func(context.Context) error, lost func(err error, again time.Duration)) {
 	for failures := 0; ; failures++ {
 		started := time.Now()
@@ -35,6 +36,11 @@ func Keep(ctx context.Context, serve func(context.Context) error, lost func(err 
 		}
 		if err == nil {
 			failures = -1
+			continue
+		}
+		if errors.Is(err, ErrLost) {
+			failures-- // it is the link that waits, and whatever is said on it for that
+			lost(err, 0)
 			continue
 		}
 		delay := max(wait(failures), retryAfter(err))

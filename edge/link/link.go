@@ -1,18 +1,23 @@
-// Package link is an edge's way to the control plane: how replicas are
-// dialled, and when a stream that broke is tried again.
+// Package link is an edge's way to the control plane: how replicas are dialled, what
+// is said on one stream to them, and when one that broke is tried again.
 package link
 
 import (
 	"context"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver/manual"
+	"google.golang.org/grpc/status"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 const (
@@ -75,4 +80,114 @@ func Dial(config Config) (*grpc.ClientConn, error) {
 		config.Mover.conn = conn
 	}
 	return conn, nil
+}
+
+// Link carries conversations on one stream, with one back-off. It is what the edge's
+// sides of the services take for a connection: each stream that they start on it is a
+// conversation.
+type Link struct {
+	conn    *grpc.ClientConn
+	lost    func(err error, again time.Duration)
+	methods map[string]bool
+	wanted  chan struct{} // closed when somebody wants to talk
+	want    func()
+
+	mu      sync.Mutex
+	session *session
+	direct  bool          // the control plane knows no links
+	changed chan struct{} // closed when one of the two changes
+}
+
+// directFor is for how long streams of their own are used with a control plane that
+// knows no links.
+const directFor = time.Minute
+
+// New makes a Link over conn that carries these methods, such as
+// "/reseal.v1.FeedService/Sync"; others go over conn as they are. Run connects it. Lost
+// hears why a link has ended, and when the next is tried.
+func New(conn *grpc.ClientConn, lost func(err error, again time.Duration), methods ...string) *Link {
+	l := &Link{conn: conn, lost: lost, methods: map[string]bool{}, wanted: make(chan struct{}), changed: make(chan struct{})}
+	l.want = sync.OnceFunc(func() { close(l.wanted) })
+	for _, method := range methods {
+		l.methods[method] = true
+	}
+	return l
+}
+
+// Run keeps a link, once somebody has something to say, until ctx ends.
+func (l *Link) Run(ctx context.Context) error {
+	select {
+	case <-l.wanted:
+	case <-ctx.Done():
+		return nil
+	}
+	Keep(ctx, l.serve, l.lost)
+	return nil
+}
+
+// serve runs one link to its end.
+func (l *Link) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Keep's back-off is the only one: the connection must not be in one of its own.
+	l.conn.ResetConnectBackoff()
+	stream, err := resealv1.NewLinkServiceClient(l.conn).Connect(ctx)
+	if err != nil {
+		return err
+	}
+	s := &session{stream: stream, open: map[uint64]*conversation{}}
+	l.set(s, false)
+	err = s.receive()
+	l.set(nil, status.Code(err) == codes.Unimplemented)
+	s.lose()
+	if status.Code(err) != codes.Unimplemented {
+		return err
+	}
+	defer l.set(nil, false)
+	timer := time.NewTimer(directFor)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+func (l *Link) set(s *session, direct bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.session, l.direct = s, direct
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// Invoke implements grpc.ClientConnInterface.
+func (l *Link) Invoke(ctx context.Context, method string, args, reply any, options ...grpc.CallOption) error {
+	return l.conn.Invoke(ctx, method, args, reply, options...)
+}
+
+// NewStream implements grpc.ClientConnInterface. It waits for a link.
+func (l *Link) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, options ...grpc.CallOption) (grpc.ClientStream, error) {
+	if !l.methods[method] {
+		return l.conn.NewStream(ctx, desc, method, options...)
+	}
+	l.want()
+	for {
+		l.mu.Lock()
+		s, direct, changed := l.session, l.direct, l.changed
+		l.mu.Unlock()
+		switch {
+		case direct:
+			return l.conn.NewStream(ctx, desc, method, options...)
+		case s != nil:
+			if c, err := s.begin(ctx, method); err == nil {
+				return c, nil
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
+	}
 }

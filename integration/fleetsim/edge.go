@@ -13,17 +13,17 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/reseal/reseal/edge/link"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // reportInterval is that of edges.
 const reportInterval = 4 * time.Second
 
-// Bits of the streams of an edge.
+// Bits of the conversations of an edge.
 const (
 	feedStream = 1 << iota
 	keyringStream
-	sessionStream
 	allStreams = 1<<iota - 1
 )
 
@@ -38,6 +38,7 @@ type edge struct {
 	startedAt time.Time
 	dialer    net.Dialer
 	conn      *grpc.ClientConn
+	link      *link.Link
 
 	mu         sync.Mutex
 	up         int // bits of streams that the control plane has answered
@@ -78,7 +79,7 @@ func ended(err error) error {
 func (e *edge) sync(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := resealv1.NewFeedServiceClient(e.conn).Sync(ctx)
+	stream, err := resealv1.NewFeedServiceClient(e.link).Sync(ctx)
 	if err != nil {
 		return err
 	}
@@ -133,7 +134,7 @@ func (e *edge) take(update *resealv1.Update) error {
 func (e *edge) hold(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := resealv1.NewKeyringServiceClient(e.conn).Hold(ctx)
+	stream, err := resealv1.NewKeyringServiceClient(e.link).Hold(ctx)
 	if err != nil {
 		return err
 	}
@@ -176,31 +177,11 @@ func (e *edge) encrypts(epoch uint64) {
 	}
 }
 
-// exchange is a stream of sessions, of an edge that shares none.
-func (e *edge) exchange(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := resealv1.NewSessionServiceClient(e.conn).Exchange(ctx)
-	if err != nil {
-		return err
-	}
-	defer e.broken(sessionStream)
-	_ = stream.Send(&resealv1.ExchangeRequest{Message: &resealv1.ExchangeRequest_Join{Join: &resealv1.ExchangeJoin{
-		Edge: e.id, BootId: e.bootID, Certificate: e.pair.Certificate[0],
-	}}})
-	for {
-		if _, err := stream.Recv(); err != nil {
-			return ended(err)
-		}
-		e.served(sessionStream)
-	}
-}
-
 // report is a stream of reports.
 func (e *edge) report(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := resealv1.NewTallyServiceClient(e.conn).Report(ctx)
+	stream, err := resealv1.NewTallyServiceClient(e.link).Report(ctx)
 	if err != nil {
 		return err
 	}

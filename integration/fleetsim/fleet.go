@@ -1,6 +1,6 @@
 // Package fleetsim simulates edges: thousands in one process, each with an identity
-// and a TLS connection of its own and all streams that an edge has. They connect as
-// edges do (edge/link) and say what edges say, but serve nobody.
+// and a TLS connection of its own and all that an edge says that shares no sessions.
+// They connect as edges do (edge/link), but serve nobody.
 package fleetsim
 
 import (
@@ -81,8 +81,11 @@ func Start(config Config, identities []*Identity) (*Fleet, error) {
 			f.Stop()
 			return nil, err
 		}
+		e.link = link.New(e.conn, f.lost, resealv1.FeedService_Sync_FullMethodName,
+			resealv1.KeyringService_Hold_FullMethodName, resealv1.TallyService_Report_FullMethodName)
 		f.edges = append(f.edges, e)
-		for _, serve := range []func(context.Context) error{e.sync, e.hold, e.exchange, e.report} {
+		f.running.Go(func() { _ = e.link.Run(ctx) })
+		for _, serve := range []func(context.Context) error{e.sync, e.hold, e.report} {
 			f.running.Go(func() { link.Keep(ctx, serve, f.lost) })
 		}
 	}
