@@ -47,7 +47,7 @@ func (a *told) Response(r *exchange.Response, end bool) {
 	t.answer = answered{begun: true, tunnel: r.Status == 101, ended: end, unknown: r.Length < 0}
 	t.upload.settle()
 	switch {
-	case t.answer.tunnel:
+	case t.answer.tunnel && t.r != nil: // both directions begin anew
 		t.upload.ended, t.upload.length = false, exchange.UnknownLength
 	case t.upload.held:
 		t.upload.held, t.upload.refused = false, true
@@ -106,6 +106,8 @@ func (a *told) Failed(err error) {
 	switch {
 	case t.answer.ended:
 		t.finish(nil) // only the rest of the request, which nobody wants, did not go out
+	case errors.As(err, &lost) && t.answer.tunnel:
+		t.fail(resetError(lost, false).blamed(blameNobody)) // whose turn it was nobody knows
 	case errors.As(err, &lost):
 		t.fail(resetError(lost, t.upload.underWay()))
 	default:

@@ -12,7 +12,9 @@ import (
 type noted struct {
 	status int
 	sent   int
+	data   []byte
 	begun  chan struct{} // gets a token with the head of the answer
+	ended  chan struct{} // closed at the end of the answer; may be nil
 	failed error
 }
 
@@ -21,9 +23,20 @@ func (n *noted) Response(r *exchange.Response, _ bool) {
 	n.status = r.Status
 	n.begun <- struct{}{}
 }
-func (n *noted) Data([]byte, bool)   {}
-func (n *noted) End(exchange.Fields) {}
-func (n *noted) Sent(size int)       { n.sent += size }
+func (n *noted) Data(p []byte, end bool) {
+	if n.status == 0 {
+		panic("data before the head of the answer")
+	}
+	if n.data = append(n.data, p...); end {
+		n.End(nil)
+	}
+}
+func (n *noted) End(exchange.Fields) {
+	if n.ended != nil {
+		close(n.ended)
+	}
+}
+func (n *noted) Sent(size int) { n.sent += size }
 func (n *noted) Failed(err error) {
 	n.failed = err
 	n.begun <- struct{}{}

@@ -53,10 +53,7 @@ func (c *soloConn) carry(_ *loop.Loop, _ *exchange.Exchange, r *exchange.Request
 		}
 		c.soon(func() { c.lose(c.died) })
 	case c.raw:
-		c.soon(func() {
-			c.answered = true
-			c.front.Response(&exchange.Response{Status: 101, Length: exchange.UnknownLength, Version: exchange.HTTP11}, false)
-		})
+		c.soon(c.opened)
 	default:
 		c.request(r)
 	}
@@ -81,6 +78,14 @@ func (c *soloConn) request(r *exchange.Request) {
 		c.sent = true
 	}
 	c.write(out)
+}
+
+// opened tells the Front that a tunnel is open, first of all.
+func (c *soloConn) opened() {
+	if !c.answered {
+		c.answered = true
+		c.front.Response(&exchange.Response{Status: 101, Length: exchange.UnknownLength, Version: exchange.HTTP11}, false)
+	}
 }
 
 // soon tells the Front something that must not be told from within a call of its
@@ -251,8 +256,8 @@ func (c *soloConn) Data(p []byte) {
 		c.died = errUnsolicited
 		c.end()
 	case c.http == nil:
-		c.account(p)
-		c.front.Data(p, false)
+		c.opened()
+		c.tell(false, p)
 	case len(c.in) > 0:
 		c.in = append(c.in, p...)
 		c.parse(c.in)
@@ -329,7 +334,7 @@ func (c *soloConn) tell(head bool, data []byte) {
 		c.front.Response(&c.event.Response, false)
 		c.event.Response.Fields = nil
 	}
-	if len(data) > 0 && c.front != nil {
+	if len(data) > 0 && c.front != nil { // which may have given up
 		c.account(data)
 		c.front.Data(data, false)
 	}
@@ -385,8 +390,9 @@ func (c *soloConn) PeerEnded(bool) {
 		c.end()
 		return
 	case c.http == nil:
-		c.event.Trailers = nil
-		c.answerEnded(false, nil, nil)
+		if c.opened(); c.front != nil {
+			c.answerEnded(false, nil, nil)
+		}
 		return
 	}
 	inHead := !c.answered && len(c.in) > 0

@@ -69,6 +69,7 @@ func (b *Backend) Start(l *loop.Loop, x *exchange.Exchange, r *exchange.Request,
 // no byte went in either direction for timeouts.idle.
 func (b *Backend) Tunnel(l *loop.Loop, x *exchange.Exchange, front exchange.Front) exchange.Flow {
 	t := &trip{b: b, loop: l, call: x, front: front, begin: time.Now()}
+	t.upload.length = exchange.UnknownLength
 	t.prepare()
 	return t
 }

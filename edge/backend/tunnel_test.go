@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"crypto/tls"
 	"io"
 	"testing"
 	"time"
@@ -38,6 +39,30 @@ func TestTunnel(t *testing.T) {
 	x.stop()
 	if x.tally.requests != 4 || x.tally.kinds[notifyBoth] != 4 {
 		t.Errorf("%d requests, ends %v", x.tally.requests, x.tally.kinds)
+	}
+}
+
+// What either side sends before the tunnel is open goes through it, after the word
+// that it is.
+func TestTunnelTakesEarlyBytes(t *testing.T) {
+	s := serveRaw(t, func(c *serverConn) {
+		io.WriteString(c, "ready, ")
+		io.Copy(c, c)
+		c.Conn.CloseWrite()
+	})
+	s.tls.MaxVersion = tls.VersionTLS12 // so that "ready" comes with the end of the handshake
+	x := newBench(t, []string{s.addr}, protocol(resealv1.BackendPool_PROTOCOL_TCP))
+	l := x.Loops.Loops()[0]
+	n := &noted{begun: make(chan struct{}, 1), ended: make(chan struct{})}
+	l.Post(func() {
+		flow := x.b.Tunnel(l, newCall(), n)
+		flow.Data([]byte("early "), false)
+		flow.Data([]byte("bytes"), false)
+		flow.End(nil)
+	})
+	<-n.ended
+	if string(n.data) != "ready, early bytes" || n.status != 101 || n.failed != nil {
+		t.Errorf("%d, %q, %v", n.status, n.data, n.failed)
 	}
 }
 
