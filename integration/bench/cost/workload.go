@@ -124,8 +124,9 @@ func upload(ctx context.Context, b *bed, p *proxy) (float64, error) {
 	}))
 }
 
-// settle is how long a proxy is left alone before its memory is read.
-const settle = 3 * time.Second
+// settle is how long a proxy is left alone before its memory is read. Within 4 s an
+// edge at rest gives back what it does not need.
+const settle = 5 * time.Second
 
 // idle is the memory of a proxy that has just started for each of many connections
 // that have made a request and then wait, in KB.
