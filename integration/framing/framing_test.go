@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,7 +76,11 @@ func (l *lane) judge(t *testing.T, in input) (seen [proxies]sighting, ok bool) {
 			t.Errorf("%s: %v", in.name, err)
 			return seen, false
 		}
-		found := problems(seen)
+		var read sighting
+		if !in.http2 {
+			read = reference(l.text(in))
+		}
+		found := problems(seen, read)
 		if len(found) == 0 {
 			found, err = l.behind(seen[reseal].raw)
 		}
@@ -92,20 +95,10 @@ func (l *lane) judge(t *testing.T, in input) (seen [proxies]sighting, ok bool) {
 	return seen, false
 }
 
-// knownDifferences are inputs of the matrix that net/http, and so the edge as long as
-// it is built on it, reads unlike all others: a request to CONNECT has no body (RFC
-// 9110 section 9.3.6), and "*" is for OPTIONS alone (RFC 9112 section 3.2.4).
-var knownDifferences = []string{"body of CONNECT", `downgrade/48/:path="*"`}
-
-// unlikeKnown are the seeds but for those of knownDifferences.
-func unlikeKnown() []input {
-	return slices.DeleteFunc(seeds(), func(in input) bool { return slices.Contains(knownDifferences, in.name) })
-}
-
 // TestFraming tries the fixed matrix.
 func TestFraming(t *testing.T) {
 	all := newLanes(t)
-	inputs := unlikeKnown()
+	inputs := seeds()
 	var next, through, same atomic.Int64
 	var running sync.WaitGroup
 	for _, l := range all {
@@ -145,7 +138,7 @@ func TestFuzzPeers(t *testing.T) {
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	inputs := unlikeKnown()
+	inputs := seeds()
 	var tried atomic.Int64
 	var running sync.WaitGroup
 	end := time.Now().Add(length)

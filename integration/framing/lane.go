@@ -64,13 +64,18 @@ const (
 	patient = 500 * time.Millisecond
 )
 
+// text is what is sent for an input.
+func (l *lane) text(in input) string {
+	if in.http2 {
+		return in.bytes
+	}
+	return strings.ReplaceAll(in.bytes, mark, fmt.Sprintf("n%d", l.tried))
+}
+
 // try sends an input to all proxies and returns what each made of it.
 func (l *lane) try(in input, quiet time.Duration) (seen [proxies]sighting, err error) {
 	l.tried++
-	text := in.bytes
-	if !in.http2 {
-		text = strings.ReplaceAll(text, mark, fmt.Sprintf("n%d", l.tried))
-	}
+	text := l.text(in)
 	done := make(chan error, proxies)
 	for i := range seen {
 		go func() {
@@ -181,10 +186,26 @@ func (s *sighting) find(m message, from int) int {
 	return -1
 }
 
+// reference is what net/http reads in the bytes of an HTTP/1 client: peers refuse
+// some that nothing is wrong with, such as methods in lower case.
+func reference(text string) (s sighting) {
+	for reader := bufio.NewReader(strings.NewReader(text)); ; {
+		request, err := http.ReadRequest(reader)
+		if err != nil {
+			return s
+		}
+		body, err := io.ReadAll(request.Body)
+		if err != nil {
+			return s
+		}
+		s.messages = append(s.messages, message{request.Method, request.RequestURI, string(body)})
+	}
+}
+
 // problems is what Reseal did that could be smuggling. Being stricter is none: it may
 // answer itself what a peer sends on, and go on with what follows. But each request
-// that it sends is one that a peer sends, too, in this order.
-func problems(seen [proxies]sighting) []string {
+// that it sends is one that a peer sends, or net/http reads, in this order.
+func problems(seen [proxies]sighting, read sighting) []string {
 	ours := seen[reseal]
 	var found []string
 	if ours.harmed != nil {
@@ -193,16 +214,17 @@ func problems(seen [proxies]sighting) []string {
 	if ours.stray != nil {
 		found = append(found, fmt.Sprintf("the backend got what readers can take differently: %v", ours.stray))
 	}
-	var at [proxies]int
+	others := []sighting{seen[haproxy], seen[nginx], read}
+	at := make([]int, len(others))
 	for i, m := range ours.messages {
 		known := false
-		for _, peer := range []int{haproxy, nginx} {
-			if n := seen[peer].find(m, at[peer]); n >= 0 {
-				at[peer], known = n+1, true
+		for j := range others {
+			if n := others[j].find(m, at[j]); n >= 0 {
+				at[j], known = n+1, true
 			}
 		}
 		if !known {
-			found = append(found, fmt.Sprintf("request %d reached the backend, and neither peer sent it: %v", i+1, m))
+			found = append(found, fmt.Sprintf("request %d reached the backend, and neither peer sent it nor does net/http read it: %v", i+1, m))
 			break
 		}
 	}
