@@ -101,6 +101,7 @@ type Frontend struct {
 	draining atomic.Bool
 
 	work sync.WaitGroup // all goroutines
+	crew *crew          // makes handshakes
 
 	mu      sync.Mutex
 	phase   phase
@@ -128,6 +129,7 @@ func New(cfg Config) *Frontend {
 		sockets: map[string]*socket{},
 		lanes:   map[*loop.Loop]*lane{},
 	}
+	f.crew = newCrew(&f.work)
 	for _, l := range cfg.Loops.Loops() {
 		f.lanes[l] = &lane{loop: l}
 	}
@@ -162,6 +164,7 @@ func (f *Frontend) Run(ctx context.Context) error {
 		delete(f.slots, name)
 	}
 	f.mu.Unlock()
+	close(f.crew.over)
 	f.work.Wait()
 	return nil
 }

@@ -133,7 +133,7 @@ func (s *slot) take(conn *net.TCPConn) {
 		c.over(false)
 		return
 	}
-	s.frontend.work.Go(func() {
+	s.frontend.crew.do(func() {
 		defer func() {
 			if bug := recover(); bug != nil {
 				s.panicked("a handshake", bug)
