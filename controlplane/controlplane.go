@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/reseal/reseal/controlplane/admin"
+	"github.com/reseal/reseal/controlplane/backup"
 	"github.com/reseal/reseal/controlplane/etcd"
 	"github.com/reseal/reseal/controlplane/feed"
 	"github.com/reseal/reseal/controlplane/fleet"
@@ -136,6 +137,9 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return kept.Run(ctx) })
 	group.Go(func() error {
+		if err := c.checkRestored(ctx, kept); err != nil {
+			return err
+		}
 		if err := c.openTrust(ctx, kept, listener); err != nil {
 			return err
 		}
@@ -316,6 +320,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	resealv1.RegisterEnrollmentServiceServer(server, c.trust)
 	resealv1.RegisterKeyringServiceServer(server, keyringServer)
 	resealv1.RegisterSessionServiceServer(server, sessionServer)
+	resealv1.RegisterBackupServiceServer(server, backup.NewServer(kept.Client, prefix, c.trust, c.cfg.Logger.With("part", "backup")))
 	resealv1.RegisterReplicaServiceServer(server, relaying{sessions: sessionServer})
 	links := fleet.NewLinks(map[string]fleet.Service{
 		resealv1.FeedService_Sync_FullMethodName:    feedServer.Syncs(),

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"github.com/reseal/reseal/cmd/daemon"
 	"github.com/reseal/reseal/controlplane"
@@ -19,7 +20,8 @@ const summary = `reseal-controlplane stores resources in etcd and pushes them to
 The first start makes a certificate authority and writes DATA-DIR/admin.yaml, a
 context for resealctl with administrator rights.
 
-"reseal-controlplane compact" makes room in a store that is full: see its --help.`
+"reseal-controlplane compact" makes room in a store that is full, and
+"reseal-controlplane restore" reads a backup: see their --help.`
 
 const compactSummary = `reseal-controlplane compact makes room in the store: it removes history beyond the
 limits, drops superseded values, gives back their room and disarms etcd's alarm
@@ -28,6 +30,12 @@ external cluster. It takes the control plane's flags and file; lower history lim
 make more room. A running control plane does the same to its embedded store on its
 own, but never to an external cluster, which others may use.`
 
+const restoreSummary = `reseal-controlplane restore FILE reads a backup that "resealctl backup" made into an
+empty store: the embedded one of a new --data-dir, or an external cluster. It needs
+the --kek-file of the control plane that made it, and takes the control plane's flags
+and file after FILE. Edges that find the restored control plane under their addresses
+come back by themselves.`
+
 // gcPercent is GOGC unless that is set: a control plane holds much, for each edge, and
 // allocates little, so that less room for garbage costs it next to no time.
 const gcPercent = 50
@@ -35,6 +43,15 @@ const gcPercent = 50
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "compact" {
 		os.Exit(run(os.Args[2:], os.Stderr, compactSummary, compact))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "restore" {
+		file, args := "", os.Args[2:]
+		if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+			file, args = args[0], args[1:]
+		}
+		os.Exit(run(args, os.Stderr, restoreSummary, func(flags *daemon.Flags, o *options, stderr io.Writer) int {
+			return restore(flags, o, file, stderr)
+		}))
 	}
 	os.Exit(run(os.Args[1:], os.Stderr, summary, serve))
 }
@@ -102,6 +119,16 @@ func compact(_ *daemon.Flags, o *options, stderr io.Writer) int {
 	ctx, stop := daemon.SignalContext()
 	defer stop()
 	return daemon.Run(ctx, o.Logger, func(ctx context.Context) error { return controlplane.Compact(ctx, o.Config, stderr) })
+}
+
+func restore(flags *daemon.Flags, o *options, file string, stderr io.Writer) int {
+	if file == "" {
+		_, code := flags.Usagef("name the backup: reseal-controlplane restore FILE [FLAGS]")
+		return code
+	}
+	ctx, stop := daemon.SignalContext()
+	defer stop()
+	return daemon.Run(ctx, o.Logger, func(ctx context.Context) error { return controlplane.Restore(ctx, o.Config, file, stderr) })
 }
 
 func serve(flags *daemon.Flags, o *options, _ io.Writer) int {

@@ -55,7 +55,7 @@ func newRootCommand(a *app) *cobra.Command {
 			newGetCommand(a), newDescribeCommand(a), newExplainCommand(a)}},
 		{"History:", []*cobra.Command{newHistoryCommand(a), newRollbackCommand(a)}},
 		{"Fleet:", []*cobra.Command{newFleetStatusCommand(a), newStatsCommand(a), newTopCommand(a), newDiagnoseCommand(a), newProbeCommand(a),
-			newDrainCommand(a), newTokenCommand(a), newKeyringCommand(a)}},
+			newDrainCommand(a), newTokenCommand(a), newKeyringCommand(a), newBackupCommand(a)}},
 		{"This command:", []*cobra.Command{newConfigCommand(a), newAuthCommand(a), newVersionCommand(a)}},
 	}
 	for _, group := range groups {

@@ -147,6 +147,7 @@ func TestSensitiveMethods(t *testing.T) {
 		"/reseal.v1.EnrollmentService/CreateToken": admin,
 		"/reseal.v1.EnrollmentService/ListTokens":  admin,
 		"/reseal.v1.EnrollmentService/RevokeToken": admin,
+		"/reseal.v1.BackupService/Backup":          admin,
 		"/reseal.v1.ReplicaService/Relay":          resealv1.Role_ROLE_REPLICA,
 	} {
 		if got := allowedRoles()[method]; len(got) != 1 || got[0] != want {

@@ -112,3 +112,30 @@ func syncDir(dir string) error {
 	}
 	return errors.Join(file.Sync(), file.Close())
 }
+
+// KEK seals and unseals with a key-encryption key alone, without a store.
+type KEK struct{ envelope *envelope }
+
+// OpenKEK reads the key-encryption key. Errors: ErrKEK.
+func OpenKEK(path string) (*KEK, error) {
+	kek, err := readKEK(path)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(kek)
+	opened, err := newEnvelope(kek)
+	if err != nil {
+		return nil, err
+	}
+	return &KEK{opened}, nil
+}
+
+// Seal is Trust.Seal.
+func (k *KEK) Seal(plaintext, context []byte) ([]byte, error) {
+	return k.envelope.seal(plaintext, context)
+}
+
+// Unseal is Trust.Unseal.
+func (k *KEK) Unseal(sealed, context []byte) ([]byte, error) {
+	return k.envelope.unseal(sealed, context)
+}

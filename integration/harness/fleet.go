@@ -239,6 +239,18 @@ func (c *ControlPlane) Start() {
 	c.fleet.ready(c.Process, "http://"+c.Page+"/readyz")
 }
 
+// Run runs a command of reseal-controlplane, such as compact, with what it was started
+// with.
+func (c *ControlPlane) Run(command string, args ...string) (string, error) {
+	c.fleet.TB.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	run := exec.CommandContext(ctx, c.fleet.bin.ControlPlane, append(append([]string{command}, args...), c.args...)...)
+	run.Env = append(os.Environ(), "TMPDIR="+c.fleet.tmp())
+	output, err := run.CombinedOutput()
+	return string(output), err
+}
+
 // Metrics reads its /metrics.
 func (c *ControlPlane) Metrics() Metrics { return c.fleet.Metrics(c.Page) }
 
