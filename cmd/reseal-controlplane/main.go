@@ -38,7 +38,7 @@ come back by themselves.`
 
 // gcPercent is GOGC unless that is set: a control plane holds much, for each edge, and
 // allocates little, so that less room for garbage costs it next to no time.
-const gcPercent = 50
+const gcPercent = 30
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "compact" {

@@ -3,7 +3,6 @@ package keyring
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -34,11 +33,21 @@ type coverOf struct {
 	Active uint64 `json:"active,omitempty"`
 }
 
-// key is a text that equal covers have alone.
+// key is a text that equal covers have alone. It is made with little stack, on which
+// each edge's goroutine would sit afterwards.
 func (c *cover) key() string {
-	text, err := json.Marshal(c)
-	if err != nil {
-		panic(err) // there are only strings and numbers in it
+	text := strconv.AppendBool(strconv.AppendQuote(nil, c.Terms), c.Acked)
+	for _, name := range slices.Sorted(maps.Keys(c.Labels)) {
+		text = strconv.AppendQuote(strconv.AppendQuote(append(text, ' '), name), c.Labels[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Keyrings)) {
+		of := c.Keyrings[name]
+		text = strconv.AppendQuote(strconv.AppendQuote(append(text, '\n'), name), of.Record)
+		text = strconv.AppendUint(text, of.Active, 10)
+		for _, run := range of.Held {
+			text = strconv.AppendUint(append(text, ','), run.first, 10)
+			text = strconv.AppendUint(append(text, '-'), run.last, 10)
+		}
 	}
 	return string(text)
 }

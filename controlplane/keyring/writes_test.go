@@ -179,6 +179,18 @@ func TestEdgesThatHoldTheSameShareIt(t *testing.T) {
 	if one.cover != other.cover {
 		t.Error("each has its own")
 	}
+	seen := map[string]int{}
+	for i, c := range []*cover{
+		{}, {Acked: true}, {Terms: "t"}, {Labels: map[string]string{"a": "b"}}, {Labels: map[string]string{"a": "", "b": ""}},
+		{Keyrings: map[string]coverOf{"a": {Record: "r"}}}, {Keyrings: map[string]coverOf{"a": {Record: "r", Active: 1}}},
+		{Keyrings: map[string]coverOf{"a": {Record: "r", Held: spans{{1, 1}}}}}, {Keyrings: map[string]coverOf{"a": {Record: "r", Held: spans{{1, 2}}}}},
+		{Keyrings: map[string]coverOf{"a": {Record: "r"}, "b": {Record: "r"}}},
+	} {
+		if before, known := seen[c.key()]; known {
+			t.Errorf("covers %d and %d have one key", before, i)
+		}
+		seen[c.key()] = i
+	}
 }
 
 // TestLaterSelectors: the covers follow the selectors of the configuration, on
