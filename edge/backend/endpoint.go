@@ -22,6 +22,7 @@ type endpoint struct {
 	waiting   int
 	retired   bool
 	clients   map[uint64]*share // client connections that hold or want a connection
+	spare     *share            // for the next one
 	reclaimed int               // connections taken from their clients that are not closed yet
 	private   bool              // some connection was a client's own
 }

@@ -28,7 +28,10 @@ type share struct {
 func (e *endpoint) shareOf(client uint64) *share {
 	s := e.clients[client]
 	if s == nil {
-		s = &share{client: client}
+		if s = e.spare; s == nil {
+			s = &share{}
+		}
+		e.spare, s.client = nil, client
 		e.clients[client] = s
 	}
 	return s
@@ -37,6 +40,7 @@ func (e *endpoint) shareOf(client uint64) *share {
 func (e *endpoint) tidyShare(s *share) {
 	if len(s.held) == 0 && s.waiting == 0 {
 		delete(e.clients, s.client)
+		e.spare = s
 	}
 }
 

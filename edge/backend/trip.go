@@ -151,7 +151,9 @@ func (t *trip) try() {
 		return
 	}
 	t.call.Attempts++
-	t.e, t.from = e, time.Now()
+	if t.e, t.from = e, t.begin; t.call.Attempts > 1 {
+		t.from = time.Now()
+	}
 	e.Begin()
 	t.waiter = waiter{
 		call: t.call, fresh: t.fresh, raw: t.r == nil, private: t.r != nil && logsInConnection(t.r.Fields), loop: t.loop, by: t,
