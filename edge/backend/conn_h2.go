@@ -216,7 +216,7 @@ func (h *h2Conn) fits(w *waiter, s *settings) bool {
 
 // reserve takes a stream, if the connection has one free. endpoint.mu is held.
 func (h *h2Conn) reserve(s *settings) bool {
-	if h.Closing() || h.retired || h.stuck || h.streams >= h.limit || h.old(s, time.Now()) {
+	if h.Closing() || h.retired || h.stuck || h.streams >= h.limit || h.old(s) {
 		return false
 	}
 	h.streams++
@@ -246,7 +246,7 @@ func (h *h2Conn) Free(over, free int, answered bool) {
 	}
 	settings := h.e.settings()
 	surplus := h.live == 0 && h.e.open > settings.maxOpen
-	if h.retired || h.old(settings, time.Now()) || h.e.retired || surplus {
+	if h.retired || h.old(settings) || h.e.retired || surplus {
 		h.retireLocked()
 	}
 	if set := h.e.sets[h.key]; set != nil && len(set.waiters) > 0 {
@@ -265,9 +265,9 @@ func (e *endpoint) serveAgain(key connKey) {
 }
 
 // old reports whether the connection may not take more requests.
-func (h *h2Conn) old(s *settings, now time.Time) bool {
+func (h *h2Conn) old(s *settings) bool {
 	return s.maxRequests > 0 && h.served >= s.maxRequests ||
-		s.maxLifetime > 0 && now.Sub(h.Created) >= s.maxLifetime
+		s.maxLifetime > 0 && time.Since(h.Created) >= s.maxLifetime
 }
 
 func (h *h2Conn) idleNow() bool { return h.live == 0 }
@@ -286,7 +286,7 @@ func (h *h2Conn) retireLocked() {
 // endpoint.mu is held.
 func (h *h2Conn) sweep(s *settings, now time.Time) {
 	idle := h.live == 0 && (now.Sub(h.idleSince) >= s.idleTimeout || s.orphaned(h.served, h.owner))
-	if idle || h.old(s, now) {
+	if idle || h.old(s) {
 		h.retireLocked()
 	}
 }

@@ -132,7 +132,9 @@ func newConn(cfg Config, client bool) *Conn {
 		peer: defaultSettings, next: 1, leaveAt: maxStream, peerLast: maxStream,
 		encoder: newEncoder(), decoder: newDecoder(),
 	}
+	c.streams.keep = keepServer
 	if client {
+		c.streams.keep = keepClient
 		c.greeted = len(preface)
 		c.pending = append(c.pending, preface...)
 	}

@@ -43,10 +43,15 @@ type table struct {
 	all  []*stream
 	last *stream // looked up last
 	free []*stream
+	keep int // streams that are kept for use again
 }
 
-// maxFree bounds the streams that are kept for use again.
-const maxFree = 8
+// Streams that are kept for use again: few for each of many clients, more for
+// connections that many clients share.
+const (
+	keepServer = 8
+	keepClient = 64
+)
 
 func (t *table) find(id uint32) (int, bool) {
 	return slices.BinarySearchFunc(t.all, id, func(s *stream, id uint32) int {
@@ -93,7 +98,7 @@ func (t *table) remove(id uint32) {
 	s := t.all[at]
 	t.last = nil
 	t.all = slices.Delete(t.all, at, at+1)
-	if len(t.free) < maxFree {
+	if len(t.free) < t.keep {
 		t.free = append(t.free, s)
 	}
 }
