@@ -21,7 +21,7 @@ func (q *request) log(duration time.Duration) {
 	}
 	r := record(c.lane.record[:0])
 	r = append(r, `{"time":"`...)
-	r = time.Now().AppendFormat(r, time.RFC3339Nano)
+	r = q.started.Add(duration).AppendFormat(r, time.RFC3339Nano)
 	r = append(r, `","level":"INFO"`...)
 	message := "request"
 	if q.raw {

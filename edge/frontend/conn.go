@@ -47,17 +47,18 @@ type clientConn struct {
 	tls    *tls.Conn  // for what the client has shown; nil before the end of the handshake
 
 	// The loop's.
-	lane     *lane
-	conn     *loop.Conn // nil before Open
-	driver   driver
-	clock    *loop.Timer
-	wakes    time.Duration // when clock fires
-	requests uint64        // so many have come
-	active   bool
-	moved    time.Duration // when the client last took something, or had nothing to take
-	sent     int64         // bytes that the kernel had taken then
-	stalled  bool          // it is ended because it takes nothing
-	bug      error         // a panic
+	forwarded *forwarded // nil before the first request
+	lane      *lane
+	conn      *loop.Conn // nil before Open
+	driver    driver
+	clock     *loop.Timer
+	wakes     time.Duration // when clock fires
+	requests  uint64        // so many have come
+	active    bool
+	moved     time.Duration // when the client last took something, or had nothing to take
+	sent      int64         // bytes that the kernel had taken then
+	stalled   bool          // it is ended because it takes nothing
+	bug       error         // a panic
 }
 
 func newClientConn(s *slot, conn *net.TCPConn) *clientConn {

@@ -8,16 +8,29 @@ import (
 	"github.com/reseal/reseal/edge/exchange"
 )
 
-// setForwarded tells the backend about the client, in Forwarded (RFC 7239) and
-// in the X-Forwarded-* that are in use beside it. Claims of the client are gone:
-// what is there is of one that is believed, and is kept and extended.
-func setForwarded(fields *exchange.Fields, source netip.AddrPort, host string, port uint16) {
-	client := source.Addr().Unmap().WithZone("").String()
-	appendList(fields, "X-Forwarded-For", client)
-	appendList(fields, "Forwarded", forwardedElement(source.Addr(), client, host))
+// forwarded is what backends are told about the client of a connection. It is
+// written once, and the element of Forwarded once for each host that follows another.
+type forwarded struct {
+	client, port  string
+	host, element string
+}
+
+func newForwarded(source netip.Addr, port uint16) *forwarded {
+	return &forwarded{client: source.Unmap().WithZone("").String(), port: strconv.Itoa(int(port))}
+}
+
+// set tells the backend about the client, in Forwarded (RFC 7239) and in the
+// X-Forwarded-* that are in use beside it. Claims of the client are gone: what is
+// there is of one that is believed, and is kept and extended.
+func (f *forwarded) set(fields *exchange.Fields, host string) {
+	if host != f.host || f.element == "" {
+		f.host, f.element = host, forwardedElement(f.client, host)
+	}
+	appendList(fields, "X-Forwarded-For", f.client)
+	appendList(fields, "Forwarded", f.element)
 	setAbsent(fields, "X-Forwarded-Proto", "https")
 	setAbsent(fields, "X-Forwarded-Host", host)
-	setAbsent(fields, "X-Forwarded-Port", strconv.Itoa(int(port)))
+	setAbsent(fields, "X-Forwarded-Port", f.port)
 }
 
 // appendList adds to a comma-separated list, on one line.
@@ -34,15 +47,19 @@ func appendList(fields *exchange.Fields, name, element string) {
 }
 
 func setAbsent(fields *exchange.Fields, name, value string) {
-	if value != "" && fields.Get(name) == "" {
+	switch {
+	case value == "":
+	case !fields.Has(name):
+		fields.Add(name, value)
+	case fields.Get(name) == "":
 		fields.Set(name, value)
 	}
 }
 
 // forwardedElement is our hop. IPv6 addresses and hosts with a port are not
 // tokens and need quotes (RFC 7239 section 4).
-func forwardedElement(client netip.Addr, node, host string) string {
-	if client.Unmap().Is6() {
+func forwardedElement(node, host string) string {
+	if strings.Contains(node, ":") {
 		node = `"[` + node + `]"`
 	}
 	if host == "" {

@@ -194,7 +194,10 @@ func (q *request) prepare() {
 		r.Authority = q.host
 	}
 	q.state.claims.filter(&r.Fields, c.source.Addr())
-	setForwarded(&r.Fields, c.source, r.Authority, c.port)
+	if c.forwarded == nil {
+		c.forwarded = newForwarded(c.source.Addr(), c.port)
+	}
+	c.forwarded.set(&r.Fields, r.Authority)
 	c.certificate.set(&r.Fields, q.state.claims.forward)
 	edit(&r.Fields, q.match.RequestHeaders)
 	if host := r.Fields.Get("Host"); host != "" { // an edit's: the client's is no field

@@ -123,10 +123,13 @@ func (c *Conn) nextHead(in []byte, event *Event) (n int, err error) {
 
 var newline = []byte{'\n'}
 
+// spare is room for the fields that a proxy adds, which spares it a larger copy.
+const spare = 6
+
 // withRoom empties fields and makes room for so many.
 func withRoom(fields exchange.Fields, most int) exchange.Fields {
 	if cap(fields) < most {
-		return make(exchange.Fields, 0, most)
+		return make(exchange.Fields, 0, most+spare)
 	}
 	return fields[:0]
 }
