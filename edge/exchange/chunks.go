@@ -12,7 +12,7 @@ type FramingError struct{ error }
 func (e FramingError) Unwrap() error { return e.error }
 
 // Body follows the body of an HTTP/1 message through a stream of bytes, as
-// strictly as CheckHead follows heads. It keeps no bytes: what it has not dealt
+// strictly as heads are followed. It keeps no bytes: what it has not dealt
 // with is passed again with more behind it.
 type Body struct {
 	step step
@@ -39,8 +39,6 @@ const (
 	// maxIdle bounds the bytes of chunks that are neither data nor what goes with
 	// any chunk, in all: extensions may not become a body of their own.
 	maxIdle = 16 << 10
-	// maxTrailer bounds a trailer section.
-	maxTrailer = 64 << 10
 )
 
 // NewBody follows the body that a head announces; one without a length has none.
@@ -172,26 +170,6 @@ func (b *Body) Trailer(in []byte, most, lines int) (n int, fields Fields, err er
 }
 
 var newline = []byte{'\n'}
-
-// Advance takes what came and returns how much of it is dealt with; the rest is a
-// line that has not ended, or does not belong to the body. Errors are
-// FramingErrors; the bytes before are good.
-func (b *Body) Advance(data []byte) (int, error) {
-	at := 0
-	for {
-		n, part, err := b.Next(data[at:])
-		if at += n; err != nil {
-			return at, err
-		}
-		if b.AtTrailer() {
-			n, _, err = b.Trailer(data[at:], maxTrailer, maxTrailer)
-			return at + n, err
-		}
-		if len(part) == 0 {
-			return at, nil
-		}
-	}
-}
 
 // parseChunkSize parses a chunk's size and checks its extensions' characters
 // (RFC 9112 section 7.1). 15 digits are far above what any parser overflows at,

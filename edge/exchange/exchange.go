@@ -31,9 +31,6 @@ type Exchange struct {
 	Source netip.AddrPort
 	// ResponseHeaderTimeout replaces the pool's. 0: the pool's.
 	ResponseHeaderTimeout time.Duration
-	// RequestNames are the names of the request's fields as the client wrote them,
-	// by their canonical form, where these differ.
-	RequestNames map[string]string
 
 	// Set by the backend, even when it fails.
 
@@ -52,9 +49,6 @@ type Exchange struct {
 	// Connect is how long dial and handshake took, if the request waited for a
 	// new connection; 0 for a reused one.
 	Connect time.Duration
-	// ResponseNames are the names of the response's fields as the backend wrote
-	// them, by their canonical form, where these differ.
-	ResponseNames map[string]string
 	// Status is the status that answers an error, 0 without one.
 	Status int
 	// Reason is the reason of an error, as in the access log.

@@ -1,11 +1,6 @@
 package exchange
 
 import (
-	"bufio"
-	"bytes"
-	"io"
-	"net/http"
-	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -65,62 +60,5 @@ func TestBodyInParts(t *testing.T) {
 	}
 	if !b.Over() || content != "abc" {
 		t.Errorf("%q, over %v", content, b.Over())
-	}
-}
-
-// FuzzRequest holds the rules against net/http: of each message that they let
-// through, net/http sees the same end, and the same body whole or in parts.
-func FuzzRequest(f *testing.F) {
-	for _, seed := range []string{
-		"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET /2 HTTP/1.1\r\n",
-		"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabcGET",
-		"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nX-T: 1\r\n\r\nGET",
-		"POST / HTTP/1.1\r\nHost: x\r\ntransfer-encoding: CHUNKED\r\n\r\n3 \r\nabc\r\n00\r\n\r\nGET",
-		"POST / HTTP/1.0\r\nHost: x\r\nContent-Length: 0\r\n\r\nGET",
-	} {
-		f.Add([]byte(seed), 7)
-	}
-	f.Fuzz(func(t *testing.T, data []byte, cut int) {
-		end, err := EndOfHead(data, 0)
-		if err != nil || end == 0 {
-			return
-		}
-		head, err := CheckHead(data[:end], true)
-		if err != nil {
-			return
-		}
-		whole, parts := NewBody(head.Framing), NewBody(head.Framing)
-		n, err := whole.Advance(data[end:])
-		if err != nil || !whole.Over() {
-			return
-		}
-		rest := data[end:]
-		cut = min(max(cut, 0), len(rest))
-		first, err := parts.Advance(rest[:cut])
-		if err != nil {
-			t.Fatalf("in parts: %v", err)
-		}
-		if second, err := parts.Advance(rest[first:]); err != nil || first+second != n {
-			t.Fatalf("in parts: %d and %d, whole %d, %v", first, second, n, err)
-		}
-		source := bytes.NewReader(data)
-		reader := bufio.NewReader(source)
-		request, err := http.ReadRequest(reader)
-		if err != nil {
-			return // net/http is stricter: nothing goes on
-		}
-		if _, err := io.Copy(io.Discard, request.Body); err != nil {
-			return
-		}
-		if used := len(data) - source.Len() - reader.Buffered(); used != end+n {
-			t.Fatalf("%q ends at %d, for net/http at %d", data, end+n, used)
-		}
-	})
-}
-
-func TestNames(t *testing.T) {
-	head, err := CheckHead([]byte("GET / HTTP/1.1\r\nHost: x\r\nSOAPAction: a\r\nsoapaction: b\r\nX-Ok: 1\r\n\r\n"), true)
-	if err != nil || len(head.Names) != 1 || head.Names["Soapaction"] != "SOAPAction" || !strings.HasPrefix(head.Start, "GET") {
-		t.Errorf("%+v %v", head, err)
 	}
 }

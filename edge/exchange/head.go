@@ -4,24 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"net/http"
 	"strconv"
 	"strings"
-
-	"golang.org/x/net/http/httpguts"
 )
-
-// Head is what the head of an HTTP/1 message says about the message.
-type Head struct {
-	Framing
-	// Start is the request line or the status line.
-	Start string
-	// Upgrade is set when Connection names upgrade.
-	Upgrade bool
-	// Names are the names of fields as they were written, by their canonical
-	// form, where these differ. Nil: nowhere.
-	Names map[string]string
-}
 
 // Framing is what the fields of a head say of the body. It begins as NoFraming.
 type Framing struct {
@@ -151,60 +136,6 @@ func (f Framing) Check(http10 bool) error {
 		return ErrFraming
 	case f.Chunked && http10:
 		return ErrCoding10
-	}
-	return nil
-}
-
-// CheckHead checks the head of a request or a response, its empty line included,
-// for everything that two parsers could read as two different messages.
-// Start and values are checked for characters alone. Folded lines are refused in
-// requests; a parser of responses joins them.
-func CheckHead(head []byte, request bool) (Head, error) {
-	h := Head{Framing: NoFraming}
-	text := string(head)
-	if !strings.HasSuffix(text, "\r\n\r\n") {
-		return h, ErrBareLF
-	}
-	start, rest, err := CutLine(text[:len(text)-len("\r\n")])
-	switch {
-	case err != nil:
-		return h, err
-	case !ValidValue(start):
-		return h, ErrControl
-	}
-	h.Start = start
-	for rest != "" {
-		var field Field
-		if field, rest, err = CutField(rest); err != nil {
-			return h, err
-		}
-		if !request {
-			if rest, err = field.Unfold(rest); err != nil {
-				return h, err
-			}
-		}
-		if err := h.take(field, request); err != nil {
-			return h, err
-		}
-	}
-	return h, h.Check(strings.Contains(h.Start, "HTTP/1.0"))
-}
-
-func (h *Head) take(field Field, request bool) error {
-	canonical := http.CanonicalHeaderKey(field.Name)
-	if canonical != field.Name && h.Names[canonical] == "" {
-		if h.Names == nil {
-			h.Names = map[string]string{}
-		}
-		h.Names[canonical] = field.Name
-	}
-	switch NameOf(field.Name) {
-	case ContentLength:
-		return h.ContentLength(field.Value, request)
-	case TransferEncoding:
-		return h.TransferEncoding(field.Value)
-	case Connection:
-		h.Upgrade = h.Upgrade || httpguts.HeaderValuesContainsToken([]string{field.Value}, "upgrade")
 	}
 	return nil
 }

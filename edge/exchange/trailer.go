@@ -28,12 +28,3 @@ var headerOnly = map[string]bool{
 	"Http2-Settings": true, "Location": true, "Proxy-Authenticate": true, "Proxy-Authorization": true,
 	"Proxy-Connection": true, "Retry-After": true, "Set-Cookie": true, "Upgrade": true, "Vary": true, "Via": true, "Warning": true,
 }
-
-// FilterTrailer deletes the fields that may not stand in a trailer.
-func FilterTrailer(trailer http.Header) {
-	for name := range trailer {
-		if !TrailerAllowed(name) {
-			delete(trailer, name)
-		}
-	}
-}

@@ -42,9 +42,6 @@ func outgoing(req *http.Request, x *exchange.Exchange) (*exchange.Request, error
 		case kind == exchange.Host, kind == exchange.ContentLength, kind == exchange.Expect, kind.HopByHop():
 			continue
 		}
-		if written := x.RequestNames[name]; written != "" {
-			name = written
-		}
 		for _, value := range values {
 			r.Fields.Add(name, value)
 		}
@@ -94,9 +91,6 @@ func (c *call) response(req *http.Request, method string, r *exchange.Response) 
 	case exchange.HTTP2:
 		response.ProtoMajor, response.ProtoMinor = 2, 0
 	}
-	if r.Version != exchange.HTTP2 {
-		c.x.ResponseNames = names(r.Fields)
-	}
 	if r.Length >= 0 {
 		h.Set("Content-Length", fmt.Sprint(r.Length))
 	}
@@ -120,21 +114,6 @@ func (c *call) response(req *http.Request, method string, r *exchange.Response) 
 	delete(h, "Trailer")
 	response.Body = &body{call: c, response: response}
 	return response
-}
-
-// names are the names that are not written in their canonical form, by that form.
-func names(fields exchange.Fields) map[string]string {
-	var all map[string]string
-	for _, field := range fields {
-		canonical := http.CanonicalHeaderKey(field.Name)
-		if canonical != field.Name && all[canonical] == "" {
-			if all == nil {
-				all = map[string]string{}
-			}
-			all[canonical] = field.Name
-		}
-	}
-	return all
 }
 
 // body is the body of a response. At its end the response has its trailers.

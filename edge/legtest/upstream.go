@@ -187,7 +187,7 @@ func (f *flow) answer(response *http.Response) {
 	switched := response.StatusCode == http.StatusSwitchingProtocols
 	head := &exchange.Response{
 		Status: response.StatusCode, Length: response.ContentLength, Version: exchange.HTTP11,
-		Fields: fieldsOf(response.Header, f.mine.ResponseNames),
+		Fields: fieldsOf(response.Header),
 	}
 	if switched {
 		head.Protocol = response.Header.Get("Upgrade")
@@ -233,7 +233,7 @@ func (f *flow) download(response *http.Response) {
 			f.failed(io.ErrUnexpectedEOF)
 			return
 		case errors.Is(err, io.EOF):
-			trailers := fieldsOf(response.Trailer, nil)
+			trailers := fieldsOf(response.Trailer)
 			trailers = slices.DeleteFunc(trailers, func(field exchange.Field) bool { return !exchange.TrailerAllowed(field.Name) })
 			f.report(func() {
 				f.ended()
@@ -300,7 +300,7 @@ func (f *flow) request(r *exchange.Request) *http.Request {
 	trace := &httptrace.ClientTrace{Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
 		// 100 follows from the body's being read.
 		if code > http.StatusSwitchingProtocols {
-			head := &exchange.Response{Status: code, Fields: fieldsOf(http.Header(header), nil), Version: exchange.HTTP11}
+			head := &exchange.Response{Status: code, Fields: fieldsOf(http.Header(header)), Version: exchange.HTTP11}
 			f.tell(func() { f.front.Informational(head) })
 		}
 		return nil
@@ -316,7 +316,7 @@ func (f *flow) request(r *exchange.Request) *http.Request {
 	req.URL = target
 	req.Proto = r.Version.String()
 	req.ProtoMajor, req.ProtoMinor, _ = http.ParseHTTPVersion(req.Proto)
-	req.Header, f.mine.RequestNames = headerOf(r.Fields, r.Version)
+	req.Header = headerOf(r.Fields)
 	if r.Protocol != "" {
 		req.Header["Connection"], req.Header["Upgrade"] = []string{"Upgrade"}, []string{r.Protocol}
 	}
@@ -350,29 +350,20 @@ func (f *flow) request(r *exchange.Request) *http.Request {
 	return req
 }
 
-// headerOf returns fields as net/http has them, and how names were written that it
-// writes in another way.
-func headerOf(fields exchange.Fields, version exchange.Version) (header http.Header, names map[string]string) {
-	header = http.Header{}
+// headerOf returns fields as net/http has them.
+func headerOf(fields exchange.Fields) http.Header {
+	header := http.Header{}
 	for _, field := range fields {
-		canonical := http.CanonicalHeaderKey(field.Name)
-		header[canonical] = append(header[canonical], field.Value)
-		if canonical != field.Name && version != exchange.HTTP2 && names[canonical] == "" {
-			if names == nil {
-				names = map[string]string{}
-			}
-			names[canonical] = field.Name
-		}
+		header.Add(field.Name, field.Value)
 	}
 	if _, ok := header["User-Agent"]; !ok {
 		header["User-Agent"] = nil // keeps transports from adding their own
 	}
-	return header, names
+	return header
 }
 
-// fieldsOf returns a header without what concerns one connection alone. Names that
-// were written in another way are in names.
-func fieldsOf(header http.Header, names map[string]string) exchange.Fields {
+// fieldsOf returns a header without what concerns one connection alone.
+func fieldsOf(header http.Header) exchange.Fields {
 	var fields exchange.Fields
 	for _, canonical := range slices.Sorted(maps.Keys(header)) {
 		what := exchange.NameOf(canonical)
@@ -380,12 +371,8 @@ func fieldsOf(header http.Header, names map[string]string) exchange.Fields {
 			exchange.Removable(canonical) && httpguts.HeaderValuesContainsToken(header["Connection"], canonical) {
 			continue
 		}
-		name := canonical
-		if written := names[canonical]; written != "" {
-			name = written
-		}
 		for _, value := range header[canonical] {
-			fields.Add(name, strings.TrimSpace(value))
+			fields.Add(canonical, strings.TrimSpace(value))
 		}
 	}
 	return fields
