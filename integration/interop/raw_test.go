@@ -124,16 +124,23 @@ func (c *rawConn) h2Server(settings ...http2.Setting) *rawConn {
 	return c
 }
 
-// until reads frames, and acknowledges settings, up to one that stop picks. It says
-// whether that came.
+// until reads frames, and acknowledges settings and pings, up to one that stop
+// picks. It says whether that came.
 func (c *rawConn) until(stop func(http2.Frame) bool) bool {
 	for {
 		frame, err := c.framer.ReadFrame()
 		if err != nil {
 			return false
 		}
-		if settings, ok := frame.(*http2.SettingsFrame); ok && !settings.IsAck() {
-			_ = c.framer.WriteSettingsAck()
+		switch f := frame.(type) {
+		case *http2.SettingsFrame:
+			if !f.IsAck() {
+				_ = c.framer.WriteSettingsAck()
+			}
+		case *http2.PingFrame:
+			if !f.IsAck() {
+				_ = c.framer.WritePing(true, f.Data)
+			}
 		}
 		if stop(frame) {
 			return true

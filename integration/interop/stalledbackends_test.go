@@ -17,8 +17,10 @@ import (
 )
 
 // hasty is a pool that soon gives up on what does not move, and tries once.
-// A connection serves one request, and so comes into one state.
-const hasty = `  timeouts: {connect: 1s, handshake: %s, responseHeader: 2s, idle: 2s}
+// A connection serves one request, and so comes into one state. No handshake waits
+// for another.
+const hasty = `  sessions: {mode: off}
+  timeouts: {connect: 5s, handshake: %s, responseHeader: 2s, idle: 2s}
   connections: {closeTimeout: 300ms, maxRequests: 1}
   retries: {attempts: 0}
   protocol: %s
@@ -125,6 +127,11 @@ var stops = []stop{
 	{name: "h2 closed window", h2: true, upload: true, play: func(c *rawConn) {
 		c.h2Server(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}).until(func(http2.Frame) bool { return false })
 	}, status: 504, reason: "timeout_idle"},
+	{name: "h2 reads no body", h2: true, upload: true, play: func(c *rawConn) {
+		c.h2Server(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+		_ = c.framer.WriteWindowUpdate(0, 1<<30)
+		c.until(headers)
+	}, status: 504, reason: "timeout_idle"},
 }
 
 // stoppedRequests is how many requests get into each state, half of them of
@@ -206,12 +213,13 @@ func TestStoppedStream(t *testing.T) {
 	others.during(t, func() {
 		half := stop{status: 200, reason: "timeout_idle", cut: true}
 		silent := stop{status: 504, reason: "timeout_header"}
+		upload := stop{status: 504, reason: "timeout_idle", upload: true}
 		var all sync.WaitGroup
 		defer all.Wait()
-		for i, stop := range []stop{half, silent} {
+		for i, stop := range []stop{half, silent, upload} {
 			for n := range 20 {
 				all.Go(func() {
-					path := []string{"/half", "/silent"}[i]
+					path := []string{"/half", "/silent", "/upload"}[i]
 					if err := stop.meet(t.Context(), clients[n%2], "https://"+host("one")+path); err != nil {
 						t.Errorf("%s, HTTP/%d: %v", path, n%2+1, err)
 					}
@@ -219,9 +227,12 @@ func TestStoppedStream(t *testing.T) {
 			}
 		}
 	})
-	if n := s.PoolStats("one").Connections; n.Opened != 1 || n.Idle != 1 {
-		t.Errorf("connections: %+v, want one that goes on", n)
-	}
+	harness.Settle(t, func() error {
+		if n := s.PoolStats("one").Connections; n.Opened != 1 || n.Active != 0 || n.Idle != 1 {
+			return fmt.Errorf("connections: %+v, want one that goes on", n)
+		}
+		return nil
+	})
 }
 
 // stopPath is the path of a request into a state, by which the log is searched.

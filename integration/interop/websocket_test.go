@@ -301,6 +301,7 @@ func (w *sockets) echo(t *testing.T, conn *websocket.Conn) {
 
 // idle: a socket on which nothing moves is ended, one with pings lives on.
 func (w *sockets) idle(t *testing.T) {
+	started := time.Now()
 	silent := w.dialAt(t, w.brisk, "/silent", websocket.DialOptions{})
 	w.echo(t, silent)
 	busy := w.dialAt(t, w.brisk, "/busy", websocket.DialOptions{})
@@ -311,13 +312,13 @@ func (w *sockets) idle(t *testing.T) {
 		ended <- err
 	}()
 	reading := busy.CloseRead(t.Context()) // takes the pongs
-	for started := time.Now(); time.Since(started) < 3*time.Second; time.Sleep(100 * time.Millisecond) {
+	for pings := time.Now(); time.Since(pings) < 3*time.Second; time.Sleep(100 * time.Millisecond) {
 		if err := busy.Ping(reading); err != nil {
-			t.Fatalf("ping after %v: %v", time.Since(started), err)
+			t.Fatalf("ping after %v: %v", time.Since(pings), err)
 		}
 	}
-	if err := <-ended; err == nil {
-		t.Error("the silent socket was not ended")
+	if err := <-ended; err == nil || time.Since(started) > 20*time.Second {
+		t.Errorf("the silent socket was ended after %v: %v", time.Since(started), err)
 	}
 	if err := w.server.end(t, "/silent"); err == nil {
 		t.Error("nor at the server")
