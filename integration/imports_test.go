@@ -94,12 +94,12 @@ func mayImport(from, to string) bool {
 		// The root package wires its children; children import neither it nor
 		// each other. edge/exchange holds the words that both legs have in common,
 		// edge/link the way to the control plane, controlplane/mirror the way to
-		// what etcd holds, controlplane/fleet how edges are spoken to; what is below a child is that child's own. A probe
+		// what etcd holds, controlplane/fleet how edges are spoken to, controlplane/office who leads; what is below a child is that child's own. A probe
 		// tries the protocol of edge/session/abbreviated itself; edge/backend stands
 		// on edge/balance and edge/conn. Both legs run on edge/loop and speak by the
 		// machines edge/http1 and edge/http2; edge/legtest, which only tests use,
 		// shows legs as net/http would see them.
-		return toTop == fromTop && to != "edge/legtest" && (from == fromTop || to == "edge/exchange" || to == "edge/link" || to == "controlplane/mirror" || to == "controlplane/fleet" || strings.HasPrefix(to, from+"/") ||
+		return toTop == fromTop && to != "edge/legtest" && (from == fromTop || to == "edge/exchange" || to == "edge/link" || to == "controlplane/mirror" || to == "controlplane/fleet" || to == "controlplane/office" || strings.HasPrefix(to, from+"/") ||
 			(from == "edge/frontend" || from == "edge/backend" || from == "edge/backend/h2") && (to == "edge/loop" || to == "edge/http1" || to == "edge/http2") ||
 			(from == "edge/conn" || from == "edge/legtest" || from == "edge/backend/crossing") && to == "edge/loop" ||
 			from == "edge/probe" && to == "edge/session/abbreviated" || from == "edge/backend" && (to == "edge/balance" || to == "edge/conn"))
@@ -154,6 +154,8 @@ func TestMayImport(t *testing.T) {
 		{"controlplane/feed", "edge/exchange", false},
 		{"controlplane/trust", "controlplane/mirror", true},
 		{"controlplane/feed", "controlplane/fleet", true},
+		{"controlplane/keyring", "controlplane/office", true},
+		{"controlplane/office", "controlplane/keyring", false},
 		{"controlplane/fleet", "controlplane/feed", false},
 		{"controlplane/mirror", "controlplane/trust", false},
 		{"edge/session", "edge/session/abbreviated", true},

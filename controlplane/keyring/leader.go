@@ -9,9 +9,7 @@ import (
 	"strings"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
-
+	"github.com/reseal/reseal/controlplane/office"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -19,7 +17,7 @@ const (
 	// gather is the least time between two looks of the leader, and between two
 	// writes of what edges acked, so that the acks of a crowd cost few.
 	gather = 20 * time.Millisecond
-	// goodbye bounds how long a replica that stops tries to give up its office.
+	// goodbye bounds how long a replica that stops tries to take back what it wrote.
 	goodbye = 2 * time.Second
 	// maxNamed bounds the laggards that one log line names.
 	maxNamed = 20
@@ -27,88 +25,25 @@ const (
 
 // rotate stands for election and rotates while it leads, until ctx ends.
 func (s *Server) rotate(ctx context.Context) error {
-	wait := newBackoff()
-	for ctx.Err() == nil {
-		begin := time.Now()
-		err := s.term(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if time.Since(begin) > time.Minute {
-			wait.reset()
-		}
-		s.log.Warn("this replica stands for election anew", "error", err)
-		wait.sleep(ctx)
-	}
+	office.Stand(ctx, office.Config{
+		Client: s.config.Client, Key: s.keys.election(), Name: s.config.Name,
+		TTL: s.config.LeaderTTL, RequestTimeout: s.config.RequestTimeout, Logger: s.log,
+	}, func(ctx context.Context, fence office.Fence) error {
+		s.log.Info("this replica rotates the keyrings")
+		s.metrics.leader.Set(1)
+		defer s.metrics.leader.Set(0)
+		return s.lead(ctx, fence)
+	})
 	return nil
 }
 
-// term is one candidacy: it waits for the office, leads, and returns when its
-// lease is lost or ctx ends.
-func (s *Server) term(ctx context.Context) error {
-	grant, cancel := context.WithTimeout(ctx, s.config.RequestTimeout)
-	lease, err := s.config.Client.Grant(grant, int64(s.config.LeaderTTL/time.Second))
-	cancel()
-	if err != nil {
-		return fmt.Errorf("lease: %w", err)
-	}
-	// What gives up the office must outlive ctx, but not by much.
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
-	defer context.AfterFunc(ctx, func() {
-		timer := time.NewTimer(goodbye)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-			end()
-		case <-life.Done():
-		}
-	})()
-	session, err := concurrency.NewSession(s.bounded(life), concurrency.WithLease(lease.ID), concurrency.WithContext(life))
-	if err != nil {
-		return fmt.Errorf("session: %w", err)
-	}
-	defer func() {
-		session.Orphan()
-		bye, cancel := context.WithTimeout(life, goodbye)
-		defer cancel()
-		if _, err := s.config.Client.Revoke(bye, lease.ID); err != nil {
-			s.log.Debug("the leader's lease ends by itself", "error", err)
-		}
-	}()
-	return s.campaign(ctx, session)
-}
-
-// bounded is the client, except that its own context is ctx: the election uses
-// it to withdraw, and must not do so for ever.
-func (s *Server) bounded(ctx context.Context) *clientv3.Client {
-	client := clientv3.NewCtxClient(ctx)
-	client.KV, client.Lease, client.Watcher = s.config.Client.KV, s.config.Client.Lease, s.config.Client.Watcher
-	return client
-}
-
-func (s *Server) campaign(ctx context.Context, session *concurrency.Session) error {
-	// A candidate whose lease is gone would wait for ever.
-	standing, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(session.Ctx(), cancel)()
-	election := concurrency.NewElection(session, s.keys.election())
-	if err := election.Campaign(standing, s.config.Name); err != nil {
-		return fmt.Errorf("campaign: %w", err)
-	}
-	s.log.Info("this replica rotates the keyrings")
-	s.metrics.leader.Set(1)
-	defer s.metrics.leader.Set(0)
-	return s.lead(standing, fence{key: election.Key(), created: election.Rev()})
-}
-
 // lead does what is due, at every change and every tick.
-func (s *Server) lead(ctx context.Context, office fence) error {
+func (s *Server) lead(ctx context.Context, fence office.Fence) error {
 	ticker := time.NewTicker(s.config.Tick)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
 		changed := s.state.changed()
-		looked, err := s.act(ctx, office)
+		looked, err := s.act(ctx, fence)
 		if err != nil {
 			return err
 		}
@@ -120,7 +55,7 @@ func (s *Server) lead(ctx context.Context, office fence) error {
 		case <-ticker.C:
 		}
 	}
-	return errDeposed
+	return office.ErrDeposed
 }
 
 // pause waits, unless ctx ends first: that is the error then.
@@ -135,15 +70,15 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // act looks at all keyrings once, and returns how long the look took. It fails with
-// errDeposed only.
-func (s *Server) act(ctx context.Context, office fence) (looked time.Duration, err error) {
+// office.ErrDeposed only.
+func (s *Server) act(ctx context.Context, fence office.Fence) (looked time.Duration, err error) {
 	now := time.Now()
 	due := s.decide(now)
 	looked = time.Since(now)
 	for _, d := range due {
-		err := s.carryOut(ctx, office, d)
+		err := s.carryOut(ctx, fence, d)
 		switch {
-		case errors.Is(err, errDeposed):
+		case errors.Is(err, office.ErrDeposed):
 			return looked, err
 		case errors.Is(err, errStale):
 			s.log.Debug("keyring changed meanwhile", "keyring", d.name)
@@ -218,8 +153,8 @@ func unseen(actions []Action) []Action {
 	return slices.DeleteFunc(actions, func(a Action) bool { return !a.Due && (a.Verb == Activate || a.Verb == Retire) })
 }
 
-func (s *Server) carryOut(ctx context.Context, office fence, d decision) error {
-	w := write{name: d.name, before: d.before, fence: office, covered: d.covered}
+func (s *Server) carryOut(ctx context.Context, fence office.Fence, d decision) error {
+	w := write{name: d.name, before: d.before, fence: fence, covered: d.covered}
 	if d.record == nil {
 		revision, err := s.commit(ctx, w)
 		if err != nil {

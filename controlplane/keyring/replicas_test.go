@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/reseal/reseal/controlplane/office"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -243,7 +244,7 @@ func TestFence(t *testing.T) {
 	if err != nil || len(answer.Kvs) != 1 {
 		t.Fatalf("%v %v", answer, err)
 	}
-	old := fence{key: string(answer.Kvs[0].Key), created: answer.Kvs[0].CreateRevision}
+	old := office.Fence{Key: string(answer.Kvs[0].Key), Created: answer.Kvs[0].CreateRevision}
 	r.server.state.mu.Lock()
 	found := r.server.state.records["default"]
 	r.server.state.mu.Unlock()
@@ -254,17 +255,17 @@ func TestFence(t *testing.T) {
 	if _, err := f.client.Revoke(t.Context(), clientv3.LeaseID(answer.Kvs[0].Lease)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, errDeposed) {
+	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, office.ErrDeposed) {
 		t.Errorf("a write of a deposed leader: %v", err)
 	}
 	eventually(t, "it leads again", func() bool {
 		answer, err := f.client.Get(t.Context(), f.prefix+"keyring-leader/", clientv3.WithFirstCreate()...)
-		return err == nil && len(answer.Kvs) == 1 && answer.Kvs[0].CreateRevision > old.created
+		return err == nil && len(answer.Kvs) == 1 && answer.Kvs[0].CreateRevision > old.Created
 	})
-	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, errDeposed) {
+	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, office.ErrDeposed) {
 		t.Errorf("a write under an earlier term: %v", err)
 	}
-	w.fence = fence{key: f.prefix + "keyring-leader"}
+	w.fence = office.Fence{Key: f.prefix + "keyring-leader"}
 	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, errStale) {
 		t.Errorf("a write without a leader while there is one: %v", err)
 	}
@@ -289,7 +290,7 @@ func TestActivationSeesEdgesThatJustCame(t *testing.T) {
 	n.waitFor("default", "1 active")
 	r.covers("[] 0")
 	w := write{name: "default", before: found.revision, after: found.record, covered: looked,
-		fence: fence{key: string(answer.Kvs[0].Key), created: answer.Kvs[0].CreateRevision}}
+		fence: office.Fence{Key: string(answer.Kvs[0].Key), Created: answer.Kvs[0].CreateRevision}}
 	if _, err := r.server.commit(t.Context(), w); !errors.Is(err, errStale) {
 		t.Errorf("committed past a new edge: %v", err)
 	}

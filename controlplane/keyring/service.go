@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/reseal/reseal/controlplane/office"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -201,7 +202,7 @@ func (s *Server) command(ctx context.Context, name string, decide func(ring Ring
 		}
 		revision, err := s.attempt(ctx, k, configured, decide)
 		switch {
-		case errors.Is(err, errStale), errors.Is(err, errDeposed):
+		case errors.Is(err, errStale), errors.Is(err, office.ErrDeposed):
 			continue
 		case err == nil:
 			s.see(ctx, revision)
@@ -243,9 +244,9 @@ func (s *Server) attempt(ctx context.Context, k keyringSpec, configured int64, d
 	if err != nil {
 		return 0, fmt.Errorf("read keyring %q: %w", k.name, err)
 	}
-	w := write{name: k.name, fence: fence{key: s.keys.election()}}
+	w := write{name: k.name, fence: office.Fence{Key: s.keys.election()}}
 	if kvs := answer.Responses[1].GetResponseRange().GetKvs(); len(kvs) > 0 {
-		w.fence = fence{key: string(kvs[0].Key), created: kvs[0].CreateRevision}
+		w.fence = office.Fence{Key: string(kvs[0].Key), Created: kvs[0].CreateRevision}
 	}
 	r, damaged := newRecord(k.uid, configured, 0), error(nil)
 	if kvs := answer.Responses[0].GetResponseRange().GetKvs(); len(kvs) > 0 {

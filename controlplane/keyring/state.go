@@ -34,7 +34,7 @@ type state struct {
 	terms      terms // of specs
 	records    map[string]*stored
 	ledger     *ledger
-	offices    map[string]office // candidates of the election, by key
+	offices    map[string]candidate // candidates of the election, by key
 
 	known chan struct{} // closed when etcd was loaded first
 	sets  func()        // called when what edges hold may have changed
@@ -48,15 +48,15 @@ type stored struct {
 	problem  error // why it can't be served
 }
 
-// office is a candidate of the election. The oldest key is the leader's.
-type office struct {
+// candidate stands for election. The oldest key is the leader's.
+type candidate struct {
 	name    string
 	created int64
 }
 
 func newState(replica string, sets func()) *state {
 	return &state{
-		records: map[string]*stored{}, ledger: newLedger(replica), offices: map[string]office{},
+		records: map[string]*stored{}, ledger: newLedger(replica), offices: map[string]candidate{},
 		era:   1,
 		terms: termsOf(nil),
 		known: make(chan struct{}), sets: sets, all: make(chan struct{}),
@@ -189,7 +189,7 @@ func (st *state) fleet(k keyringSpec, record string, revision int64, now time.Ti
 func (st *state) leader() string {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	var found office
+	var found candidate
 	for _, candidate := range st.offices {
 		if found.created == 0 || candidate.created < found.created {
 			found = candidate
@@ -220,11 +220,11 @@ func (st *state) take(k keys, event *clientv3.Event, read parsed) (sets bool, su
 			superseded = st.ledger.take(*read.news, event.Kv.ModRevision)
 		}
 	}
-	if candidate, ok := nameOf(event.Kv.Key, k.leaders()); ok {
+	if id, ok := nameOf(event.Kv.Key, k.leaders()); ok {
 		if removed {
-			delete(st.offices, candidate)
+			delete(st.offices, id)
 		} else {
-			st.offices[candidate] = office{name: string(event.Kv.Value), created: event.Kv.CreateRevision}
+			st.offices[id] = candidate{name: string(event.Kv.Value), created: event.Kv.CreateRevision}
 		}
 	}
 	return false, superseded
