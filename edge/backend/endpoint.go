@@ -24,6 +24,7 @@ type endpoint struct {
 	clients   map[uint64]*share // client connections that hold or want a connection
 	spare     *share            // for the next one
 	reclaimed int               // connections taken from their clients that are not closed yet
+	noReclaim time.Time         // nothing is taken from clients before
 	private   bool              // some connection was a client's own
 }
 

@@ -18,6 +18,11 @@ import (
 // given to others.
 const stalledAfter = time.Second
 
+// reclaimPause is how long nobody looks again for a connection to take from its client
+// when there was none: the look costs as much as there are clients and waiters, and
+// each request that finds an endpoint full has one made.
+const reclaimPause = 20 * time.Millisecond
+
 // share is what one client connection holds and wants of an endpoint.
 type share struct {
 	client  uint64
@@ -114,6 +119,10 @@ func (e *endpoint) next(set *connSet, settings *settings, may func(*waiter) bool
 // reclaim ends exchanges that wait for their clients, as many as modest clients
 // wait for in set.
 func (e *endpoint) reclaim(set *connSet, settings *settings) {
+	now := time.Now()
+	if now.Before(e.noReclaim) {
+		return
+	}
 	wanted := -e.reclaimed
 	for _, w := range set.waiters {
 		if !w.raw && e.modest(w, settings) {
@@ -123,6 +132,7 @@ func (e *endpoint) reclaim(set *connSet, settings *settings) {
 	for ; wanted > 0; wanted-- {
 		c, waits := e.leastTaken(settings)
 		if c == nil {
+			e.noReclaim = now.Add(reclaimPause)
 			return
 		}
 		e.unhold(c)
