@@ -202,8 +202,8 @@ func (b *bed) rounds(ctx context.Context) (*results, error) {
 	r := newResults(b)
 	for round := range b.options.rounds {
 		for _, w := range r.workloads {
-			if b.options.short && w.key == "idle" && round > 0 {
-				continue // takes long and hardly differs
+			if w.key == "idle" && round >= b.slowRounds() {
+				continue
 			}
 			if w.begin != nil {
 				if err := w.begin(ctx, b); err != nil {
@@ -223,11 +223,22 @@ func (b *bed) rounds(ctx context.Context) (*results, error) {
 				fmt.Fprintf(os.Stderr, "round %d  %-10s %-14s %8.*f %s\n", round+1, w.key, p.title, w.decimals, value, w.unit)
 			}
 		}
-		if err := b.growth(ctx, r, round); err != nil {
-			return nil, err
+		if round < b.slowRounds() {
+			if err := b.growth(ctx, r, round); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return r, nil
+}
+
+// slowRounds is in how many rounds memory and growth are measured, which takes long
+// and hardly differs.
+func (b *bed) slowRounds() int {
+	if b.options.short {
+		return 1
+	}
+	return 2
 }
 
 // once measures a workload. Before its first time it is run once for nothing, so that
