@@ -62,9 +62,8 @@ func (c *ControlPlane) checkRestored(ctx context.Context, kept *etcd.Store) erro
 			return err
 		}
 		c.cfg.Logger.Warn("the store does not answer, trying again", "error", err)
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-		}
+		pause, cancel := context.WithTimeout(ctx, time.Second)
+		<-pause.Done()
+		cancel()
 	}
 }

@@ -270,16 +270,6 @@ func (t *table) drained(stream *session, drain *resealv1.Drain) {
 	}
 }
 
-// drainOf is what stream's edge is to do.
-func (t *table) drainOf(stream *session) *resealv1.Drain {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if row := t.rowLocked(stream); row != nil && row.drain != nil {
-		return row.drain
-	}
-	return &resealv1.Drain{}
-}
-
 // connected counts the edges that have a stream.
 func (t *table) connected() int {
 	t.mu.Lock()
