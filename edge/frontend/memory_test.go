@@ -93,6 +93,9 @@ func TestMemoryOfRequests(t *testing.T) {
 		}
 	}
 	// Those that are refused are answered at once.
+	eventually(t, "all are admitted or refused", func() bool {
+		return read(e.count("main"), func(c *counts) int { return c.errors["memory_limit"] })+int(arrived.Load()) == streams
+	})
 	refused := h.read(func(end *h2End) bool { return int64(len(end.answers))+arrived.Load() == streams })
 	admitted := arrived.Load()
 	if admitted < 50 || admitted > 150 {
