@@ -63,7 +63,7 @@ type Config struct {
 	// good configuration.
 	FeedWait time.Duration
 	// PaceGC has the edge set the pace of the garbage collector (debug.SetGCPercent),
-	// which is the process's: a small heap may grow to 64 MiB between two collections.
+	// which is the process's: a small heap may grow to 24 MiB between two collections.
 	PaceGC bool
 	// ForgetSessions keeps backend sessions in memory alone: a restart makes
 	// full handshakes. Default: they are kept in StateDir, sealed.

@@ -31,8 +31,12 @@ const (
 	freeLeast    = 16 << 20
 	// heapFloor is up to what size, in bytes, the heap may always grow between two
 	// collections. With little alive the collector would otherwise run many times a
-	// second, for memory that nobody misses.
-	heapFloor = 64 << 20
+	// second. It is no more than this since what lives long comes to lie scattered among
+	// garbage, in memory that can't be given back: the larger the heap grew while
+	// clients connected, the more their idle connections hold.
+	heapFloor = 24 << 20
+	// heapLeast is what is taken to be alive at least, before a collection has told.
+	heapLeast = 4 << 20
 )
 
 // memory measures what the process uses: what was alive at the last garbage
@@ -128,7 +132,7 @@ func (h heap) used() int64 { return int64(h.live + h.stacks) }
 // so that it rarely changes.
 func (h heap) percent() int {
 	percent := 100
-	for percent < 1600 && h.live*uint64(2*percent+100)/100 <= heapFloor {
+	for percent < 1600 && max(h.live, heapLeast)*uint64(2*percent+100)/100 <= heapFloor {
 		percent *= 2
 	}
 	return percent

@@ -87,10 +87,10 @@ func litter(size int) {
 	runtime.KeepAlive(garbage)
 }
 
-// TestPace: a small heap may grow to 64 MiB, a larger one to twice what is alive.
+// TestPace: a small heap may grow to 24 MiB, a larger one to twice what is alive.
 func TestPace(t *testing.T) {
 	for live, want := range map[uint64]int{
-		1 << 20: 1600, 4 << 20: 800, 10 << 20: 400, 20 << 20: 200, 30 << 20: 100, 1 << 30: 100,
+		0: 400, 1 << 20: 400, 6 << 20: 200, 8 << 20: 200, 10 << 20: 100, 1 << 30: 100,
 	} {
 		if got := (heap{live: live}).percent(); got != want {
 			t.Errorf("%d bytes alive: %d%%, want %d%%", live, got, want)
