@@ -29,6 +29,7 @@ func listen(address string, beside bool) (*net.TCPListener, error) {
 	if beside {
 		config.Control = func(_, _ string, conn syscall.RawConn) error { return reusePort(conn, true) }
 	}
+	keepAlive(&config)
 	listener, err := config.Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, err
@@ -42,8 +43,12 @@ func reusePort(conn syscall.RawConn, on bool) error {
 	if on {
 		value = 1
 	}
+	return setOption(conn, unix.SOL_SOCKET, unix.SO_REUSEPORT, value)
+}
+
+func setOption(conn syscall.RawConn, level, name, value int) error {
 	var err error
-	if failed := conn.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, value) }); failed != nil {
+	if failed := conn.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, name, value) }); failed != nil {
 		return failed
 	}
 	return err
