@@ -286,7 +286,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	}
 	keyringServer := keyring.New(keyring.Config{
 		Client:     kept.Client,
-		Name:       group.ID(),
+		Name:       leaderName(c.cfg.ReplicaName, listener.Addr()),
 		Source:     c.store,
 		Seal:       c.trust.Seal,
 		Unseal:     c.trust.Unseal,

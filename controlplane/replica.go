@@ -91,17 +91,29 @@ func (c *ControlPlane) orders(kept *intent.Store) replicas.Orders {
 	}
 }
 
-// replicaName tells replicas apart: the listening address, with the host's name
-// where that is any address, as it can stand in an identity.
-func replicaName(address net.Addr) string {
+// leaderName is how people know this replica: its name, or the listening address,
+// with the host's name where that is any address.
+func leaderName(name string, address net.Addr) string {
 	host, port, err := net.SplitHostPort(address.String())
-	if err != nil {
-		host = address.String()
+	switch {
+	case name != "":
+		return name
+	case err != nil:
+		return address.String()
 	}
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		if name, err := os.Hostname(); err == nil {
 			host = name
 		}
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// replicaName is leaderName as it can stand in an identity.
+func replicaName(address net.Addr) string {
+	host, port, err := net.SplitHostPort(leaderName("", address))
+	if err != nil {
+		host = address.String()
 	}
 	name := strings.Map(func(r rune) rune {
 		switch {

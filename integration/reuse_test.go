@@ -75,6 +75,9 @@ var reuseKinds = []reuseKind{
 // connections.reuse states. The same requests need a new connection in any case.
 func TestReuseModes(t *testing.T) {
 	w := newWorld(t)
+	// One event loop: with several, an idle connection of the client's loop goes before
+	// one of another that was used later.
+	w.Env = []string{"GOMAXPROCS=1"}
 	rehearsal := &rehearsal{world: w, page: &http.Client{Transport: &http.Transport{}}, held: make(map[string]chan struct{})}
 	t.Cleanup(rehearsal.page.CloseIdleConnections)
 	plays := make(map[string][]play)

@@ -129,8 +129,6 @@ func (l *Link) Run(ctx context.Context) error {
 func (l *Link) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Keep's back-off is the only one: the connection must not be in one of its own.
-	l.conn.ResetConnectBackoff()
 	stream, err := resealv1.NewLinkServiceClient(l.conn).Connect(ctx)
 	if err != nil {
 		return err

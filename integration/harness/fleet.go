@@ -38,6 +38,8 @@ type Fleet struct {
 	// Control is the control plane, once started. With several replicas it is
 	// the first.
 	Control *ControlPlane
+	// Env is added to the environment of what is started from now on.
+	Env []string
 
 	bin       Binaries
 	page      *http.Client
@@ -153,7 +155,7 @@ func (f *Fleet) dial(ctx context.Context, network, address string) (net.Conn, er
 // run starts a process of the fleet. A nil network is that of the test.
 func (f *Fleet) run(network *process.Network, name, path string, args ...string) *process.Process {
 	f.TB.Helper()
-	p, err := process.Start(process.Config{Name: name, Path: path, Args: args, Env: []string{"TMPDIR=" + f.tmp()}, Network: network})
+	p, err := process.Start(process.Config{Name: name, Path: path, Args: args, Env: append([]string{"TMPDIR=" + f.tmp()}, f.Env...), Network: network})
 	if err != nil {
 		f.TB.Fatal(err)
 	}
