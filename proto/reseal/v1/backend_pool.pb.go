@@ -1022,8 +1022,7 @@ type Connections struct {
 	// When a request may use an idle connection. Default: always. The modes are
 	// those of HAProxy's http-reuse, with two differences: of several idle
 	// connections a request takes the one used last, not first, so that those
-	// that are not needed end, and one that is on the processor of the client's
-	// connection before others; and the first request of an HTTP/2 client counts as
+	// that are not needed end; and the first request of an HTTP/2 client counts as
 	// first. In every mode a connection on which a client logs in by NTLM or
 	// Negotiate serves that client connection alone and ends with it.
 	Reuse Connections_Reuse `protobuf:"varint,1,opt,name=reuse,proto3,enum=reseal.v1.Connections_Reuse" json:"reuse,omitempty"`
