@@ -236,7 +236,9 @@ func (q *request) settle() {
 	q.finish()
 	q.stream.over()
 	if q.reason == "" && !q.unwanted {
-		q.client.lane.recycle(q)
+		requests := &q.client.lane.requests
+		*q = request{}
+		requests.keep(q)
 	}
 }
 

@@ -168,7 +168,7 @@ func (c *clientConn) Open(conn *loop.Conn) {
 	c.moved = c.now()
 	switch {
 	case !c.settings().http():
-		c.driver = &tunnel{client: c}
+		c.driver = &tunnel{serial{client: c}}
 	case c.protocol == "h2":
 		c.driver = newHTTP2(c)
 	default:

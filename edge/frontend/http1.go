@@ -14,22 +14,19 @@ import (
 // http1Driver speaks HTTP/1 with a client. It is the stream of all its requests,
 // one after the other.
 type http1Driver struct {
-	client  *clientConn
+	serial
 	machine *http1.Conn
-	request *request      // under way, or nil
 	rest    []byte        // came, and not dealt with
 	since   time.Duration // when the client began to be waited for, or an unfinished head came
 	begun   bool          // an unfinished head has come
 	parsing bool
 	posted  bool // parse will be called by the loop
-	held    int  // bytes of the body that the backend's leg has not got rid of
-	unsaid  int  // bytes of the answer that the client has not taken
 	toClose bool // the answer ends with the connection
 }
 
 func newHTTP1(c *clientConn) *http1Driver {
 	bounds := c.settings()
-	return &http1Driver{client: c, machine: http1.NewServer(http1.Limits{HeadBytes: bounds.maxHeaderBytes, Fields: bounds.maxHeaderFields})}
+	return &http1Driver{serial: serial{client: c}, machine: http1.NewServer(http1.Limits{HeadBytes: bounds.maxHeaderBytes, Fields: bounds.maxHeaderFields})}
 }
 
 // open implements driver.
@@ -189,30 +186,11 @@ func (h *http1Driver) peerEnded(notified bool) {
 	}
 }
 
-// lost ends the request of a client that has left.
-func (h *http1Driver) lost(err error) {
-	q := h.request
-	h.request = nil
-	q.gone(err)
-	h.client.conn.Abort()
-}
-
-// writable implements driver.
-func (h *http1Driver) writable() {
-	if n := h.unsaid; n > 0 && h.request != nil {
-		h.unsaid = 0
-		h.request.taken(n)
-	}
-}
-
 // look implements driver.
 func (h *http1Driver) look(now time.Duration) time.Duration {
 	bounds := h.client.settings()
-	if q := h.request; q != nil {
-		if h.client.moved == now && q.untaken > 0 {
-			q.took = now // it takes something, if slowly
-		}
-		return q.look(now)
+	if h.request != nil {
+		return h.lookAt(now)
 	}
 	limit := bounds.idle
 	if h.begun || h.client.requests == 0 {
@@ -230,14 +208,6 @@ func (h *http1Driver) leave() {
 	h.machine.CloseAfter()
 	if h.request == nil {
 		h.client.close()
-	}
-}
-
-// closed implements driver.
-func (h *http1Driver) closed(err error) {
-	if q := h.request; q != nil {
-		h.request = nil
-		q.gone(err)
 	}
 }
 
@@ -280,12 +250,7 @@ func (h *http1Driver) data(p []byte, end bool) error {
 	if err != nil {
 		return err
 	}
-	switch welcome := h.write(out); {
-	case !welcome || h.unsaid > 0:
-		h.unsaid += len(p)
-	default:
-		h.request.taken(len(p))
-	}
+	h.wrote(len(p), h.write(out))
 	h.halfClose(end)
 	return nil
 }

@@ -81,11 +81,8 @@ func newHTTP2(c *clientConn) driver {
 // http2Lane is what the HTTP/2 connections of a loop share.
 type http2Lane struct {
 	event   http2.Event
-	streams []*http2Stream // that are over
+	streams spares[http2Stream]
 }
-
-// keptStreams bounds the streams that a lane keeps for those that come.
-const keptStreams = 256
 
 // open implements driver.
 func (d *http2Driver) open() {
@@ -187,7 +184,7 @@ func (d *http2Driver) handle(ev *http2.Event) {
 
 // begin serves the request of an event.
 func (d *http2Driver) begin(ev *http2.Event) {
-	s := d.client.lane.h2.blank()
+	s := d.client.lane.h2.streams.take()
 	spare := s.head.Fields
 	s.driver, s.id, s.head = d, ev.Stream, ev.Request
 	ev.Request.Fields = spare
@@ -358,24 +355,10 @@ func (d *http2Driver) look(now time.Duration) time.Duration {
 	return next
 }
 
-// blank is a stream without content.
-func (l *http2Lane) blank() *http2Stream {
-	last := len(l.streams) - 1
-	if last < 0 {
-		return new(http2Stream)
-	}
-	s := l.streams[last]
-	l.streams[last] = nil
-	l.streams = l.streams[:last]
-	return s
-}
-
 // recycle takes a stream that nobody refers to any more.
 func (l *http2Lane) recycle(s *http2Stream) {
 	fields := s.head.Fields
 	clear(fields)
 	*s = http2Stream{head: exchange.Request{Fields: fields[:0]}}
-	if len(l.streams) < keptStreams {
-		l.streams = append(l.streams, s)
-	}
+	l.streams.keep(s)
 }

@@ -15,7 +15,7 @@ type lane struct {
 	event    http1.Event // what a machine has found
 	out      []byte      // what goes to a client
 	record   []byte      // of the access log
-	requests []*request  // that are over
+	requests spares[request]
 	h2       http2Lane
 
 	date   string // for the field of that name, as of second
@@ -25,8 +25,9 @@ type lane struct {
 const (
 	// keptOut bounds what a lane keeps of out, in bytes.
 	keptOut = 512 << 10
-	// keptRequests bounds the requests that a lane keeps for those that come.
-	keptRequests = 256
+	// keptSpares bounds the requests, and the streams, that a lane keeps for those that
+	// come.
+	keptSpares = 256
 )
 
 // written takes back what out has become.
@@ -44,22 +45,24 @@ func (l *lane) today(now time.Time) string {
 	return l.date
 }
 
-// blank is a request without content.
-func (l *lane) blank() *request {
-	last := len(l.requests) - 1
+// spares are requests, or streams, that are over and without content.
+type spares[T any] struct{ all []*T }
+
+// take returns one of them, or a new one.
+func (s *spares[T]) take() *T {
+	last := len(s.all) - 1
 	if last < 0 {
-		return new(request)
+		return new(T)
 	}
-	q := l.requests[last]
-	l.requests[last] = nil
-	l.requests = l.requests[:last]
-	return q
+	t := s.all[last]
+	s.all[last] = nil
+	s.all = s.all[:last]
+	return t
 }
 
-// recycle takes a request that nobody refers to any more.
-func (l *lane) recycle(q *request) {
-	if len(l.requests) < keptRequests {
-		*q = request{}
-		l.requests = append(l.requests, q)
+// keep takes one that nobody refers to any more, and which the caller has emptied.
+func (s *spares[T]) keep(t *T) {
+	if len(s.all) < keptSpares {
+		s.all = append(s.all, t)
 	}
 }

@@ -86,7 +86,7 @@ type request struct {
 
 // newRequest makes a request for a stream.
 func (c *clientConn) newRequest(s stream) *request {
-	q := c.lane.blank()
+	q := c.lane.requests.take()
 	c.requests++
 	q.client, q.stream, q.state, q.started = c, s, c.slot.state.Load(), time.Now()
 	q.x = exchange.Exchange{Client: c.id, First: c.requests == 1, Gone: c.gone, Source: c.source}

@@ -9,12 +9,7 @@ import (
 
 // tunnel passes on the bytes of a client whose listener has protocol tls. The
 // connection is one request.
-type tunnel struct {
-	client  *clientConn
-	request *request // nil once it is over
-	held    int      // bytes that the backend's leg has not got rid of
-	unsaid  int      // bytes that the client has not taken
-}
+type tunnel struct{ serial }
 
 // uploadMark is at how many bytes of held nothing more is read: a read brings 16 KiB
 // at most.
@@ -48,16 +43,7 @@ func (t *tunnel) peerEnded(notified bool) {
 	case notified:
 		t.request.bodyEnd(nil)
 	default:
-		t.closed(errCut)
-		t.client.conn.Abort()
-	}
-}
-
-// writable implements driver.
-func (t *tunnel) writable() {
-	if n := t.unsaid; n > 0 && t.request != nil {
-		t.unsaid = 0
-		t.request.taken(n)
+		t.lost(errCut)
 	}
 }
 
@@ -66,22 +52,11 @@ func (t *tunnel) look(now time.Duration) time.Duration {
 	if t.request == nil {
 		return never
 	}
-	if t.client.moved == now && t.request.untaken > 0 {
-		t.request.took = now // it takes something, if slowly
-	}
-	return t.request.look(now)
+	return t.lookAt(now)
 }
 
 // leave implements driver. A tunnel ends when its ends say so.
 func (t *tunnel) leave() {}
-
-// closed implements driver.
-func (t *tunnel) closed(err error) {
-	if q := t.request; q != nil {
-		t.request = nil
-		q.gone(err)
-	}
-}
 
 // informational implements stream.
 func (t *tunnel) informational(*exchange.Response) {}
@@ -95,12 +70,7 @@ func (t *tunnel) respond(*exchange.Response, bool) error {
 
 // data implements stream.
 func (t *tunnel) data(p []byte, end bool) error {
-	switch welcome := t.client.conn.Write(p); {
-	case !welcome || t.unsaid > 0:
-		t.unsaid += len(p)
-	default:
-		t.request.taken(len(p))
-	}
+	t.wrote(len(p), t.client.conn.Write(p))
 	if end {
 		t.client.conn.CloseWrite()
 	}
