@@ -12,7 +12,7 @@ import (
 // one back that has waited for its client for stalledAfter, and its own requests
 // wait behind those of others. A full queue is shared out
 // likewise. HTTP/2 needs none of it: there a client pins streams, of which
-// connections have many, and at most streamWindow of memory with each.
+// connections have many, and at most exchange.AnswerWindow of memory with each.
 
 // stalledAfter is how long a connection waits for its client before it may be
 // given to others.

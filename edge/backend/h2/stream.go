@@ -251,8 +251,7 @@ func (s *Stream) resetBy(ev *http2.Event) {
 	}
 	if s.answerOver {
 		// The rest of the request is of no use to it any more.
-		s.freed = true
-		c.cfg.Owner.Free(1, 1, true)
+		s.free()
 		s.discard()
 		return
 	}
@@ -282,22 +281,24 @@ func (s *Stream) fail(f Failure) {
 	case s.over:
 		return
 	case s.answerOver:
-		if !s.freed {
-			s.freed = true
-			s.c.cfg.Owner.Free(1, 1, true)
-		}
+		s.free()
 		s.discard()
 		return
 	}
 	s.over = true
 	f.Uploading = !s.requestOver
+	s.free()
+	s.queue = nil
+	s.c.forget(s)
+	s.front.Failed(s.c.cfg.Owner.Failed(f))
+}
+
+// free gives a stream back that has ended by itself.
+func (s *Stream) free() {
 	if !s.freed {
 		s.freed = true
 		s.c.cfg.Owner.Free(1, 1, s.answered)
 	}
-	s.queue = nil
-	s.c.forget(s)
-	s.front.Failed(s.c.cfg.Owner.Failed(f))
 }
 
 // failLate has the exchange fail later in the round.
