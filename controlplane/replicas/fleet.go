@@ -22,13 +22,23 @@ type Services struct {
 	// Fleet and Tally answer for the edges that are connected to this replica.
 	// Required.
 	Fleet resealv1.FleetServiceServer
-	Tally resealv1.TallyServiceServer
+	Tally TallyServer
 	// FromReplica tells whether a call comes from another replica. Required.
 	FromReplica func(context.Context) bool
 	// Store is what this replica knows of the store. Nil: nothing.
 	Store func() *resealv1.StoreStatus
 	// Orders keeps what operators order edges. Required.
 	Orders Orders
+}
+
+// TallyServer is the TallyService of one replica.
+type TallyServer interface {
+	resealv1.TallyServiceServer
+	// Watch is WatchStats with what get says.
+	Watch(
+		request *resealv1.WatchStatsRequest, stream grpc.ServerStreamingServer[resealv1.WatchStatsResponse],
+		get func(context.Context, *resealv1.GetStatsRequest) (*resealv1.GetStatsResponse, error),
+	) error
 }
 
 // Fleet is the FleetService of all replicas. Questions of other replicas are for
@@ -165,7 +175,7 @@ func (r *record) message() *resealv1.Replica {
 	}
 }
 
-// errElsewhere means that an edge is connected to this replica.
+// errHere means that an edge is connected to this replica.
 var errHere = errors.New("the edge is connected to this replica")
 
 // holder finds the replica that an edge is connected to, for a call. It is errHere

@@ -5,7 +5,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -13,12 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
-)
-
-const (
-	// The time between two responses of WatchStats.
-	defaultInterval = 2 * time.Second
-	minInterval     = 500 * time.Millisecond
 )
 
 // Tally is the TallyService of all replicas. Edges report to one of them, the
@@ -85,33 +78,7 @@ func (t *Tally) GetStats(ctx context.Context, request *resealv1.GetStatsRequest)
 
 // WatchStats implements resealv1.TallyServiceServer.
 func (t *Tally) WatchStats(request *resealv1.WatchStatsRequest, stream grpc.ServerStreamingServer[resealv1.WatchStatsResponse]) error {
-	interval := defaultInterval
-	if asked := request.GetInterval(); asked != nil {
-		if asked.CheckValid() != nil || asked.AsDuration() < minInterval {
-			return status.Errorf(codes.InvalidArgument, "interval: must be at least %s", minInterval)
-		}
-		interval = asked.AsDuration()
-	}
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-	for {
-		stats, err := t.GetStats(stream.Context(), &resealv1.GetStatsRequest{
-			Name: request.GetName(), Since: request.GetSince(), Edge: request.GetEdge(),
-		})
-		if err != nil {
-			return err
-		}
-		if err := stream.Send(&resealv1.WatchStatsResponse{Stats: stats}); err != nil {
-			return err
-		}
-		select {
-		case <-ticker.C:
-		case <-t.group.ended:
-			return status.Error(codes.Unavailable, "this replica is stopping")
-		case <-stream.Context().Done():
-			return status.FromContextError(stream.Context().Err()).Err()
-		}
-	}
+	return t.Tally.Watch(request, stream, t.GetStats)
 }
 
 // mergeStats adds up the edges of several replicas. An edge that moved is known to

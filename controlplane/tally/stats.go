@@ -173,6 +173,14 @@ func (t totals) addTotals(other totals) {
 
 // WatchStats implements resealv1.TallyServiceServer.
 func (s *Server) WatchStats(request *resealv1.WatchStatsRequest, stream grpc.ServerStreamingServer[resealv1.WatchStatsResponse]) error {
+	return s.Watch(request, stream, s.GetStats)
+}
+
+// Watch is WatchStats with what get says, as of more edges than this server's.
+func (s *Server) Watch(
+	request *resealv1.WatchStatsRequest, stream grpc.ServerStreamingServer[resealv1.WatchStatsResponse],
+	get func(context.Context, *resealv1.GetStatsRequest) (*resealv1.GetStatsResponse, error),
+) error {
 	interval := defaultInterval
 	if asked := request.GetInterval(); asked != nil {
 		if asked.CheckValid() != nil || asked.AsDuration() < minInterval {
@@ -183,7 +191,7 @@ func (s *Server) WatchStats(request *resealv1.WatchStatsRequest, stream grpc.Ser
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
-		stats, err := s.GetStats(stream.Context(), &resealv1.GetStatsRequest{
+		stats, err := get(stream.Context(), &resealv1.GetStatsRequest{
 			Name: request.GetName(), Since: request.GetSince(), Edge: request.GetEdge(),
 		})
 		if err != nil {
