@@ -5,18 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"net/http/httptest"
-	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
+	"github.com/reseal/reseal/controlplane/etcd/etcdtest"
 	"github.com/reseal/reseal/controlplane/store"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -29,16 +27,9 @@ func startEtcd(t *testing.T, quota int64) (endpoint string, stop func()) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	socket := url.URL{Scheme: "unix", Path: filepath.Join(dir, "c")}
-	peer := url.URL{Scheme: "unix", Path: filepath.Join(dir, "p")}
-	config := embed.NewConfig()
-	config.Dir, config.QuotaBackendBytes, config.UnsafeNoFsync = filepath.Join(dir, "data"), quota, true
-	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{socket}, []url.URL{socket}
-	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	config.InitialCluster = config.Name + "=" + peer.String()
-	config.EnableGRPCGateway = false
-	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	server, err := embed.StartEtcd(config)
+	config := etcdtest.Config(dir)
+	config.QuotaBackendBytes = quota
+	server, err := etcdtest.Start(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,12 +41,7 @@ func startEtcd(t *testing.T, quota int64) (endpoint string, stop func()) {
 		}
 	}
 	t.Cleanup(stop)
-	select {
-	case <-server.Server.ReadyNotify():
-	case <-time.After(30 * time.Second):
-		t.Fatal("etcd does not get ready")
-	}
-	return socket.String(), stop
+	return etcdtest.Endpoint(dir), stop
 }
 
 func readyz(plane *ControlPlane) (int, string) {

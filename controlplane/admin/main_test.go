@@ -1,20 +1,16 @@
 package admin_test
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"net/url"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+
+	"github.com/reseal/reseal/controlplane/etcd/etcdtest"
 )
 
 // etcd is the client of an etcd in this process.
@@ -35,40 +31,18 @@ func (s suite) Run() int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	server, err := startEtcd(dir)
+	server, err := etcdtest.Start(etcdtest.Config(dir))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start etcd:", err)
 		return 1
 	}
 	defer server.Close()
+	if etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{etcdtest.Endpoint(dir)}, Logger: zap.NewNop()}); err != nil {
+		fmt.Fprintln(os.Stderr, "connect to etcd:", err)
+		return 1
+	}
 	defer etcd.Close()
 	return s.m.Run()
-}
-
-func startEtcd(dir string) (*embed.Etcd, error) {
-	client := url.URL{Scheme: "unix", Path: filepath.Join(dir, "c.sock")}
-	peer := url.URL{Scheme: "unix", Path: filepath.Join(dir, "p.sock")}
-	config := embed.NewConfig()
-	config.Dir = filepath.Join(dir, "data")
-	config.UnsafeNoFsync = true
-	config.EnableGRPCGateway = false
-	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	config.InitialCluster = config.Name + "=" + peer.String()
-	server, err := embed.StartEtcd(config)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	select {
-	case <-server.Server.ReadyNotify():
-	case <-ctx.Done():
-		return nil, errors.New("etcd does not get ready")
-	}
-	etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{client.String()}, Logger: zap.NewNop()})
-	return server, err
 }
 
 func TestMain(m *testing.M) {

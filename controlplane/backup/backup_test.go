@@ -5,15 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
-	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
-	"go.uber.org/zap"
+
+	"github.com/reseal/reseal/controlplane/etcd/etcdtest"
 )
 
 // plainCipher seals nothing, but checks contexts.
@@ -29,36 +26,6 @@ func (plainCipher) Unseal(sealed, context []byte) ([]byte, error) {
 		return nil, errors.New("another context")
 	}
 	return rest, nil
-}
-
-func startEtcd(t *testing.T) *clientv3.Client {
-	t.Helper()
-	dir := t.TempDir()
-	client := url.URL{Scheme: "unix", Path: filepath.Join(dir, "c")}
-	peer := url.URL{Scheme: "unix", Path: filepath.Join(dir, "p")}
-	config := embed.NewConfig()
-	config.Dir = filepath.Join(dir, "data")
-	config.UnsafeNoFsync = true
-	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	config.InitialCluster = config.Name + "=" + peer.String()
-	server, err := embed.StartEtcd(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Close)
-	select {
-	case <-server.Server.ReadyNotify():
-	case <-time.After(30 * time.Second):
-		t.Fatal("etcd does not get ready")
-	}
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{client.String()}, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
 }
 
 // held lists what is below a prefix: key, value, and the keys that have its revision.
@@ -83,7 +50,7 @@ func held(t *testing.T, client *clientv3.Client, prefix string) []string {
 }
 
 func TestBackupAndRestore(t *testing.T) {
-	from, to := startEtcd(t), startEtcd(t)
+	from, to := etcdtest.New(t), etcdtest.New(t)
 	put := func(keys ...string) {
 		t.Helper()
 		var ops []clientv3.Op

@@ -1,19 +1,15 @@
 package keyring
 
 import (
-	"context"
-	"errors"
 	"flag"
 	"fmt"
-	"net/url"
 	"os"
-	"path/filepath"
 	"testing"
-	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/goleak"
-	"go.uber.org/zap"
+
+	"github.com/reseal/reseal/controlplane/etcd/etcdtest"
 )
 
 // shared is the socket of the etcd that the tests use, each below a prefix of its
@@ -37,7 +33,7 @@ func (s suite) Run() int {
 		return 1
 	}
 	defer server.Close()
-	shared = filepath.Join(dir, "c.sock")
+	shared = etcdtest.Socket(dir)
 	return s.m.Run()
 }
 
@@ -53,31 +49,10 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(suite{m})
 }
 
-// startEtcd runs etcd with its sockets in dir.
+// startEtcd runs etcd with its files and sockets in dir.
 func startEtcd(dir string) (*embed.Etcd, error) {
-	client := url.URL{Scheme: "unix", Path: filepath.Join(dir, "c.sock")}
-	peer := url.URL{Scheme: "unix", Path: filepath.Join(dir, "p.sock")}
-	config := embed.NewConfig()
-	config.Dir = filepath.Join(dir, "data")
-	config.UnsafeNoFsync = true
-	config.EnableGRPCGateway = false
+	config := etcdtest.Config(dir)
 	// The shortest lease is one and a half elections.
 	config.TickMs, config.ElectionMs = 20, 200
-	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	config.InitialCluster = config.Name + "=" + peer.String()
-	server, err := embed.StartEtcd(config)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	select {
-	case <-server.Server.ReadyNotify():
-		return server, nil
-	case <-ctx.Done():
-		server.Close()
-		return nil, errors.New("etcd does not get ready")
-	}
+	return etcdtest.Start(config)
 }

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/reseal/reseal/controlplane/etcd/etcdtest"
 	"github.com/reseal/reseal/controlplane/office"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -457,7 +458,7 @@ func ownEtcd(t *testing.T) (f *testFleet, dir string, stop func(), start func())
 	}
 	t.Cleanup(func() { server.Close() })
 	f = newFleet(t, steady())
-	f.client, err = clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(dir, "c.sock")}, Logger: zap.NewNop(),
+	f.client, err = clientv3.New(clientv3.Config{Endpoints: []string{etcdtest.Endpoint(dir)}, Logger: zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoffconfig.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 200 * time.Millisecond},
 			MinConnectTimeout: time.Second,

@@ -3,50 +3,18 @@ package office
 import (
 	"context"
 	"log/slog"
-	"net/url"
-	"path/filepath"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
-	"go.uber.org/zap"
-)
 
-func startEtcd(t *testing.T) *clientv3.Client {
-	t.Helper()
-	dir := t.TempDir()
-	client := url.URL{Scheme: "unix", Path: filepath.Join(dir, "c")}
-	peer := url.URL{Scheme: "unix", Path: filepath.Join(dir, "p")}
-	config := embed.NewConfig()
-	config.Dir = filepath.Join(dir, "data")
-	config.UnsafeNoFsync = true
-	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	config.InitialCluster = config.Name + "=" + peer.String()
-	server, err := embed.StartEtcd(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Close)
-	select {
-	case <-server.Server.ReadyNotify():
-	case <-time.After(30 * time.Second):
-		t.Fatal("etcd does not get ready")
-	}
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{client.String()}, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
-}
+	"github.com/reseal/reseal/controlplane/etcd/etcdtest"
+)
 
 // TestOrderlyStop: the next leader begins at once, long before the lease would end, and
 // what the first one still writes does not get through.
 func TestOrderlyStop(t *testing.T) {
-	client := startEtcd(t)
+	client := etcdtest.New(t)
 	config := Config{
 		Client: client, Key: "/office", TTL: time.Minute, RequestTimeout: 5 * time.Second, Logger: slog.New(slog.DiscardHandler),
 	}

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,6 +32,7 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
+	"github.com/reseal/reseal/controlplane/etcd/etcdtest"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -49,20 +49,10 @@ func (w withEtcd) Run() int {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	config := embed.NewConfig()
-	config.Dir = filepath.Join(dir, "data")
-	client := url.URL{Scheme: "unix", Path: filepath.Join(dir, "c")}
-	peer := url.URL{Scheme: "unix", Path: filepath.Join(dir, "p")}
-	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	config.InitialCluster = config.Name + "=" + peer.String()
-	config.LogLevel = "panic"
-	config.UnsafeNoFsync = true
-	if etcd, err = embed.StartEtcd(config); err != nil {
+	if etcd, err = etcdtest.Start(etcdtest.Config(dir)); err != nil {
 		panic(err)
 	}
 	defer etcd.Close()
-	<-etcd.Server.ReadyNotify()
 	return w.m.Run()
 }
 
