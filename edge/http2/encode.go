@@ -54,8 +54,9 @@ var knownNames = sync.OnceValue(func() map[string]knownName {
 
 // slot remembers a field by its hash, and where it stands in the table.
 type slot struct {
-	hash uint32
-	seq  uint32 // the number of the entry, from 1 on; 0: it was only seen
+	hash   uint32
+	seq    uint32 // the number of the entry, from 1 on; 0: it was only seen
+	spared bool   // another field wanted the slot already
 }
 
 // sets of two slots each; there are hardly more entries in a table.
@@ -141,7 +142,7 @@ func (e *encoder) append(dst []byte, index knownName, value string, secret bool)
 	s := e.slot(hash)
 	if s == nil || s.hash != hash {
 		if s != nil {
-			*s = slot{hash: hash}
+			s.see(hash)
 		}
 		return appendLiteral(dst, 0, 4, index.first, name, value)
 	}
@@ -163,7 +164,7 @@ func (e *encoder) append(dst []byte, index knownName, value string, secret bool)
 		fresh.name, fresh.value = text[:len(name)], text[len(name):]
 	}
 	e.table.add(fresh)
-	s.seq = e.table.base + uint32(len(e.table.entries))
+	s.seq, s.spared = e.table.base+uint32(len(e.table.entries)), false
 	return appendLiteral(dst, 0x40, 6, index.first, name, value)
 }
 
@@ -199,6 +200,16 @@ func (e *encoder) slot(hash uint32) *slot {
 		return other
 	}
 	return nil
+}
+
+// see takes a slot for a hash, at the second try if it has been taken: two fields
+// of every message would else take it from each other for ever.
+func (s *slot) see(hash uint32) {
+	if s.hash == 0 || s.spared {
+		*s = slot{hash: hash}
+		return
+	}
+	s.spared = true
 }
 
 // live returns the entry of a slot while it is in the table.

@@ -3,7 +3,9 @@ package http2
 import (
 	"bytes"
 	"errors"
+	"hash/maphash"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -218,6 +220,28 @@ func TestSecretsStayOutOfTables(t *testing.T) {
 	}
 	if c.encoder.table.len() == 0 {
 		t.Error("nothing is in the table")
+	}
+}
+
+// TestRepeatedFieldsGetIntoTable: whatever their hashes are, and although each
+// message has a path of its own.
+func TestRepeatedFieldsGetIntoTable(t *testing.T) {
+	seed := hashSeed
+	defer func() { hashSeed = seed }()
+	for range 2000 {
+		hashSeed = maphash.MakeSeed()
+		c := NewClient(Config{})
+		for i := range 10 {
+			r := request("GET", "/"+strconv.Itoa(i), exchange.Field{Name: "x-open", Value: "four"})
+			if _, _, err := c.AppendRequest(nil, &r, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, name := range []string{":authority", "x-open"} {
+			if !slices.ContainsFunc(c.encoder.table.entries, func(e entry) bool { return e.name == name }) {
+				t.Fatalf("%s is not in the table: %v", name, c.encoder.table.entries)
+			}
+		}
 	}
 }
 

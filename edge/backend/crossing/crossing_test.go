@@ -216,12 +216,14 @@ func TestAborted(t *testing.T) {
 	near, far := loops(t)
 	gone := errors.New("gone")
 	b, c := &backend{t: t}, &client{t: t}
-	on(t, near, func() {
-		flow := New([]*loop.Loop{near, far}).Begin(near, far, b, 0, &exchange.Request{Length: 3}, c)
-		flow.Data([]byte("ab"), false)
-		flow.Abort(gone)
-		flow.Abort(gone)
-		c.over = true
+	on(t, far, func() { // which is kept from beginning it meanwhile
+		on(t, near, func() {
+			flow := New([]*loop.Loop{near, far}).Begin(near, far, b, 0, &exchange.Request{Length: 3}, c)
+			flow.Data([]byte("ab"), false)
+			flow.Abort(gone)
+			flow.Abort(gone)
+			c.over = true
+		})
 	})
 	eventually(t, far, "the place is dropped", func() bool { return b.dropped && b.front == nil })
 
