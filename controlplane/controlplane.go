@@ -87,6 +87,9 @@ type ControlPlane struct {
 	registry *prometheus.Registry
 	ready    chan struct{}
 	etcd     atomic.Pointer[etcd.Store] // nil before it is open
+	// edges are the labels of the live edges of all replicas. Nil before it is known
+	// who they are.
+	edges atomic.Pointer[func(context.Context) []map[string]string]
 
 	trust *trust.Trust // set before ready is closed
 	store *store.Store // likewise
@@ -172,6 +175,12 @@ func (c *ControlPlane) storeConfig(kept *etcd.Store) store.Config {
 		MaxBytes:     kept.MaxBytes,
 		Validate:     manifest.ValidateSnapshot,
 		Logger:       c.cfg.Logger.With("part", "store"),
+		Edges: func(ctx context.Context) []map[string]string {
+			if edges := c.edges.Load(); edges != nil {
+				return (*edges)(ctx)
+			}
+			return nil
+		},
 	}
 	if c.trust != nil {
 		config.Seal, config.Open = c.trust.Seal, c.trust.Unseal
@@ -315,7 +324,10 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Store:       kept.Status,
 		Orders:      c.orders(orders),
 	}
-	resealv1.RegisterFleetServiceServer(server, replicas.NewFleet(group, everywhere))
+	fleetServer := replicas.NewFleet(group, everywhere)
+	labels := fleetServer.Labels
+	c.edges.Store(&labels)
+	resealv1.RegisterFleetServiceServer(server, fleetServer)
 	resealv1.RegisterTallyServiceServer(server, replicas.NewTally(group, everywhere))
 	resealv1.RegisterEnrollmentServiceServer(server, c.trust)
 	resealv1.RegisterKeyringServiceServer(server, keyringServer)
@@ -444,6 +456,7 @@ var storeCodes = []admin.ErrorCode{
 	{Is: store.ErrConflict, Code: codes.Aborted},
 	{Is: store.ErrNotFound, Code: codes.NotFound},
 	{Is: store.ErrNotKept, Code: codes.FailedPrecondition},
+	{Is: store.ErrLargeChange, Code: codes.FailedPrecondition},
 	{Is: store.ErrTooLarge, Code: codes.ResourceExhausted},
 	{Is: store.ErrFull, Code: codes.ResourceExhausted},
 	{Is: store.ErrUnavailable, Code: codes.Unavailable},

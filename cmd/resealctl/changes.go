@@ -21,6 +21,7 @@ type changeFlags struct {
 	files            []string
 	dryRun           bool
 	message          string
+	allowLarge       bool
 	expectedRevision int64
 }
 
@@ -32,6 +33,7 @@ func (f *changeFlags) registerFiles(cmd *cobra.Command) {
 func (f *changeFlags) registerChange(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "check and report, but change nothing")
 	cmd.Flags().StringVarP(&f.message, "message", "m", "", "why, for the history")
+	cmd.Flags().BoolVar(&f.allowLarge, "allow-large-change", false, "the change may remove much, or leave a resource to no edge")
 	f.registerExpected(cmd)
 }
 
@@ -45,7 +47,10 @@ func newApplyCommand(a *app) *cobra.Command {
 		Use:   "apply -f FILE|DIR|-",
 		Short: "Create and change resources",
 		Long: `Create and change resources as manifests say. All of them change at one
-revision, or none does. Resources that no manifest names stay as they are.`,
+revision, or none does. Resources that no manifest names stay as they are.
+
+A change that leaves a resource to none of the live edges, by its edgeSelector,
+is refused without --allow-large-change.`,
 		Example: "  resealctl apply -f pools.yaml -m 'add a second endpoint'\n  resealctl apply -f deploy/ --dry-run",
 		Args:    cobra.NoArgs,
 	}
@@ -61,9 +66,20 @@ revision, or none does. Resources that no manifest names stay as they are.`,
 		for _, v := range response.GetWarnings() {
 			a.warnf("Warning: a stored resource that this leaves as it is breaks a rule, and edges may hold it back: %s\n", printable(v.Text()))
 		}
+		a.warnLarge(response, flags)
 		return a.printChanges(format, response.GetChanges(), response.GetRevision(), flags.dryRun)
 	}
 	return cmd
+}
+
+// warnLarge says of a dry run what would need a word.
+func (a *app) warnLarge(response interface{ GetLargeChange() []string }, flags changeFlags) {
+	if !flags.dryRun || flags.allowLarge {
+		return
+	}
+	for _, reason := range response.GetLargeChange() {
+		a.warnf("Warning: this is a large change, which needs --allow-large-change: %s\n", printable(reason))
+	}
 }
 
 // apply loads manifests and applies them. What the control plane refuses is
@@ -81,6 +97,7 @@ func (a *app) apply(ctx context.Context, flags changeFlags) (*resealv1.ApplyResp
 		ExpectedRevision: flags.expectedRevision,
 		DryRun:           flags.dryRun,
 		Message:          flags.message,
+		AllowLargeChange: flags.allowLarge,
 	}
 	for _, object := range objects {
 		request.Resources = append(request.Resources, object.Resource)
@@ -166,7 +183,10 @@ func newDeleteCommand(a *app) *cobra.Command {
 		Use:   "delete -f FILE|DIR|- | KIND NAME...",
 		Short: "Delete resources",
 		Long: `Delete resources, named by manifests or by kind and name. All of them must
-exist, and nothing that stays may refer to them; otherwise nothing is deleted.`,
+exist, and nothing that stays may refer to them; otherwise nothing is deleted.
+
+To delete more than 10 resources that are more than half of all, or all of a
+kind, takes --allow-large-change.`,
 		Example:           "  resealctl delete -f pools.yaml\n  resealctl delete route api web\n  resealctl delete route/api backendpool/api",
 		ValidArgsFunction: a.completeKindsAndNames,
 	}
@@ -231,10 +251,12 @@ func (a *app) delete(ctx context.Context, f *format, flags changeFlags, refs []*
 		ExpectedRevision: flags.expectedRevision,
 		DryRun:           flags.dryRun,
 		Message:          flags.message,
+		AllowLargeChange: flags.allowLarge,
 	})
 	if err != nil {
 		return describeMissing(located(objects, err), refs...)
 	}
+	a.warnLarge(response, flags)
 	return a.printChanges(f, response.GetChanges(), response.GetRevision(), flags.dryRun)
 }
 

@@ -33,6 +33,7 @@ Exit codes: 0 nothing differs, 1 something differs, 2 it failed.`,
 		if err != nil {
 			return &exitError{code: exitUsage, err: err}
 		}
+		a.warnLarge(response, flags)
 		if differs := a.printDiffs(response.GetChanges()); differs {
 			return &exitError{code: exitDiffers}
 		}

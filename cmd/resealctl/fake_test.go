@@ -343,8 +343,15 @@ func (f *fakeServer) Delete(ctx context.Context, req *resealv1.DeleteRequest) (*
 		}
 		delete(next, ref.Key())
 	}
+	var large []string
+	if len(req.GetResources()) > 10 {
+		large = append(large, "it removes much")
+	}
+	if large != nil && !req.GetDryRun() && !req.GetAllowLargeChange() {
+		return nil, status.Error(codes.FailedPrecondition, "this is a large change: "+large[0])
+	}
 	changes, revision, err := f.commit(ctx, next, req.GetResources(), req.GetExpectedRevision(), req.GetDryRun(), req.GetMessage(), 0)
-	return &resealv1.DeleteResponse{Changes: changes, Revision: revision}, err
+	return &resealv1.DeleteResponse{Changes: changes, Revision: revision, LargeChange: large}, err
 }
 
 func (f *fakeServer) Rollback(ctx context.Context, req *resealv1.RollbackRequest) (*resealv1.RollbackResponse, error) {

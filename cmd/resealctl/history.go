@@ -90,6 +90,9 @@ func (a *app) showRevision(ctx context.Context, client *client, f *format, revis
 	d.line(0, "Author", orNone(r.GetAuthor()))
 	d.line(0, "Message", revisionMessage(r))
 	d.line(0, "Changes", summarize(r.GetChanges()))
+	if r.GetLargeChangeAllowed() {
+		d.line(0, "Large change", "allowed by --allow-large-change")
+	}
 	d.flush()
 	a.printf("\n")
 	a.printDiffs(r.GetChanges())
@@ -106,18 +109,20 @@ func describeMissingRevision(err error, revision int64) error {
 
 // revisionView is a revision as -o json and yaml show it.
 type revisionView struct {
-	Revision     int64        `json:"revision"`
-	Time         string       `json:"time"`
-	Author       string       `json:"author"`
-	Message      string       `json:"message"`
-	RolledBackTo int64        `json:"rolledBackTo,omitempty"`
-	Changes      []changeView `json:"changes"`
+	Revision     int64  `json:"revision"`
+	Time         string `json:"time"`
+	Author       string `json:"author"`
+	Message      string `json:"message"`
+	RolledBackTo int64  `json:"rolledBackTo,omitempty"`
+	// LargeChangeAllowed is set when the change needed --allow-large-change.
+	LargeChangeAllowed bool         `json:"largeChangeAllowed,omitempty"`
+	Changes            []changeView `json:"changes"`
 }
 
 func viewRevision(r *resealv1.Revision, resources bool) (revisionView, error) {
 	view := revisionView{
 		Revision: r.GetRevision(), Time: utcStamp(r.GetTime()), Author: r.GetAuthor(),
-		Message: r.GetMessage(), RolledBackTo: r.GetRolledBackTo(), Changes: viewChanges(r.GetChanges()),
+		Message: r.GetMessage(), RolledBackTo: r.GetRolledBackTo(), LargeChangeAllowed: r.GetLargeChangeAllowed(), Changes: viewChanges(r.GetChanges()),
 	}
 	for i, c := range r.GetChanges() {
 		if !resources {
@@ -172,7 +177,8 @@ func newRollbackCommand(a *app) *cobra.Command {
 		Use:   "rollback",
 		Short: "Make the configuration what it was",
 		Long: `Make the configuration what it was at a kept revision, as a new revision.
-Without --to it undoes the newest revision. Private keys come back too.`,
+Without --to it undoes the newest revision. Private keys come back too. What
+delete takes --allow-large-change for, rollback does too.`,
 		Example: "  resealctl rollback --dry-run\n  resealctl rollback --to 42 -m 'the new pool is slow'",
 		Args:    cobra.NoArgs,
 	}
@@ -198,6 +204,7 @@ func (a *app) rollback(ctx context.Context, f *format, flags changeFlags, to int
 		ExpectedRevision: flags.expectedRevision,
 		DryRun:           flags.dryRun,
 		Message:          flags.message,
+		AllowLargeChange: flags.allowLarge,
 	})
 	if err != nil {
 		if to == 0 {
@@ -205,6 +212,7 @@ func (a *app) rollback(ctx context.Context, f *format, flags changeFlags, to int
 		}
 		return describeMissingRevision(err, to)
 	}
+	a.warnLarge(response, flags)
 	if f.structured() {
 		return a.printDocument(f, changesView{Revision: response.GetRevision(), RolledBackTo: response.GetRolledBackTo(),
 			DryRun: flags.dryRun, Changes: viewChanges(response.GetChanges())})

@@ -19,12 +19,7 @@ const (
 
 // Selects says whether a selector selects an edge with these labels.
 func Selects(selector *resealv1.EdgeSelector, labels map[string]string) bool {
-	for name, want := range selector.GetMatchLabels() {
-		if value, ok := labels[name]; !ok || value != want {
-			return false
-		}
-	}
-	return true
+	return selector.Selects(labels)
 }
 
 // CheckLabels admits labels that an edge says it has. The error, a gRPC status, names

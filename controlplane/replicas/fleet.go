@@ -91,6 +91,19 @@ func (f *Fleet) ListEdges(ctx context.Context, request *resealv1.ListEdgesReques
 	return &resealv1.ListEdgesResponse{Edges: mergeEdges(lists), Unanswered: unanswered(f.group, answers)}, nil
 }
 
+// Labels are those of the live edges, as far as the replicas answer.
+func (f *Fleet) Labels(ctx context.Context) []map[string]string {
+	list, err := f.ListEdges(ctx, &resealv1.ListEdgesRequest{})
+	if err != nil {
+		f.group.config.Logger.Warn("the live edges are not known", "error", err)
+	}
+	labels := make([]map[string]string, 0, len(list.GetEdges()))
+	for _, edge := range list.GetEdges() {
+		labels = append(labels, edge.GetLabels())
+	}
+	return labels
+}
+
 // mergeEdges makes one list of those of several replicas, sorted by id. An edge
 // that moved is known to more than one: the one that has it, or had it last, counts.
 func mergeEdges(lists [][]*resealv1.Edge) []*resealv1.Edge {

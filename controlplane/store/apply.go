@@ -16,7 +16,7 @@ import (
 
 // Apply creates and replaces resources, all of them in one revision or none.
 // When every resource is already as wanted there is no new revision. Its
-// errors are *resealv1.ViolationsError, *ConflictError, ErrTooLarge,
+// errors are *resealv1.ViolationsError, *ConflictError, ErrTooLarge, ErrLargeChange,
 // ErrUnavailable or the error of ctx.
 //
 // The server-assigned metadata of the resources is ignored. A Certificate without
@@ -25,12 +25,13 @@ import (
 func (s *Store) Apply(ctx context.Context, author string, req *resealv1.ApplyRequest) (*resealv1.ApplyResponse, error) {
 	revision, p, err := s.mutate(ctx, mutation{
 		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(),
-		plan: func(st *state) (*plan, error) { return s.planApply(st, req.GetResources()) },
+		allowLarge: req.GetAllowLargeChange(),
+		plan:       func(st *state) (*plan, error) { return s.planApply(st, req.GetResources()) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &resealv1.ApplyResponse{Revision: revision, Changes: s.report(p.changes), Warnings: p.warnings}, nil
+	return &resealv1.ApplyResponse{Revision: revision, Changes: s.report(p.changes), Warnings: p.warnings, LargeChange: p.large}, nil
 }
 
 // Delete removes resources, all of them in one revision or none. Its errors
@@ -38,13 +39,13 @@ func (s *Store) Apply(ctx context.Context, author string, req *resealv1.ApplyReq
 func (s *Store) Delete(ctx context.Context, author string, req *resealv1.DeleteRequest) (*resealv1.DeleteResponse, error) {
 	revision, p, err := s.mutate(ctx, mutation{
 		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(),
-		shrinks: true,
-		plan:    func(st *state) (*plan, error) { return planDelete(st, req.GetResources()) },
+		allowLarge: req.GetAllowLargeChange(), shrinks: true,
+		plan: func(st *state) (*plan, error) { return planDelete(st, req.GetResources()) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &resealv1.DeleteResponse{Revision: revision, Changes: s.report(p.changes)}, nil
+	return &resealv1.DeleteResponse{Revision: revision, Changes: s.report(p.changes), LargeChange: p.large}, nil
 }
 
 func (s *Store) planApply(st *state, wanted []*resealv1.Resource) (*plan, error) {

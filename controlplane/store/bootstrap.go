@@ -28,7 +28,7 @@ func (s *Store) bootstrap(ctx context.Context) error {
 		base.fence = resp.Kvs[0].ModRevision
 	}
 	m := mutation{author: "system", message: "first start"}
-	tx, err := s.transaction(base, m, 0, []change{replace(keyring.Ref(), nil, keyring, timestamppb.Now())})
+	tx, err := s.transaction(base, m, &plan{}, []change{replace(keyring.Ref(), nil, keyring, timestamppb.Now())})
 	if err != nil {
 		return fmt.Errorf("first start: %w", err)
 	}

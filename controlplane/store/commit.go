@@ -42,10 +42,10 @@ type transaction struct {
 
 // transaction builds the etcd transaction of changes to base, and fails with
 // ErrTooLarge when etcd would not take it.
-func (s *Store) transaction(base *base, m mutation, rolledBackTo int64, changes []change) (*transaction, error) {
+func (s *Store) transaction(base *base, m mutation, p *plan, changes []change) (*transaction, error) {
 	head := &record{
 		Sequence: base.sequence + 1, ApplyID: uuid.NewString(), Author: m.author, Message: m.message,
-		Time: time.Now().UTC(), RolledBackTo: rolledBackTo, Count: len(changes),
+		Time: time.Now().UTC(), RolledBackTo: p.rolledBackTo, LargeAllowed: len(p.large) > 0, Count: len(changes),
 	}
 	tx := &transaction{id: head.ApplyID, sequence: head.Sequence}
 	size := &sizes{}

@@ -20,6 +20,9 @@ var (
 	ErrTooLarge = errors.New("change is too large for one transaction")
 	// ErrFull means that etcd has no room for the change. Nothing changed.
 	ErrFull = errors.New("no room for the change")
+	// ErrLargeChange means that a change takes away so much that whoever makes it
+	// has to say that it is meant. Nothing changed.
+	ErrLargeChange = errors.New("this is a large change")
 	// ErrUnavailable means that etcd can't be reached, or did not answer in
 	// time. It is safe to try again.
 	ErrUnavailable = errors.New("the store is unavailable")

@@ -171,7 +171,7 @@ func (s *Store) describe(st *state, e entry, later map[string]*resealv1.Resource
 	}
 	return &resealv1.Revision{
 		Revision: e.revision, Author: r.Author, Message: r.Message, Time: timestamppb.New(r.Time),
-		Changes: s.report(changes), RolledBackTo: r.RolledBackTo,
+		Changes: s.report(changes), RolledBackTo: r.RolledBackTo, LargeChangeAllowed: r.LargeAllowed,
 	}, nil
 }
 

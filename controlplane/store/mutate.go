@@ -28,6 +28,10 @@ type mutation struct {
 	dryRun   bool
 	// shrinks says that it makes room: it is tried in a full store too.
 	shrinks bool
+	// allowLarge lets it be large.
+	allowLarge bool
+	// edges are the labels of the live edges, nil until they are needed.
+	edges *[]map[string]string
 	// plan decides what changes in a state. It is called again when that state
 	// turns out to be old.
 	plan func(*state) (*plan, error)
@@ -39,6 +43,8 @@ type plan struct {
 	rolledBackTo int64
 	// warnings are the violations of resources that it leaves as they are.
 	warnings []*resealv1.Violation
+	// large says why it is large.
+	large []string
 }
 
 // change is what happens to one resource. Secrets in it are sealed. An after
@@ -71,6 +77,18 @@ func (s *Store) mutate(ctx context.Context, m mutation) (int64, *plan, error) {
 	if reason := s.cfg.Full(); reason != nil && !m.dryRun && !m.shrinks {
 		return 0, nil, s.full(reason)
 	}
+	revision, p, err := s.serialised(ctx, m)
+	if errors.Is(err, errAskEdges) {
+		// They are asked without the lock: other replicas may take their time.
+		edges := s.cfg.Edges(ctx)
+		m.edges = &edges
+		return s.serialised(ctx, m)
+	}
+	return revision, p, err
+}
+
+// serialised makes a change while no other of this replica is under way.
+func (s *Store) serialised(ctx context.Context, m mutation) (int64, *plan, error) {
 	if err := s.lock(ctx); err != nil {
 		return 0, nil, err
 	}
@@ -109,7 +127,10 @@ func (s *Store) attempt(ctx context.Context, m mutation) (int64, *plan, error) {
 		return 0, nil, &resealv1.ViolationsError{Violations: violations}
 	}
 	p.warnings = standing[:min(len(standing), maxWarnings)]
-	tx, err := s.transaction(base, m, p.rolledBackTo, effective)
+	if p.large, err = s.large(base.snapshot, m, effective); err != nil {
+		return 0, nil, err
+	}
+	tx, err := s.transaction(base, m, p, effective)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -46,6 +46,8 @@ type record struct {
 	Time    time.Time `json:"time"`
 	// RolledBackTo is set when the change was a rollback.
 	RolledBackTo int64 `json:"rolledBackTo,omitempty"`
+	// LargeAllowed is set when the change was large, which its author allowed.
+	LargeAllowed bool `json:"largeAllowed,omitempty"`
 	// Count is the number of resources that changed.
 	Count int `json:"count"`
 	// Undo leads back to the state before the change.

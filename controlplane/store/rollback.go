@@ -19,12 +19,15 @@ import (
 func (s *Store) Rollback(ctx context.Context, author string, req *resealv1.RollbackRequest) (*resealv1.RollbackResponse, error) {
 	revision, p, err := s.mutate(ctx, mutation{
 		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(),
-		plan: func(st *state) (*plan, error) { return s.planRollback(st, req.GetToRevision()) },
+		allowLarge: req.GetAllowLargeChange(),
+		plan:       func(st *state) (*plan, error) { return s.planRollback(st, req.GetToRevision()) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &resealv1.RollbackResponse{Revision: revision, Changes: s.report(p.effective()), RolledBackTo: p.rolledBackTo}, nil
+	return &resealv1.RollbackResponse{
+		Revision: revision, Changes: s.report(p.effective()), RolledBackTo: p.rolledBackTo, LargeChange: p.large,
+	}, nil
 }
 
 func (s *Store) planRollback(st *state, to int64) (*plan, error) {

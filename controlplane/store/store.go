@@ -68,6 +68,9 @@ type Config struct {
 	// Validate checks the configuration that a change would lead to. The
 	// secrets in it are sealed. Default: anything is valid.
 	Validate func(*resealv1.Snapshot) []*resealv1.Violation
+	// Edges are the labels of the live edges. It is asked only about changes of edge
+	// selectors, and may take some seconds. Default: no edges are known.
+	Edges func(context.Context) []map[string]string
 	// Logger gets what goes wrong. Default: slog.Default().
 	Logger *slog.Logger
 }
@@ -112,6 +115,9 @@ func New(cfg Config) *Store {
 	}
 	if cfg.Full == nil {
 		cfg.Full = func() error { return nil }
+	}
+	if cfg.Edges == nil {
+		cfg.Edges = func(context.Context) []map[string]string { return nil }
 	}
 	if cfg.MaxOps <= 0 {
 		cfg.MaxOps = 128

@@ -94,9 +94,11 @@ type ApplyRequest struct {
 	// Check and report, but change nothing.
 	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Why, for the history. At most 1,024 bytes.
-	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// The change may be large.
+	AllowLargeChange bool `protobuf:"varint,5,opt,name=allow_large_change,json=allowLargeChange,proto3" json:"allow_large_change,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ApplyRequest) Reset() {
@@ -157,6 +159,13 @@ func (x *ApplyRequest) GetMessage() string {
 	return ""
 }
 
+func (x *ApplyRequest) GetAllowLargeChange() bool {
+	if x != nil {
+		return x.AllowLargeChange
+	}
+	return false
+}
+
 // ApplyResponse says what became of each resource.
 type ApplyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -167,7 +176,9 @@ type ApplyResponse struct {
 	// What is wrong with resources that were stored before and that the call leaves
 	// as they are, as when a release of the control plane has stricter rules. Edges
 	// may hold these resources back. At most 100.
-	Warnings      []*Violation `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []*Violation `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Why the change is large. Empty: it is not.
+	LargeChange   []string `protobuf:"bytes,4,rep,name=large_change,json=largeChange,proto3" json:"large_change,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -219,6 +230,13 @@ func (x *ApplyResponse) GetChanges() []*Change {
 func (x *ApplyResponse) GetWarnings() []*Violation {
 	if x != nil {
 		return x.Warnings
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetLargeChange() []string {
+	if x != nil {
+		return x.LargeChange
 	}
 	return nil
 }
@@ -518,9 +536,11 @@ type DeleteRequest struct {
 	// As in ApplyRequest.
 	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// As in ApplyRequest.
-	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// As in ApplyRequest.
+	AllowLargeChange bool `protobuf:"varint,5,opt,name=allow_large_change,json=allowLargeChange,proto3" json:"allow_large_change,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *DeleteRequest) Reset() {
@@ -581,13 +601,22 @@ func (x *DeleteRequest) GetMessage() string {
 	return ""
 }
 
+func (x *DeleteRequest) GetAllowLargeChange() bool {
+	if x != nil {
+		return x.AllowLargeChange
+	}
+	return false
+}
+
 // DeleteResponse says what was deleted.
 type DeleteResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revision after the call.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// One per resource, in the order of the request.
-	Changes       []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	Changes []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	// As in ApplyResponse.
+	LargeChange   []string `protobuf:"bytes,3,rep,name=large_change,json=largeChange,proto3" json:"large_change,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -632,6 +661,13 @@ func (x *DeleteResponse) GetRevision() int64 {
 func (x *DeleteResponse) GetChanges() []*Change {
 	if x != nil {
 		return x.Changes
+	}
+	return nil
+}
+
+func (x *DeleteResponse) GetLargeChange() []string {
+	if x != nil {
+		return x.LargeChange
 	}
 	return nil
 }
@@ -879,9 +915,11 @@ type Revision struct {
 	// What changed, with secrets redacted.
 	Changes []*Change `protobuf:"bytes,5,rep,name=changes,proto3" json:"changes,omitempty"`
 	// Set when it was made by Rollback: the revision rolled back to.
-	RolledBackTo  int64 `protobuf:"varint,6,opt,name=rolled_back_to,json=rolledBackTo,proto3" json:"rolled_back_to,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RolledBackTo int64 `protobuf:"varint,6,opt,name=rolled_back_to,json=rolledBackTo,proto3" json:"rolled_back_to,omitempty"`
+	// The change was large, and whoever made it said that it may be.
+	LargeChangeAllowed bool `protobuf:"varint,7,opt,name=large_change_allowed,json=largeChangeAllowed,proto3" json:"large_change_allowed,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Revision) Reset() {
@@ -956,6 +994,13 @@ func (x *Revision) GetRolledBackTo() int64 {
 	return 0
 }
 
+func (x *Revision) GetLargeChangeAllowed() bool {
+	if x != nil {
+		return x.LargeChangeAllowed
+	}
+	return false
+}
+
 // RollbackRequest names the revision to go back to.
 type RollbackRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -966,9 +1011,11 @@ type RollbackRequest struct {
 	// As in ApplyRequest.
 	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// As in ApplyRequest.
-	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// As in ApplyRequest.
+	AllowLargeChange bool `protobuf:"varint,5,opt,name=allow_large_change,json=allowLargeChange,proto3" json:"allow_large_change,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *RollbackRequest) Reset() {
@@ -1029,6 +1076,13 @@ func (x *RollbackRequest) GetMessage() string {
 	return ""
 }
 
+func (x *RollbackRequest) GetAllowLargeChange() bool {
+	if x != nil {
+		return x.AllowLargeChange
+	}
+	return false
+}
+
 // RollbackResponse says what changed back.
 type RollbackResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1037,7 +1091,9 @@ type RollbackResponse struct {
 	// The resources that changed.
 	Changes []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
 	// The revision whose state is restored.
-	RolledBackTo  int64 `protobuf:"varint,3,opt,name=rolled_back_to,json=rolledBackTo,proto3" json:"rolled_back_to,omitempty"`
+	RolledBackTo int64 `protobuf:"varint,3,opt,name=rolled_back_to,json=rolledBackTo,proto3" json:"rolled_back_to,omitempty"`
+	// As in ApplyResponse.
+	LargeChange   []string `protobuf:"bytes,4,rep,name=large_change,json=largeChange,proto3" json:"large_change,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1093,20 +1149,29 @@ func (x *RollbackResponse) GetRolledBackTo() int64 {
 	return 0
 }
 
+func (x *RollbackResponse) GetLargeChange() []string {
+	if x != nil {
+		return x.LargeChange
+	}
+	return nil
+}
+
 var File_reseal_v1_admin_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x15reseal/v1/admin.proto\x12\treseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x18reseal/v1/resource.proto\"\xa1\x01\n" +
+	"\x15reseal/v1/admin.proto\x12\treseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x18reseal/v1/resource.proto\"\xcf\x01\n" +
 	"\fApplyRequest\x121\n" +
 	"\tresources\x18\x01 \x03(\v2\x13.reseal.v1.ResourceR\tresources\x12+\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03R\x10expectedRevision\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\x8a\x01\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12,\n" +
+	"\x12allow_large_change\x18\x05 \x01(\bR\x10allowLargeChange\"\xad\x01\n" +
 	"\rApplyResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12+\n" +
 	"\achanges\x18\x02 \x03(\v2\x11.reseal.v1.ChangeR\achanges\x120\n" +
-	"\bwarnings\x18\x03 \x03(\v2\x14.reseal.v1.ViolationR\bwarnings\"\xe6\x02\n" +
+	"\bwarnings\x18\x03 \x03(\v2\x14.reseal.v1.ViolationR\bwarnings\x12!\n" +
+	"\flarge_change\x18\x04 \x03(\tR\vlargeChange\"\xe6\x02\n" +
 	"\x06Change\x122\n" +
 	"\bresource\x18\x01 \x01(\v2\x16.reseal.v1.ResourceRefR\bresource\x120\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x18.reseal.v1.Change.ActionR\x06action\x12+\n" +
@@ -1132,15 +1197,17 @@ const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"]\n" +
 	"\fListResponse\x121\n" +
 	"\tresources\x18\x01 \x03(\v2\x13.reseal.v1.ResourceR\tresources\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xa5\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\xd3\x01\n" +
 	"\rDeleteRequest\x124\n" +
 	"\tresources\x18\x01 \x03(\v2\x16.reseal.v1.ResourceRefR\tresources\x12+\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03R\x10expectedRevision\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"Y\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12,\n" +
+	"\x12allow_large_change\x18\x05 \x01(\bR\x10allowLargeChange\"|\n" +
 	"\x0eDeleteResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12+\n" +
-	"\achanges\x18\x02 \x03(\v2\x11.reseal.v1.ChangeR\achanges\"\xaf\x01\n" +
+	"\achanges\x18\x02 \x03(\v2\x11.reseal.v1.ChangeR\achanges\x12!\n" +
+	"\flarge_change\x18\x03 \x03(\tR\vlargeChange\"\xaf\x01\n" +
 	"\fWatchRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12K\n" +
 	"\fmatch_labels\x18\x02 \x03(\v2(.reseal.v1.WatchRequest.MatchLabelsEntryR\vmatchLabels\x1a>\n" +
@@ -1156,24 +1223,27 @@ const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\x05limit\x18\x01 \x01(\x05R\x05limit\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"J\n" +
 	"\x15ListRevisionsResponse\x121\n" +
-	"\trevisions\x18\x01 \x03(\v2\x13.reseal.v1.RevisionR\trevisions\"\xdb\x01\n" +
+	"\trevisions\x18\x01 \x03(\v2\x13.reseal.v1.RevisionR\trevisions\"\x8d\x02\n" +
 	"\bRevision\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x16\n" +
 	"\x06author\x18\x02 \x01(\tR\x06author\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12.\n" +
 	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12+\n" +
 	"\achanges\x18\x05 \x03(\v2\x11.reseal.v1.ChangeR\achanges\x12$\n" +
-	"\x0erolled_back_to\x18\x06 \x01(\x03R\frolledBackTo\"\x92\x01\n" +
+	"\x0erolled_back_to\x18\x06 \x01(\x03R\frolledBackTo\x120\n" +
+	"\x14large_change_allowed\x18\a \x01(\bR\x12largeChangeAllowed\"\xc0\x01\n" +
 	"\x0fRollbackRequest\x12\x1f\n" +
 	"\vto_revision\x18\x01 \x01(\x03R\n" +
 	"toRevision\x12+\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03R\x10expectedRevision\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\x81\x01\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12,\n" +
+	"\x12allow_large_change\x18\x05 \x01(\bR\x10allowLargeChange\"\xa4\x01\n" +
 	"\x10RollbackResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12+\n" +
 	"\achanges\x18\x02 \x03(\v2\x11.reseal.v1.ChangeR\achanges\x12$\n" +
-	"\x0erolled_back_to\x18\x03 \x01(\x03R\frolledBackTo2\x80\x04\n" +
+	"\x0erolled_back_to\x18\x03 \x01(\x03R\frolledBackTo\x12!\n" +
+	"\flarge_change\x18\x04 \x03(\tR\vlargeChange2\x80\x04\n" +
 	"\fAdminService\x12A\n" +
 	"\x05Apply\x12\x17.reseal.v1.ApplyRequest\x1a\x18.reseal.v1.ApplyResponse\"\x05\xd2\xea\x1b\x01\x04\x12;\n" +
 	"\x03Get\x12\x15.reseal.v1.GetRequest\x1a\x16.reseal.v1.GetResponse\"\x05\xd2\xea\x1b\x01\x03\x12>\n" +

@@ -42,7 +42,12 @@ const (
 // have the form "Kind/name: path"; NOT_FOUND; ABORTED when expected_revision is
 // not the current one (the message and a google.rpc.ErrorInfo with metadata
 // "revision" hold it); RESOURCE_EXHAUSTED when a change is larger than etcd
-// takes; UNAVAILABLE when etcd can't be reached (safe to try again).
+// takes; UNAVAILABLE when etcd can't be reached (safe to try again);
+// FAILED_PRECONDITION when a change is large and allow_large_change is not set.
+//
+// A change is large when it removes more than 10 resources and more than half of
+// all, or all of a kind that had more than 10, or when a resource whose
+// edge_selector it changes was selected by live edges and then would be by none.
 type AdminServiceClient interface {
 	// Apply creates and replaces resources.
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
@@ -163,7 +168,12 @@ func (c *adminServiceClient) Rollback(ctx context.Context, in *RollbackRequest, 
 // have the form "Kind/name: path"; NOT_FOUND; ABORTED when expected_revision is
 // not the current one (the message and a google.rpc.ErrorInfo with metadata
 // "revision" hold it); RESOURCE_EXHAUSTED when a change is larger than etcd
-// takes; UNAVAILABLE when etcd can't be reached (safe to try again).
+// takes; UNAVAILABLE when etcd can't be reached (safe to try again);
+// FAILED_PRECONDITION when a change is large and allow_large_change is not set.
+//
+// A change is large when it removes more than 10 resources and more than half of
+// all, or all of a kind that had more than 10, or when a resource whose
+// edge_selector it changes was selected by live edges and then would be by none.
 type AdminServiceServer interface {
 	// Apply creates and replaces resources.
 	Apply(context.Context, *ApplyRequest) (*ApplyResponse, error)
