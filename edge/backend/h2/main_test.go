@@ -19,7 +19,7 @@ import (
 	"github.com/reseal/reseal/edge/loop"
 )
 
-const patience = 10 * time.Second
+const patience = 30 * time.Second // of tests on a busy machine; nothing takes a second on a quiet one
 
 // wire is a connection without TLS: a Transport, and the Handler of its loop.
 type wire struct {
