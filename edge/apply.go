@@ -34,9 +34,10 @@ type leavingPool struct {
 func (e *Edge) put(candidate feed.Candidate) (outcome feed.Outcome) {
 	defer func() {
 		if reason := recover(); reason != nil {
+			bug := exchange.NewBug("a configuration was applied", reason)
 			e.cfg.Logger.Error("a panic while a configuration was applied", "revision", candidate.Snapshot.Revision(), "reason", fmt.Sprint(reason), "stack", string(debug.Stack()))
 			outcome = feed.Outcome{Violations: []*resealv1.Violation{{
-				Description: "this edge failed while it applied the configuration, which is a bug; its log has the details",
+				Description: fmt.Sprintf("this edge failed while it applied the configuration, which is a bug: %s [%s]; its log has the details", bug.Reason, bug.Stack),
 			}}}
 		}
 	}()
@@ -93,21 +94,15 @@ func (e *Edge) fit(draft *plan.Draft) *plan.Plan {
 	return nil
 }
 
-// swap serves compiled from now on. When that fails by a panic before the listeners
-// have changed, pools go back to what they were.
+// swap serves compiled from now on. When that fails by a panic, what was in force
+// is served again.
 func (e *Edge) swap(compiled *plan.Plan, change *frontend.Change) {
-	pools, leaving, committing := e.apply.pools, e.apply.leaving, false
+	last, pools, leaving := e.apply.plan, e.apply.pools, e.apply.leaving
 	defer func() {
-		reason := recover()
-		if reason == nil {
-			return
+		if reason := recover(); reason != nil {
+			e.swapBack(change, last, pools, leaving)
+			panic(reason)
 		}
-		if !committing {
-			change.Abort()
-			e.apply.pools, e.apply.leaving = pools, leaving
-			e.updateBackend()
-		}
-		panic(reason)
 	}()
 	// New pools come before the routes that name them, old ones go after.
 	next := make([]exchange.Pool, 0, len(compiled.Pools))
@@ -118,10 +113,29 @@ func (e *Edge) swap(compiled *plan.Plan, change *frontend.Change) {
 	e.retirePools(next)
 	e.apply.pools = next
 	e.updateBackend()
-	committing = true
 	change.Commit()
 	e.apply.listeners = listenerNames(compiled)
 	e.forgetCounters()
+}
+
+// swapBack serves again what was in force before a change that failed, wherever it
+// failed. A panic leaves the rest undone, and is logged.
+func (e *Edge) swapBack(change *frontend.Change, last *plan.Plan, pools []exchange.Pool, leaving []leavingPool) {
+	e.guarded("what a configuration had bound was given up", change.Abort)
+	e.apply.pools, e.apply.leaving = pools, leaving
+	e.guarded("pools went back to what they were", e.updateBackend)
+	e.guarded("listeners went back to what they were", func() {
+		var listeners []exchange.Listener
+		if last != nil {
+			listeners = last.Listeners
+		}
+		back, violations := e.frontend.Prepare(listeners)
+		if len(violations) > 0 {
+			e.cfg.Logger.Error("listeners can't go back to what they were", "error", &resealv1.ViolationsError{Violations: violations})
+			return
+		}
+		back.Commit()
+	})
 }
 
 // retirePools notes the pools that next no longer holds.

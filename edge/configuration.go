@@ -135,9 +135,11 @@ func (e *Edge) changedFile() string {
 	group.SetLimit(lookAtOnce)
 	for name, sum := range *read {
 		group.Go(func() error {
-			if plan.SumOf(e.files.Read(name)) != sum {
-				found.Store(&name)
-			}
+			e.guarded("a file was looked at", func() {
+				if plan.SumOf(e.files.Read(name)) != sum {
+					found.Store(&name)
+				}
+			})
 			return nil
 		})
 	}

@@ -339,7 +339,8 @@ func (e *Edge) startFromLastGood(ctx context.Context) error {
 		return nil
 	case <-wait.C:
 	}
-	switch err := e.feed.ApplyLastGood(ctx); {
+	err := exchange.Guard("the kept configuration was applied", func() error { return e.feed.ApplyLastGood(ctx) })
+	switch {
 	case errors.Is(err, fs.ErrNotExist) && e.feed.Connected():
 		e.cfg.Logger.Warn("no configuration yet: none came from the control plane that can be served, and none is kept")
 	case errors.Is(err, fs.ErrNotExist):

@@ -105,7 +105,7 @@ func TestCrashLoop(t *testing.T) {
 	p := newPair(t)
 	good := p.Edges()[0].AckedRevision
 	edge := p.edges[0]
-	time.Sleep(12 * time.Second) // until what is in force has proved itself
+	time.Sleep(12 * time.Second) // until what is in force is better than nothing
 
 	bad := p.Apply(harness.Route("bad", "web-a", harness.SiteName, "app", "  responseHeaders: {set: {X-Bad: yes}}\n"))
 	isBad := func() bool {
@@ -129,6 +129,9 @@ func TestCrashLoop(t *testing.T) {
 	}, edge.ID)
 	if text := edges[0].Nack.Violations[0].Description; !strings.Contains(text, "2 times this edge's process ended") {
 		t.Errorf("refused by %q", text)
+	}
+	if described := p.Ctl("describe", "edge", edge.ID); !strings.Contains(described, fmt.Sprintf("2 times soon after it took revision %d", bad)) {
+		t.Errorf("described as\n%s", described)
 	}
 	edge.WaitReady()
 	p.serve(0)

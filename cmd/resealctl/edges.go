@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/hex"
 	"fmt"
 	"strings"
 
@@ -26,6 +27,15 @@ type edgeView struct {
 	ResourcesSent  int64             `json:"resourcesSent"`
 	Convergence    string            `json:"convergence,omitempty"`
 	Replica        string            `json:"replica,omitempty"`
+	Crashed        []crashedView     `json:"crashed,omitempty"`
+}
+
+// crashedView is a configuration that may have ended processes of the edge.
+type crashedView struct {
+	Hash     string `json:"hash"`
+	Revision int64  `json:"revision"`
+	Crashes  int32  `json:"crashes"`
+	GivenUp  bool   `json:"givenUp"`
 }
 
 type nackView struct {
@@ -55,6 +65,11 @@ func viewEdge(e *resealv1.Edge) edgeView {
 	}
 	if e.GetConvergence() != nil {
 		view.Convergence = e.GetConvergence().AsDuration().String()
+	}
+	for _, c := range e.GetCrashed() {
+		view.Crashed = append(view.Crashed, crashedView{
+			Hash: hex.EncodeToString(c.GetHash()), Revision: c.GetRevision(), Crashes: c.GetCrashes(), GivenUp: c.GetGivenUp(),
+		})
 	}
 	if nack := e.GetNack(); nack != nil {
 		view.Nack = &nackView{
@@ -132,6 +147,8 @@ func edgeReason(e *resealv1.Edge) string {
 		return fmt.Sprintf("refused revision %d", e.GetNack().GetRevision())
 	case e.GetDisconnectedAt() != nil:
 		return "gone for " + age(e.GetDisconnectedAt())
+	case len(e.GetCrashed()) > 0:
+		return "crashed " + crashText(e.GetCrashed()[0])
 	}
 	return ""
 }
@@ -158,6 +175,9 @@ func (a *app) describeEdge(e *resealv1.Edge) {
 		d.line(0, "Convergence", e.GetConvergence().AsDuration().String())
 	}
 	d.line(0, "Resources", fmt.Sprintf("%d held, %d sent on this stream", e.GetResources(), e.GetResourcesSent()))
+	for _, c := range e.GetCrashed() {
+		d.line(0, "Crashed", crashText(c))
+	}
 	nack := e.GetNack()
 	if nack == nil {
 		d.flush()
@@ -174,6 +194,18 @@ func (a *app) describeEdge(e *resealv1.Edge) {
 		d.text(1, v.Text())
 	}
 	d.flush()
+}
+
+// crashText says what is known of a configuration that ended processes.
+func crashText(c *resealv1.CrashedConfiguration) string {
+	text := fmt.Sprintf("%d times soon after it took revision %d (hash %.6x)", c.GetCrashes(), c.GetRevision(), c.GetHash())
+	if c.GetCrashes() == 1 {
+		text = fmt.Sprintf("once soon after it took revision %d (hash %.6x)", c.GetRevision(), c.GetHash())
+	}
+	if c.GetGivenUp() {
+		return text + "; it does not apply that one again"
+	}
+	return text
 }
 
 func yesNo(b bool) string {

@@ -16,6 +16,7 @@ import (
 const (
 	maxLabels      = fleet.MaxLabels
 	maxText        = fleet.MaxText
+	maxCrashed     = 16
 	maxViolations  = 100
 	maxField       = 512
 	maxDescription = 2048
@@ -38,6 +39,14 @@ func checkHello(hello *resealv1.Hello, id string) error {
 	for field, text := range map[string]string{"boot_id": hello.GetBootId(), "version": hello.GetVersion(), "cluster_id": hello.GetClusterId()} {
 		if !resealv1.Legible(text) {
 			return status.Errorf(codes.InvalidArgument, "hello.%s holds a control character", field)
+		}
+	}
+	if n := len(hello.GetCrashed()); n > maxCrashed {
+		return status.Errorf(codes.InvalidArgument, "hello.crashed: there are %d, at most %d are allowed", n, maxCrashed)
+	}
+	for _, crashed := range hello.GetCrashed() {
+		if len(crashed.GetHash()) > maxText {
+			return status.Errorf(codes.InvalidArgument, "hello.crashed: a hash has %d bytes, at most %d are allowed", len(crashed.GetHash()), maxText)
 		}
 	}
 	return fleet.CheckLabels("hello.labels", hello.GetLabels())

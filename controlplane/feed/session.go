@@ -3,6 +3,7 @@ package feed
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"sync"
 	"time"
@@ -154,6 +155,10 @@ func (c *session) start(hello *resealv1.Hello) error {
 	c.beginDrain(drain)
 	c.server.config.Logger.Info("edge connected", "edge", c.id, "address", address, "version", hello.GetVersion(),
 		"boot_id", hello.GetBootId(), "revision", hello.GetRevision())
+	for _, crashed := range hello.GetCrashed() {
+		c.server.config.Logger.Warn("edge's process ended soon after it took a configuration", "edge", c.id, "hash", hex.EncodeToString(crashed.GetHash()),
+			"revision", crashed.GetRevision(), "times", crashed.GetCrashes(), "given_up", crashed.GetGivenUp())
+	}
 	// It may have to wait, and no conversation may hold up another.
 	ctx, cancel := context.WithCancel(c.ctx)
 	c.forget = cancel

@@ -386,6 +386,7 @@ func (e *edge) describe(target int64) *resealv1.Edge {
 		Resources:      int32(e.resources),
 		Draining:       e.drain.GetDrain(),
 		ResourcesSent:  e.resourcesSent,
+		Crashed:        e.hello.GetCrashed(),
 	}
 	if e.convergence > 0 {
 		described.Convergence = durationpb.New(e.convergence)

@@ -132,7 +132,7 @@ func New(config Config) *Feed {
 	return &Feed{
 		config:   config,
 		synced:   make(chan struct{}),
-		writer:   newWriter(config, tried.proven),
+		writer:   newWriter(config, tried),
 		applying: make(chan struct{}, 1),
 		again:    make(chan struct{}, 1),
 		trial:    tried,
@@ -199,6 +199,7 @@ func (f *Feed) take(update *resealv1.Update) (*holding, error) {
 func (f *Feed) apply(ctx context.Context, held *holding) *resealv1.SyncRequest {
 	f.applying <- struct{}{}
 	defer func() { <-f.applying }()
+	f.trial.sent(held.hash)
 	answer := f.applyLocked(ctx, held)
 	if answer.GetAck() != nil || answer.GetNack().GetPartly() {
 		select {
@@ -224,9 +225,10 @@ func (f *Feed) applyLocked(ctx context.Context, held *holding) *resealv1.SyncReq
 // carryOut applies a configuration unless it is known to end the process.
 func (f *Feed) carryOut(ctx context.Context, held *holding) *resealv1.SyncRequest {
 	if violations := f.condemned(held); len(violations) > 0 {
+		f.fallBack(ctx)
 		return f.refuse(held, Outcome{Violations: violations})
 	}
-	f.trial.begin(held.hash)
+	f.trial.begin(held)
 	return f.answer(held, f.config.Apply(ctx, Candidate{Snapshot: held.snapshot(), Unusable: held.problems()}))
 }
 
@@ -263,7 +265,7 @@ func (f *Feed) servePart(held *holding, outcome Outcome) {
 		f.config.Logger.Error("what is in force can't be kept for the next start", "error", err)
 		return
 	}
-	f.trial.add(part.hash)
+	f.trial.add(part)
 	f.keep(part)
 }
 

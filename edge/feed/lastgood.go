@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -73,10 +74,7 @@ func (f *Feed) recall() {
 func (f *Feed) ApplyLastGood(ctx context.Context) error {
 	f.applying <- struct{}{}
 	defer func() { <-f.applying }()
-	f.mu.Lock()
-	done := f.inForce != nil
-	f.mu.Unlock()
-	if done {
+	if f.serving() {
 		return nil
 	}
 	kept, err := f.load(lastGoodName)
@@ -86,12 +84,41 @@ func (f *Feed) ApplyLastGood(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, f.applyCondemned(ctx))
 	}
+	f.applyKept(ctx, kept)
+	return nil
+}
+
+// fallBack serves what was kept, or what was kept before, when the control plane
+// wants a configuration that may not be applied and nothing is in force yet. It
+// does not wait for ApplyLastGood: nothing newer is to be had. It does nothing if
+// that would end the process, too. The caller holds f.applying.
+func (f *Feed) fallBack(ctx context.Context) {
+	if f.serving() {
+		return
+	}
+	for _, name := range []string{lastGoodName, earlierName} {
+		if kept, err := f.load(name); err == nil && !f.trial.condemns(kept.hash) {
+			f.config.Logger.Error("going back to an earlier configuration: the one that the control plane sends ended this process again and again", "earlier", kept.revision)
+			f.applyKept(ctx, kept)
+			return
+		}
+	}
+}
+
+// serving reports whether a configuration is in force.
+func (f *Feed) serving() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.inForce != nil
+}
+
+func (f *Feed) applyKept(ctx context.Context, kept *holding) {
 	f.mu.Lock()
 	if f.held == nil {
 		f.held = kept
 	}
 	f.mu.Unlock()
-	f.trial.begin(kept.hash)
+	f.trial.begin(kept)
 	outcome := f.config.Apply(ctx, Candidate{Snapshot: kept.snapshot(), Unusable: kept.problems()})
 	switch {
 	case len(outcome.Violations) > 0:
@@ -105,7 +132,6 @@ func (f *Feed) ApplyLastGood(ctx context.Context) error {
 		f.config.Logger.Warn("serving the kept configuration: the control plane can't be reached", "revision", kept.revision)
 		f.serveKept(kept)
 	}
-	return nil
 }
 
 // earlier is what to serve in place of a kept configuration that ends the process.
@@ -131,7 +157,7 @@ func (f *Feed) applyCondemned(ctx context.Context) error {
 		return nil
 	}
 	f.config.Logger.Error("applying a configuration that ended this process before, since there is no other", "revision", held.revision)
-	f.trial.begin(held.hash)
+	f.trial.begin(held)
 	answer := f.answer(held, f.config.Apply(ctx, Candidate{Snapshot: held.snapshot(), Unusable: held.problems()}))
 	f.tellLate(held, answer)
 	return nil
@@ -191,15 +217,15 @@ func unmarshalHolding(data []byte) (*holding, error) {
 type writer struct {
 	state  State
 	logger *slog.Logger
-	proven func(hash []byte) bool
+	trial  *trial
 	next   chan *holding
 
 	mu     sync.Mutex
 	onDisk *holding // nil: not known
 }
 
-func newWriter(config Config, proven func(hash []byte) bool) *writer {
-	return &writer{state: config.State, logger: config.Logger, proven: proven, next: make(chan *holding, 1)}
+func newWriter(config Config, tried *trial) *writer {
+	return &writer{state: config.State, logger: config.Logger, trial: tried, next: make(chan *holding, 1)}
 }
 
 // write has h written soon. Calls must not overlap.
@@ -260,10 +286,12 @@ func (w *writer) save(h *holding) *holding {
 	if w.holds(h) {
 		return nil
 	}
-	err := w.rotate()
-	if err == nil {
-		err = w.put(lastGoodName, h)
-	}
+	err := exchange.Guard("a configuration was kept", func() error {
+		if err := w.rotate(); err != nil {
+			return err
+		}
+		return w.put(lastGoodName, h)
+	})
 	if err != nil {
 		w.logger.Error("the configuration can't be kept for the next start, trying again", "revision", h.revision, "error", err)
 		return h
@@ -272,13 +300,19 @@ func (w *writer) save(h *holding) *holding {
 	return nil
 }
 
-// rotate keeps what the disk holds under the other name, if it has proved itself.
+// rotate keeps what the disk holds under the other name, if it has proved itself; or
+// if it served well for a while, and there is no other.
 func (w *writer) rotate() error {
 	w.mu.Lock()
 	onDisk := w.onDisk
 	w.mu.Unlock()
-	if onDisk == nil || !w.proven(onDisk.hash) {
+	if onDisk == nil {
 		return nil
+	}
+	if !w.trial.proven(onDisk.hash) {
+		if _, err := w.state.Read(earlierName); !errors.Is(err, fs.ErrNotExist) || !w.trial.sound(onDisk.hash) {
+			return nil
+		}
 	}
 	return w.put(earlierName, onDisk)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -23,8 +24,15 @@ func (s *session) probe(ctx context.Context, order *resealv1.ProbeOrder) *reseal
 	s.group.Go(func() error {
 		bounded, cancel := context.WithTimeout(ctx, probeTimeout)
 		defer cancel()
-		report := s.feed.config.Probe(bounded, order)
-		if report == nil {
+		var report *resealv1.ProbeReport
+		err := exchange.Guard("a backend was probed", func() error {
+			report = s.feed.config.Probe(bounded, order)
+			return nil
+		})
+		switch {
+		case err != nil:
+			report = refuseProbe(order, err.Error())
+		case report == nil:
 			report = refuseProbe(order, "it does not probe this")
 		}
 		report.Id = order.GetId()

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/link"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -58,7 +59,8 @@ func (f *Feed) serve(ctx context.Context) error {
 	defer f.setSession(nil)
 	group.Go(func() error { return s.receive(streamCtx) })
 	group.Go(func() error {
-		err := s.talk(ctx, streamCtx)
+		// A panic over what came costs the stream: what is in force stays.
+		err := exchange.Guard("the feed was followed", func() error { return s.talk(ctx, streamCtx) })
 		if errors.Is(err, io.EOF) {
 			// The stream broke under a send. Why is what receive returns.
 			return nil
@@ -171,6 +173,7 @@ func (f *Feed) hello() *resealv1.SyncRequest {
 		StartedAt: timestamppb.New(f.config.StartedAt),
 		Draining:  f.drained.Load(),
 	}
+	hello.Crashed = f.trial.crashed()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.held != nil && !f.distrust {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -19,8 +20,12 @@ const (
 	// trialName is the file that tells the next process what this one tried.
 	trialName = "trial"
 	// trialTime is how long a configuration must be in force until it has proved
-	// itself.
-	trialTime = 10 * time.Second
+	// itself: longer than a minute, since what is wrong with it may show only when
+	// clients, health checks or timers have come round to it.
+	trialTime = 2 * time.Minute
+	// soundTime is how long it must be in force to be better than nothing, when
+	// there is none that has proved itself.
+	soundTime = 10 * time.Second
 	// maxCrashes is how many processes may end during the trial of a configuration
 	// before it is not applied again.
 	maxCrashes = 2
@@ -33,17 +38,18 @@ const (
 // trialTime, gave way to another, or the process ends in order, the count goes down
 // again. What is left counts processes that crashed or were killed.
 //
-// Its methods are called by whoever holds Feed.applying, except proven.
+// Its methods are called by whoever holds Feed.applying, except where they say
+// otherwise.
 type trial struct {
-	state   State
-	logger  *slog.Logger
-	running []string // on trial in this process
-	since   time.Time
-	failed  bool // the last write failed
+	state  State
+	logger *slog.Logger
+	since  time.Time
+	failed bool // the last write failed
 
 	version string
 	once    sync.Once // reads the file
 	mu      sync.Mutex
+	running []string // on trial in this process
 	record  tried
 }
 
@@ -56,11 +62,18 @@ type tried struct {
 	Counts []count `json:"counts"`
 	// Proven are configurations that served for trialTime, the newest last.
 	Proven []string `json:"proven"`
+	// Sound are configurations that served for soundTime and gave way in order, the
+	// newest last.
+	Sound []string `json:"sound,omitempty"`
 }
 
 type count struct {
-	Hash    string `json:"hash"`
-	Crashes int    `json:"crashes"`
+	Hash     string `json:"hash"`
+	Revision int64  `json:"revision,omitempty"` // at which it was begun last
+	Crashes  int    `json:"crashes"`
+	// Left says that the control plane has sent another one since it was condemned.
+	// If it comes once more, somebody wants it: it gets one more process.
+	Left bool `json:"left,omitempty"`
 }
 
 func newTrial(config Config) *trial {
@@ -90,17 +103,17 @@ func (t *trial) read() {
 	if before.Version == t.version {
 		t.record.Counts = before.Counts
 	}
-	t.record.Proven = before.Proven
+	t.record.Proven, t.record.Sound = before.Proven, before.Sound
 }
 
 // begin puts a configuration on trial, in place of any other.
-func (t *trial) begin(hash []byte) {
-	key := hex.EncodeToString(hash)
-	if slices.Contains(t.running, key) {
+func (t *trial) begin(held *holding) {
+	key := hex.EncodeToString(held.hash)
+	if t.runs(key) {
 		return
 	}
 	ended := t.settle()
-	if !t.start(key) && !ended {
+	if !t.start(key, held.revision) && !ended {
 		return
 	}
 	t.write()
@@ -108,14 +121,20 @@ func (t *trial) begin(hash []byte) {
 
 // add puts a configuration on trial beside the one that began: what is in force of
 // it.
-func (t *trial) add(hash []byte) {
-	key := hex.EncodeToString(hash)
-	if !slices.Contains(t.running, key) && t.start(key) {
+func (t *trial) add(part *holding) {
+	key := hex.EncodeToString(part.hash)
+	if !t.runs(key) && t.start(key, part.revision) {
 		t.write()
 	}
 }
 
-func (t *trial) start(key string) bool {
+func (t *trial) runs(key string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Contains(t.running, key)
+}
+
+func (t *trial) start(key string, revision int64) bool {
 	t.lock()
 	defer t.mu.Unlock()
 	if slices.Contains(t.record.Proven, key) {
@@ -128,6 +147,7 @@ func (t *trial) start(key string) bool {
 		at = len(t.record.Counts) - 1
 	}
 	t.record.Counts[at].Crashes++
+	t.record.Counts[at].Revision = revision
 	t.running, t.since = append(t.running, key), time.Now()
 	return true
 }
@@ -146,16 +166,21 @@ func (t *trial) settle() bool {
 	}
 	t.record.Counts = slices.DeleteFunc(t.record.Counts, func(c count) bool { return c.Crashes <= 0 })
 	some := len(t.running) > 0
+	if some && time.Since(t.since) >= soundTime {
+		t.record.Sound = append(t.record.Sound, t.running...)
+		t.record.Sound = t.record.Sound[max(0, len(t.record.Sound)-maxTried):]
+	}
 	t.running = nil
 	return some
 }
 
 // prove ends the trial well when it took long enough.
 func (t *trial) prove() {
+	t.lock()
 	if len(t.running) == 0 || time.Since(t.since) < trialTime {
+		t.mu.Unlock()
 		return
 	}
-	t.lock()
 	for _, key := range t.running {
 		t.record.Proven = append(t.record.Proven, key)
 		t.record.Counts = slices.DeleteFunc(t.record.Counts, func(c count) bool { return c.Hash == key })
@@ -172,6 +197,58 @@ func (t *trial) proven(hash []byte) bool {
 	t.lock()
 	defer t.mu.Unlock()
 	return slices.Contains(t.record.Proven, hex.EncodeToString(hash))
+}
+
+// sound reports whether a configuration gave way in order after a while, and ended no
+// process. It is safe for concurrent use.
+func (t *trial) sound(hash []byte) bool {
+	key := hex.EncodeToString(hash)
+	t.lock()
+	defer t.mu.Unlock()
+	counted := slices.ContainsFunc(t.record.Counts, func(c count) bool { return c.Hash == key })
+	return slices.Contains(t.record.Sound, key) && !counted
+}
+
+// sent notes that the control plane wants a configuration now. One that is condemned
+// gets another process if it was replaced meanwhile: that is how an operator says
+// that it was not to blame.
+func (t *trial) sent(hash []byte) {
+	key, changed := hex.EncodeToString(hash), false
+	t.lock()
+	for i := range t.record.Counts {
+		switch c := &t.record.Counts[i]; {
+		case c.Crashes < maxCrashes || slices.Contains(t.running, c.Hash):
+		case c.Hash != key && !c.Left:
+			c.Left, changed = true, true
+		case c.Hash == key && c.Left:
+			c.Left, c.Crashes, changed = false, maxCrashes-1, true
+		}
+	}
+	t.mu.Unlock()
+	if changed {
+		t.write()
+	}
+}
+
+// crashed tells which configurations ended processes before this one. It is safe for
+// concurrent use.
+func (t *trial) crashed() []*resealv1.CrashedConfiguration {
+	t.lock()
+	defer t.mu.Unlock()
+	var all []*resealv1.CrashedConfiguration
+	for _, c := range t.record.Counts {
+		crashes := c.Crashes
+		if slices.Contains(t.running, c.Hash) {
+			crashes-- // this process lives
+		}
+		hash, err := hex.DecodeString(c.Hash)
+		if crashes > 0 && err == nil {
+			all = append(all, &resealv1.CrashedConfiguration{
+				Hash: hash, Revision: c.Revision, Crashes: int32(min(crashes, math.MaxInt32)), GivenUp: crashes >= maxCrashes,
+			})
+		}
+	}
+	return all
 }
 
 // condemns reports whether a configuration ended too many processes.
@@ -204,9 +281,9 @@ func (f *Feed) condemned(held *holding) []*resealv1.Violation {
 		return nil
 	}
 	return []*resealv1.Violation{{Description: fmt.Sprintf(
-		"%d times this edge's process ended within %s after it applied this configuration, so it is not applied again. "+
-			"Change the configuration; or remove the file %q from the edge's state directory and restart the edge, to try it once more",
-		maxCrashes, trialTime, trialName)}}
+		"%d times this edge's process ended within %s after it applied this configuration (hash %.6x), so it is not applied again. "+
+			"Change the configuration; or, if it was not to blame, roll back and apply it again, and the edge tries it once more",
+		maxCrashes, trialTime, held.hash)}}
 }
 
 // prove watches the trial.

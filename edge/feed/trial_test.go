@@ -1,7 +1,9 @@
 package feed
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -61,7 +63,7 @@ func TestCrashLoopEnds(t *testing.T) {
 		// And with it.
 		l := live(t, state, bad, 0)
 		nack := l.answer.GetNack()
-		if nack.GetPartly() || len(nack.GetViolations()) != 1 || !strings.Contains(nack.GetViolations()[0].Text(), "2 times this edge's process ended within 10s") {
+		if nack.GetPartly() || len(nack.GetViolations()) != 1 || !strings.Contains(nack.GetViolations()[0].Text(), "2 times this edge's process ended within 2m0s") {
 			t.Fatalf("answered %v", l.answer)
 		}
 		if err := l.ApplyLastGood(t.Context()); err != nil || l.partial.at("a") != "good" {
@@ -83,6 +85,121 @@ func TestCrashLoopEnds(t *testing.T) {
 		newer := live(t, state, bad, 0, func(c *Config) { c.Version = "v2" })
 		if newer.answer.GetAck().GetRevision() != 2 {
 			t.Errorf("answered %v", newer.answer)
+		}
+	})
+}
+
+// crash lives for d with a configuration and then dies.
+func crash(t *testing.T, state *memory, update *resealv1.Update, d time.Duration) *memory {
+	t.Helper()
+	l := live(t, state, update, d)
+	if l.answer.GetAck().GetRevision() != update.GetRevision() {
+		t.Fatalf("answered %v", l.answer)
+	}
+	state = l.state.crashed()
+	l.stop()
+	return state
+}
+
+// said is what the newest Hello says of crashes.
+func (l *life) said() []*resealv1.CrashedConfiguration {
+	hellos, _ := l.server.seen()
+	return hellos[len(hellos)-1].GetCrashed()
+}
+
+// A crash that comes more than a minute after a configuration was taken counts, and
+// each start tells the control plane what it knows. The third serves what served
+// well before, without waiting for anybody.
+func TestCrashAMinuteLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		good, bad := full(1, encoded(t, "a", "good")), full(2, encoded(t, "a", "crashes later"))
+		first := live(t, &memory{}, good, trialTime+2*time.Second)
+		if len(first.said()) != 0 {
+			t.Errorf("said %v", first.said())
+		}
+		first.stop()
+		state := crash(t, first.state, bad, 70*time.Second)
+		second := live(t, state, bad, 100*time.Second)
+		if said := second.said(); len(said) != 1 || said[0].GetCrashes() != 1 || said[0].GetGivenUp() || said[0].GetRevision() != 2 || !bytes.Equal(said[0].GetHash(), bad.GetHash()) {
+			t.Errorf("said %v", said)
+		}
+		state = second.state.crashed()
+		second.stop()
+		third := live(t, state, bad, 0)
+		defer third.stop()
+		if said := third.said(); len(said) != 1 || said[0].GetCrashes() != 2 || !said[0].GetGivenUp() {
+			t.Errorf("said %v", said)
+		}
+		if third.answer.GetNack().GetServingRevision() != 1 || third.partial.at("a") != "good" {
+			t.Errorf("answered %v, serving %s", third.answer, third.partial.at("a"))
+		}
+		if text := third.answer.GetNack().GetViolations()[0].Text(); !strings.Contains(text, fmt.Sprintf("%.6x", bad.GetHash())) {
+			t.Errorf("refused by %q", text)
+		}
+	})
+}
+
+// An operator who knows better rolls back and applies again: the configuration gets
+// one more process, and is proven or given up by that.
+func TestSentOnceMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		good, suspect := full(1, encoded(t, "a", "good")), full(2, encoded(t, "a", "killed by hand"))
+		undone, again := full(3, encoded(t, "a", "good")), full(4, encoded(t, "a", "killed by hand"))
+		first := live(t, &memory{}, good, trialTime+2*time.Second)
+		first.stop()
+		state := first.state
+		for range maxCrashes {
+			state = crash(t, state, suspect, time.Second)
+		}
+		onceMore := func(d time.Duration) *life {
+			l := &life{partial: &partial{}}
+			l.harness = run(t, state, func(stream syncStream, _ *resealv1.Hello) error {
+				answers, err := send(stream, suspect, undone, again)
+				if err == nil && (answers[0].GetNack() == nil || answers[1].GetAck() == nil || answers[2].GetAck().GetRevision() != 4) {
+					t.Errorf("answered %v", answers)
+				}
+				return hold(stream)
+			}, partly(l.partial))
+			settle(d)
+			return l
+		}
+		l := onceMore(time.Second)
+		state = l.state.crashed()
+		l.stop()
+		if l := live(t, state.crashed(), again, 0); l.answer.GetNack() == nil || l.partial.at("a") != "good" {
+			t.Errorf("answered %v", l.answer)
+		}
+		l = onceMore(trialTime + 2*time.Second)
+		state = l.state.crashed()
+		l.stop()
+		for range 3 * maxCrashes { // proven
+			state = crash(t, state, again, time.Second)
+		}
+	})
+}
+
+// A configuration that served for a while is better than one that ends the process,
+// if none has proved itself.
+func TestSoundIsBetterThanNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		state := &memory{}
+		l := &life{partial: &partial{}}
+		sound, bad := full(1, encoded(t, "a", "sound")), full(2, encoded(t, "a", "crashes"))
+		l.harness = run(t, state, func(stream syncStream, _ *resealv1.Hello) error {
+			_, err := send(stream, sound)
+			time.Sleep(soundTime + time.Second)
+			if err == nil {
+				_, err = send(stream, bad)
+			}
+			return errors.Join(err, hold(stream))
+		}, partly(l.partial))
+		settle(soundTime + 2*time.Second)
+		state = l.state.crashed()
+		l.stop()
+		state = crash(t, state, bad, 0)
+		last := live(t, state, bad, 0)
+		if last.answer.GetNack() == nil || last.partial.at("a") != "sound" {
+			t.Errorf("answered %v, serving %s", last.answer, last.partial.at("a"))
 		}
 	})
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // Change is a prepared set of listeners. Exactly one of Commit and Abort must be
-// called, before the next Prepare.
+// called, before the next Prepare, and Abort also when Commit panics.
 type Change struct {
 	frontend *Frontend
 	next     []*state
@@ -106,10 +106,20 @@ func bindProblem(err error) string {
 	}
 }
 
-// Abort gives up what Prepare bound.
+// Abort gives up what Prepare bound. After a Commit that panicked, that is what it
+// had not put into service.
 func (c *Change) Abort() {
-	for _, socket := range c.bound {
-		socket.close()
+	c.frontend.mu.Lock()
+	defer c.frontend.mu.Unlock()
+	c.abort()
+}
+
+// abort is Abort; f.mu is held.
+func (c *Change) abort() {
+	for key, socket := range c.bound {
+		if c.frontend.sockets[key] != socket {
+			socket.close()
+		}
 	}
 }
 
@@ -120,8 +130,16 @@ func (c *Change) Commit() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.phase == stopped {
-		c.Abort()
+		c.abort()
 		return
+	}
+	// What others do for it comes first, while nothing has changed.
+	fresh := map[string]*slot{}
+	for _, next := range c.next {
+		next.tickets = f.ticketPolicy(&next.Listener)
+		if f.slots[next.Name] == nil {
+			fresh[next.Name] = newSlot(f, next.Name)
+		}
 	}
 	named, addressed := map[string]bool{}, map[string]bool{}
 	moved := map[*slot]bool{}
@@ -130,10 +148,9 @@ func (c *Change) Commit() {
 		addressed[next.socketKey()] = true
 		slot := f.slots[next.Name]
 		if slot == nil {
-			slot = newSlot(f, next.Name)
+			slot = fresh[next.Name]
 			f.slots[next.Name] = slot
 		}
-		next.tickets = f.ticketPolicy(&next.Listener)
 		slot.update(next)
 		c.give(next.socketKey(), slot, moved)
 	}

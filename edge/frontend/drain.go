@@ -18,7 +18,7 @@ func (s *slot) drain(timeout time.Duration) {
 	for _, c := range conns {
 		c.leave(false)
 	}
-	s.frontend.work.Go(func() {
+	s.frontend.spawn("clients left", func() {
 		end := time.Now().Add(timeout)
 		if conns = outlast(conns, min(timeout/4, maxGrace)); len(conns) == 0 {
 			return

@@ -22,9 +22,11 @@ package frontend
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -167,6 +169,19 @@ func (f *Frontend) Run(ctx context.Context) error {
 	close(f.crew.over)
 	f.work.Wait()
 	return nil
+}
+
+// spawn runs f on a goroutine that Run waits for. What a change leaves to be done
+// goes there: a panic of it costs no more than that.
+func (f *Frontend) spawn(what string, do func()) {
+	f.work.Go(func() {
+		defer func() {
+			if bug := recover(); bug != nil {
+				f.cfg.Logger.Error("panic: this is a bug", "during", what, "panic", fmt.Sprint(bug), "stack", string(debug.Stack()))
+			}
+		}()
+		do()
+	})
 }
 
 // start begins to accept on a socket. f.mu is held.

@@ -108,7 +108,7 @@ func (c *Change) keep(key string, s *socket, moved map[*slot]bool) bool {
 			return true
 		case s.owner.Load() == slot:
 			delete(f.sockets, key)
-			f.work.Go(func() { s.finish() })
+			f.spawn("a socket was closed", s.finish)
 			return true
 		}
 	}

@@ -78,7 +78,7 @@ func (s *slot) update(next *state) {
 	case before.settings.protocol != next.settings.protocol:
 		s.drain(s.drainTimeout())
 	case before.PolicyKey != next.PolicyKey:
-		s.frontend.work.Go(func() { s.dismiss(next) })
+		s.frontend.spawn("clients were dismissed", func() { s.dismiss(next) })
 	}
 }
 
@@ -119,13 +119,26 @@ func (s *slot) connections() []*clientConn {
 
 // take serves an accepted connection.
 func (s *slot) take(conn *net.TCPConn) {
+	s.gate.enter()
+	reckoned := false
+	defer func() {
+		if bug := recover(); bug != nil {
+			s.panicked("an accepted connection", bug)
+			if reckoned {
+				s.frontend.memory.give(connectionBytes)
+			}
+			s.gate.leave()
+			_ = conn.Close()
+		}
+	}()
 	admitted := s.frontend.memory.take(connectionBytes, forConnection)
 	if !admitted && (!s.state.Load().settings.http() || !s.frontend.memory.take(connectionBytes, forRefusal)) {
 		s.counters.Error("memory_limit")
+		s.gate.leave()
 		_ = conn.Close()
 		return
 	}
-	s.gate.enter()
+	reckoned = true
 	c := newClientConn(s, conn)
 	c.refused = !admitted
 	if !s.add(c) {

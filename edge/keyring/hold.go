@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/link"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -47,7 +48,7 @@ func (h *Holder) hold(ctx context.Context) error {
 	received := make(chan *resealv1.HoldResponse)
 	group.Go(func() error { return receive(ctx, stream, received) })
 	group.Go(func() error {
-		err := h.talk(ctx, stream, received)
+		err := exchange.Guard("ticket keys were taken", func() error { return h.talk(ctx, stream, received) })
 		if errors.Is(err, io.EOF) {
 			return nil // the stream broke under a send; receive says why
 		}

@@ -8,6 +8,8 @@ import (
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/status"
+
+	"github.com/reseal/reseal/edge/exchange"
 )
 
 const (
@@ -23,11 +25,11 @@ const (
 // ends. After an error it waits first, and lost hears how long: longer with each
 // failure in a row, spread, so that a fleet does not come back all at once, and no
 // less than the control plane asks for (google.rpc.RetryInfo, up to a minute).
-// After a nil, or ErrLost, it calls serve at once.
+// After a nil, or ErrLost, it calls serve at once. A panic of serve is an error.
 func Keep(ctx context.Context, serve func(context.Context) error, lost func(err error, again time.Duration)) {
 	for failures := 0; ; failures++ {
 		started := time.Now()
-		err := serve(ctx)
+		err := exchange.Guard("a conversation with the control plane went on", func() error { return serve(ctx) })
 		if ctx.Err() != nil {
 			return
 		}

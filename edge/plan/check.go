@@ -61,7 +61,8 @@ func (c *compiler) guard(resource *resealv1.Resource, compile func(object)) {
 	defer func() {
 		if reason := recover(); reason != nil {
 			c.draft.panicked(o.ref, reason, debug.Stack())
-			o.refuse("", "this edge failed on it, which is a bug; its log has the details")
+			bug := exchange.NewBug("a resource was compiled", reason)
+			o.refuse("", "this edge failed on it, which is a bug: %s [%s]; its log has the details", bug.Reason, bug.Stack)
 		}
 	}()
 	compile(o)

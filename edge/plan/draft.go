@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 	"github.com/reseal/reseal/proto/rules"
 )
@@ -183,7 +184,11 @@ func (d *Draft) readNow(name string) file {
 	if d.env.ReadFile == nil {
 		return file{err: errNoFiles}
 	}
-	data, err := d.env.ReadFile(name)
+	var data []byte
+	err := exchange.Guard("a file was read", func() (err error) {
+		data, err = d.env.ReadFile(name)
+		return err
+	})
 	return file{data: data, err: err}
 }
 

@@ -78,9 +78,9 @@ func (s *Share) exchange(ctx context.Context) error {
 		return err
 	}
 	x.stream = stream
-	group.Go(func() error { return x.receive() })
+	group.Go(func() error { return exchange.Guard("shared sessions were taken", x.receive) })
 	group.Go(func() error {
-		err := x.talk(ctx)
+		err := exchange.Guard("sessions were shared", func() error { return x.talk(ctx) })
 		if errors.Is(err, io.EOF) {
 			return nil // why is what receive returns
 		}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/link"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -61,7 +62,7 @@ func (r *Reporter) serve(ctx context.Context) error {
 	responses := make(chan *resealv1.ReportResponse)
 	group.Go(func() error { return listen(ctx, stream, responses) })
 	group.Go(func() error {
-		err := r.report(ctx, stream, responses)
+		err := exchange.Guard("counters were reported", func() error { return r.report(ctx, stream, responses) })
 		if errors.Is(err, io.EOF) {
 			// The stream broke under a send. Why is what listen returns.
 			return nil

@@ -290,7 +290,10 @@ type Hello struct {
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	// Whether the edge drains because it was told to: the server tells it when that
 	// is over.
-	Draining      bool `protobuf:"varint,9,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining bool `protobuf:"varint,9,opt,name=draining,proto3" json:"draining,omitempty"`
+	// Configurations during whose probation processes of this edge ended without
+	// order before this one, at most 16.
+	Crashed       []*CrashedConfiguration `protobuf:"bytes,12,rep,name=crashed,proto3" json:"crashed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -388,6 +391,90 @@ func (x *Hello) GetDraining() bool {
 	return false
 }
 
+func (x *Hello) GetCrashed() []*CrashedConfiguration {
+	if x != nil {
+		return x.Crashed
+	}
+	return nil
+}
+
+// CrashedConfiguration is one that may have ended processes of an edge. A
+// configuration is on probation until it has been in force for 2 minutes; a process
+// that ends meanwhile, otherwise than because it was told to, counts. After two of
+// them the edge does not apply it again, and serves the one before.
+type CrashedConfiguration struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hash of the configuration, as in Update.
+	Hash []byte `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	// Revision at which it was applied last.
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Processes that ended.
+	Crashes int32 `protobuf:"varint,3,opt,name=crashes,proto3" json:"crashes,omitempty"`
+	// Whether the edge has given it up. If the control plane sends another one and
+	// then this one again, the edge tries it once more.
+	GivenUp       bool `protobuf:"varint,4,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CrashedConfiguration) Reset() {
+	*x = CrashedConfiguration{}
+	mi := &file_reseal_v1_feed_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CrashedConfiguration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CrashedConfiguration) ProtoMessage() {}
+
+func (x *CrashedConfiguration) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_feed_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CrashedConfiguration.ProtoReflect.Descriptor instead.
+func (*CrashedConfiguration) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *CrashedConfiguration) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *CrashedConfiguration) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *CrashedConfiguration) GetCrashes() int32 {
+	if x != nil {
+		return x.Crashes
+	}
+	return 0
+}
+
+func (x *CrashedConfiguration) GetGivenUp() bool {
+	if x != nil {
+		return x.GivenUp
+	}
+	return false
+}
+
 // Update changes what an edge holds from base_revision to revision.
 type Update struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -410,7 +497,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[3]
+	mi := &file_reseal_v1_feed_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -422,7 +509,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[3]
+	mi := &file_reseal_v1_feed_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -435,7 +522,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{3}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Update) GetClusterId() string {
@@ -495,7 +582,7 @@ type EncodedResource struct {
 
 func (x *EncodedResource) Reset() {
 	*x = EncodedResource{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[4]
+	mi := &file_reseal_v1_feed_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +594,7 @@ func (x *EncodedResource) String() string {
 func (*EncodedResource) ProtoMessage() {}
 
 func (x *EncodedResource) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[4]
+	mi := &file_reseal_v1_feed_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +607,7 @@ func (x *EncodedResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncodedResource.ProtoReflect.Descriptor instead.
 func (*EncodedResource) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{4}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EncodedResource) GetKind() string {
@@ -555,7 +642,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[5]
+	mi := &file_reseal_v1_feed_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +654,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[5]
+	mi := &file_reseal_v1_feed_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +667,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{5}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Ack) GetRevision() int64 {
@@ -612,7 +699,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[6]
+	mi := &file_reseal_v1_feed_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +711,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[6]
+	mi := &file_reseal_v1_feed_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +724,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{6}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Nack) GetRevision() int64 {
@@ -688,7 +775,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[7]
+	mi := &file_reseal_v1_feed_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +787,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[7]
+	mi := &file_reseal_v1_feed_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +800,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{7}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Drain) GetDrain() bool {
@@ -745,7 +832,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[8]
+	mi := &file_reseal_v1_feed_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +844,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[8]
+	mi := &file_reseal_v1_feed_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +857,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{8}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Move) GetAddresses() []string {
@@ -804,7 +891,7 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\vprobe_order\x18\x03 \x01(\v2\x15.reseal.v1.ProbeOrderH\x00R\n" +
 	"probeOrder\x12%\n" +
 	"\x04move\x18\x04 \x01(\v2\x0f.reseal.v1.MoveH\x00R\x04moveB\t\n" +
-	"\amessage\"\xe5\x02\n" +
+	"\amessage\"\xa0\x03\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x124\n" +
@@ -816,10 +903,16 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\x04hash\x18\a \x01(\fR\x04hash\x129\n" +
 	"\n" +
 	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1a\n" +
-	"\bdraining\x18\t \x01(\bR\bdraining\x1a9\n" +
+	"\bdraining\x18\t \x01(\bR\bdraining\x129\n" +
+	"\acrashed\x18\f \x03(\v2\x1f.reseal.v1.CrashedConfigurationR\acrashed\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
+	"\x14CrashedConfiguration\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x18\n" +
+	"\acrashes\x18\x03 \x01(\x05R\acrashes\x12\x19\n" +
+	"\bgiven_up\x18\x04 \x01(\bR\agivenUp\"\xe4\x01\n" +
 	"\x06Update\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12#\n" +
@@ -863,48 +956,50 @@ func file_reseal_v1_feed_proto_rawDescGZIP() []byte {
 	return file_reseal_v1_feed_proto_rawDescData
 }
 
-var file_reseal_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_reseal_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_reseal_v1_feed_proto_goTypes = []any{
 	(*SyncRequest)(nil),           // 0: reseal.v1.SyncRequest
 	(*SyncResponse)(nil),          // 1: reseal.v1.SyncResponse
 	(*Hello)(nil),                 // 2: reseal.v1.Hello
-	(*Update)(nil),                // 3: reseal.v1.Update
-	(*EncodedResource)(nil),       // 4: reseal.v1.EncodedResource
-	(*Ack)(nil),                   // 5: reseal.v1.Ack
-	(*Nack)(nil),                  // 6: reseal.v1.Nack
-	(*Drain)(nil),                 // 7: reseal.v1.Drain
-	(*Move)(nil),                  // 8: reseal.v1.Move
-	nil,                           // 9: reseal.v1.Hello.LabelsEntry
-	(*ProbeReport)(nil),           // 10: reseal.v1.ProbeReport
-	(*ProbeOrder)(nil),            // 11: reseal.v1.ProbeOrder
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*ResourceRef)(nil),           // 13: reseal.v1.ResourceRef
-	(*Violation)(nil),             // 14: reseal.v1.Violation
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*CrashedConfiguration)(nil),  // 3: reseal.v1.CrashedConfiguration
+	(*Update)(nil),                // 4: reseal.v1.Update
+	(*EncodedResource)(nil),       // 5: reseal.v1.EncodedResource
+	(*Ack)(nil),                   // 6: reseal.v1.Ack
+	(*Nack)(nil),                  // 7: reseal.v1.Nack
+	(*Drain)(nil),                 // 8: reseal.v1.Drain
+	(*Move)(nil),                  // 9: reseal.v1.Move
+	nil,                           // 10: reseal.v1.Hello.LabelsEntry
+	(*ProbeReport)(nil),           // 11: reseal.v1.ProbeReport
+	(*ProbeOrder)(nil),            // 12: reseal.v1.ProbeOrder
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*ResourceRef)(nil),           // 14: reseal.v1.ResourceRef
+	(*Violation)(nil),             // 15: reseal.v1.Violation
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
 }
 var file_reseal_v1_feed_proto_depIdxs = []int32{
 	2,  // 0: reseal.v1.SyncRequest.hello:type_name -> reseal.v1.Hello
-	5,  // 1: reseal.v1.SyncRequest.ack:type_name -> reseal.v1.Ack
-	6,  // 2: reseal.v1.SyncRequest.nack:type_name -> reseal.v1.Nack
-	10, // 3: reseal.v1.SyncRequest.probe_report:type_name -> reseal.v1.ProbeReport
-	3,  // 4: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
-	7,  // 5: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
-	11, // 6: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
-	8,  // 7: reseal.v1.SyncResponse.move:type_name -> reseal.v1.Move
-	9,  // 8: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
-	12, // 9: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 10: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
-	13, // 11: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
-	14, // 12: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
-	13, // 13: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
-	15, // 14: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	0,  // 15: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
-	1,  // 16: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
-	16, // [16:17] is the sub-list for method output_type
-	15, // [15:16] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	6,  // 1: reseal.v1.SyncRequest.ack:type_name -> reseal.v1.Ack
+	7,  // 2: reseal.v1.SyncRequest.nack:type_name -> reseal.v1.Nack
+	11, // 3: reseal.v1.SyncRequest.probe_report:type_name -> reseal.v1.ProbeReport
+	4,  // 4: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
+	8,  // 5: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
+	12, // 6: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
+	9,  // 7: reseal.v1.SyncResponse.move:type_name -> reseal.v1.Move
+	10, // 8: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
+	13, // 9: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
+	3,  // 10: reseal.v1.Hello.crashed:type_name -> reseal.v1.CrashedConfiguration
+	5,  // 11: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
+	14, // 12: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
+	15, // 13: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
+	14, // 14: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
+	16, // 15: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	0,  // 16: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
+	1,  // 17: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
+	17, // [17:18] is the sub-list for method output_type
+	16, // [16:17] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_feed_proto_init() }
@@ -933,7 +1028,7 @@ func file_reseal_v1_feed_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_feed_proto_rawDesc), len(file_reseal_v1_feed_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

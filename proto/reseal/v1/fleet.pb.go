@@ -442,7 +442,10 @@ type Edge struct {
 	// Resources sent to it on this stream.
 	ResourcesSent int64 `protobuf:"varint,16,opt,name=resources_sent,json=resourcesSent,proto3" json:"resources_sent,omitempty"`
 	// Name of the replica that it is, or was last, connected to.
-	Replica       string `protobuf:"bytes,17,opt,name=replica,proto3" json:"replica,omitempty"`
+	Replica string `protobuf:"bytes,17,opt,name=replica,proto3" json:"replica,omitempty"`
+	// Configurations that may have ended processes of this edge, as it said when it
+	// connected.
+	Crashed       []*CrashedConfiguration `protobuf:"bytes,29,rep,name=crashed,proto3" json:"crashed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -594,6 +597,13 @@ func (x *Edge) GetReplica() string {
 		return x.Replica
 	}
 	return ""
+}
+
+func (x *Edge) GetCrashed() []*CrashedConfiguration {
+	if x != nil {
+		return x.Crashed
+	}
+	return nil
 }
 
 // DrainEdgeRequest names an edge.
@@ -840,7 +850,7 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x05edges\x18\x01 \x03(\v2\x0f.reseal.v1.EdgeR\x05edges\x12<\n" +
 	"\n" +
 	"unanswered\x18\x02 \x03(\v2\x1c.reseal.v1.UnansweredReplicaR\n" +
-	"unanswered\"\x83\a\n" +
+	"unanswered\"\xbe\a\n" +
 	"\x04Edge\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
 	"\x06labels\x18\x02 \x03(\v2\x1b.reseal.v1.Edge.LabelsEntryR\x06labels\x12\x18\n" +
@@ -860,7 +870,8 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\bdraining\x18\x0e \x01(\bR\bdraining\x12;\n" +
 	"\vconvergence\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\vconvergence\x12%\n" +
 	"\x0eresources_sent\x18\x10 \x01(\x03R\rresourcesSent\x12\x18\n" +
-	"\areplica\x18\x11 \x01(\tR\areplica\x1a9\n" +
+	"\areplica\x18\x11 \x01(\tR\areplica\x129\n" +
+	"\acrashed\x18\x1d \x03(\v2\x1f.reseal.v1.CrashedConfigurationR\acrashed\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x01\n" +
@@ -927,8 +938,9 @@ var file_reseal_v1_fleet_proto_goTypes = []any{
 	(*Nack)(nil),                  // 18: reseal.v1.Nack
 	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
-	(*ProbeOrder)(nil),            // 21: reseal.v1.ProbeOrder
-	(*ProbeReport)(nil),           // 22: reseal.v1.ProbeReport
+	(*CrashedConfiguration)(nil),  // 21: reseal.v1.CrashedConfiguration
+	(*ProbeOrder)(nil),            // 22: reseal.v1.ProbeOrder
+	(*ProbeReport)(nil),           // 23: reseal.v1.ProbeReport
 }
 var file_reseal_v1_fleet_proto_depIdxs = []int32{
 	12, // 0: reseal.v1.ListEdgesRequest.match_labels:type_name -> reseal.v1.ListEdgesRequest.MatchLabelsEntry
@@ -946,24 +958,25 @@ var file_reseal_v1_fleet_proto_depIdxs = []int32{
 	19, // 12: reseal.v1.Edge.connected_at:type_name -> google.protobuf.Timestamp
 	19, // 13: reseal.v1.Edge.disconnected_at:type_name -> google.protobuf.Timestamp
 	20, // 14: reseal.v1.Edge.convergence:type_name -> google.protobuf.Duration
-	20, // 15: reseal.v1.DrainEdgeRequest.timeout:type_name -> google.protobuf.Duration
-	21, // 16: reseal.v1.ProbeBackendRequest.order:type_name -> reseal.v1.ProbeOrder
-	22, // 17: reseal.v1.ProbeBackendResponse.report:type_name -> reseal.v1.ProbeReport
-	1,  // 18: reseal.v1.FleetService.ListEdges:input_type -> reseal.v1.ListEdgesRequest
-	5,  // 19: reseal.v1.FleetService.WatchEdges:input_type -> reseal.v1.WatchEdgesRequest
-	3,  // 20: reseal.v1.FleetService.ListReplicas:input_type -> reseal.v1.ListReplicasRequest
-	8,  // 21: reseal.v1.FleetService.DrainEdge:input_type -> reseal.v1.DrainEdgeRequest
-	10, // 22: reseal.v1.FleetService.ProbeBackend:input_type -> reseal.v1.ProbeBackendRequest
-	2,  // 23: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
-	6,  // 24: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
-	4,  // 25: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
-	9,  // 26: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
-	11, // 27: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
-	23, // [23:28] is the sub-list for method output_type
-	18, // [18:23] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	21, // 15: reseal.v1.Edge.crashed:type_name -> reseal.v1.CrashedConfiguration
+	20, // 16: reseal.v1.DrainEdgeRequest.timeout:type_name -> google.protobuf.Duration
+	22, // 17: reseal.v1.ProbeBackendRequest.order:type_name -> reseal.v1.ProbeOrder
+	23, // 18: reseal.v1.ProbeBackendResponse.report:type_name -> reseal.v1.ProbeReport
+	1,  // 19: reseal.v1.FleetService.ListEdges:input_type -> reseal.v1.ListEdgesRequest
+	5,  // 20: reseal.v1.FleetService.WatchEdges:input_type -> reseal.v1.WatchEdgesRequest
+	3,  // 21: reseal.v1.FleetService.ListReplicas:input_type -> reseal.v1.ListReplicasRequest
+	8,  // 22: reseal.v1.FleetService.DrainEdge:input_type -> reseal.v1.DrainEdgeRequest
+	10, // 23: reseal.v1.FleetService.ProbeBackend:input_type -> reseal.v1.ProbeBackendRequest
+	2,  // 24: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
+	6,  // 25: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
+	4,  // 26: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
+	9,  // 27: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
+	11, // 28: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
+	24, // [24:29] is the sub-list for method output_type
+	19, // [19:24] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_fleet_proto_init() }
