@@ -267,6 +267,8 @@ type Edge struct {
 	StateDir string
 	// AccessLog is the file of its access log.
 	AccessLog string
+	// Program is the command that Start starts. "": the one that was built.
+	Program string
 
 	fleet   *Fleet
 	network *process.Network
@@ -311,7 +313,11 @@ func (f *Fleet) StartEdgeIn(network *process.Network, id, labels string, args ..
 // Start starts it, again, and waits until it is up.
 func (e *Edge) Start() {
 	e.fleet.TB.Helper()
-	e.Process = e.fleet.run(e.network, "reseal-edge "+e.ID, e.fleet.bin.Edge, e.args...)
+	program := e.Program
+	if program == "" {
+		program = e.fleet.bin.Edge
+	}
+	e.Process = e.fleet.run(e.network, "reseal-edge "+e.ID, program, e.args...)
 	e.fleet.ready(e.Process, "http://"+e.Admin+"/healthz")
 }
 

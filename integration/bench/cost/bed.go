@@ -247,22 +247,41 @@ func (b *bed) startReseal(t *harness.Command) error {
 	b.harness = &harness.Site{Fleet: fleet, Authority: b.authority}
 	fleet.StartControlPlane()
 	b.harness.Pair = b.harness.Issue()
-	p := &proxy{key: keyReseal, title: "Reseal", http2: true}
 	manifest := harness.Certificate("site", b.harness.Pair)
 	for s := range sites {
-		p.sites[s] = fleet.Address()
-		manifest += harness.Listener(s.name(), p.sites[s], "edge: one", "  pool: "+s.name()+"\n") + b.pool(s.name(), s)
+		manifest += b.pool(s.name(), s)
 	}
-	edge := b.startEdge(p, "one")
-	fleet.WaitAcked(fleet.Apply(manifest), edge)
-	edge.WaitReady()
-	b.proxies = append(b.proxies, p)
+	fleet.Apply(manifest)
+	b.startServing(&proxy{key: keyReseal, title: "Reseal", http2: true}, "one", "")
+	for i, program := range b.options.against {
+		b.startServing(&proxy{key: program, title: program, http2: true}, fmt.Sprintf("against-%d", i), program)
+	}
 	return nil
 }
 
-// startEdge starts an edge as p. It ends with the fleet.
-func (b *bed) startEdge(p *proxy, id string) *harness.Edge {
+// startServing starts an edge as p, which has all sites. program is as for
+// startEdge.
+func (b *bed) startServing(p *proxy, id, program string) {
+	var manifest string
+	for s := range sites {
+		p.sites[s] = b.harness.Address()
+		manifest += harness.Listener(s.name()+"-"+id, p.sites[s], "edge: "+id, "  pool: "+s.name()+"\n")
+	}
+	edge := b.startEdge(p, id, program)
+	b.harness.WaitAcked(b.harness.Apply(manifest), edge)
+	edge.WaitReady()
+	b.proxies = append(b.proxies, p)
+}
+
+// startEdge starts an edge as p: the one that was built, or another program. It ends
+// with the fleet.
+func (b *bed) startEdge(p *proxy, id, program string) *harness.Edge {
 	edge := b.harness.StartEdge(id, "edge="+id)
+	if program != "" {
+		edge.Stop()
+		edge.Program = program
+		edge.Start()
+	}
 	p.pids = func() ([]int, error) { return []int{edge.PID()}, nil }
 	p.restart = func(context.Context) error {
 		if err := edge.Stop(); err != nil {

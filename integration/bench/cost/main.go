@@ -34,6 +34,7 @@ type options struct {
 	form        form
 	readme      string
 	bin         string
+	against     []string // other builds of reseal-edge
 }
 
 const summary = `Measure what requests cost Reseal, HAProxy and nginx: CPU of the proxy from the kernel, memory, latency.
@@ -86,6 +87,7 @@ func parse(args []string, stderr io.Writer) (*options, int) {
 	json := flags.Bool("json", false, "print JSON with all values")
 	flags.StringVar(&o.readme, "readme", "", "put the table into this `file` too, between the lines that name this command")
 	flags.StringVar(&o.bin, "bin", "", "`folder` with the built commands; default: build them")
+	against := flags.String("against", "", "also measure these `builds` of reseal-edge, files separated by commas")
 	err := flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -96,6 +98,9 @@ func parse(args []string, stderr io.Writer) (*options, int) {
 	o.only = known
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
+	}
+	if *against != "" {
+		o.against = strings.Split(*against, ",")
 	}
 	for _, key := range o.only {
 		if !slices.Contains(known, key) {

@@ -307,7 +307,7 @@ func (b *bed) startCrowd(many int) error {
 	return command.Try(func() error {
 		p := &proxy{key: "crowd"}
 		p.sites[siteHTTP1] = b.harness.Address()
-		edge := b.startEdge(p, "crowd")
+		edge := b.startEdge(p, "crowd", "")
 		b.harness.Apply(harness.Listener("crowd", p.sites[siteHTTP1], "edge: crowd", "  pool: http1\n"))
 		const batch = 100
 		var revision int64
