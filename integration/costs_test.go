@@ -66,10 +66,10 @@ func TestCosts(t *testing.T) {
 		{"HTTP2 to HTTP2 pool", 1, 400, streams(c.http2Pool, 1), cost{calls: 15, toClient: 1.6, toBackend: 1.1, allocations: 35}},
 		{"HTTP2 to HTTP2 pool with 20 streams at once", 20, 20, streams(c.http2Pool, 20), cost{calls: 3, toClient: 0.6, toBackend: 0.3, allocations: 50}},
 		{"download of 10 MB", 1, 10, func(t *testing.T) func() { return c.http1(t, c.http1Pool, "GET", peers.Large, nil) },
-			cost{calls: 800, toClient: 660, toBackend: 1.1, allocations: 1600}},
+			cost{calls: 500, toClient: 650, toBackend: 1.1, allocations: 900}},
 		{"upload of 10 MB", 1, 10, func(t *testing.T) func() {
 			return c.http1(t, c.http1Pool, "POST", "/sink", peers.Body(peers.Large))
-		}, cost{calls: 800, toClient: 1.1, toBackend: 660, allocations: 1600}},
+		}, cost{calls: 500, toClient: 1.1, toBackend: 650, allocations: 900}},
 		{"connection with a full handshake", 1, 100, func(t *testing.T) func() { return c.connections(t, nil) },
 			cost{calls: 54, toClient: 6.1, toBackend: 1.05, allocations: 700}},
 		{"connection that is resumed", 1, 100, func(t *testing.T) func() { return c.connections(t, tls.NewLRUClientSessionCache(1)) },

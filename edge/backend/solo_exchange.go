@@ -13,9 +13,6 @@ import (
 // away, so that its connection lives.
 const cheapRest = 64 << 10
 
-// largestPart is how much of a body is handed to the connection at once.
-const largestPart = 64 << 10
-
 // solo is the exchange under way on a soloConn. It belongs to the loop.
 type solo struct {
 	front   exchange.Front // nil: there is none
@@ -110,22 +107,19 @@ type soloFlow soloConn
 
 // Data implements exchange.Flow.
 func (f *soloFlow) Data(p []byte, end bool) {
-	c, size := (*soloConn)(f), len(p)
-	for len(p) > 0 {
-		part := p[:min(len(p), largestPart)]
-		p = p[len(part):]
-		if c.http == nil {
-			c.full = !c.Write(part)
-			continue
-		}
-		out, err := c.http.AppendData(c.station.scratch[:0], part)
-		if err != nil {
+	c := (*soloConn)(f)
+	before, behind := c.station.scratch[:0], []byte(nil)
+	if c.http != nil {
+		var err error
+		if before, behind, err = c.http.Frame(before, len(p)); err != nil {
 			c.soon(func() { c.fail(clientError{err}) })
 			return
 		}
-		c.write(out)
 	}
-	c.unsent += size
+	c.write(before)
+	c.Write(p)
+	c.full = !c.Write(behind)
+	c.unsent += len(p)
 	c.tellSent()
 	if end {
 		f.End(nil)

@@ -243,12 +243,17 @@ func (h *http1Driver) respond(r *exchange.Response, end bool) error {
 
 // data implements stream.
 func (h *http1Driver) data(p []byte, end bool) error {
-	out, err := h.machine.AppendData(h.client.lane.out[:0], p)
-	if err == nil && end {
-		out, err = h.machine.AppendEnd(out, nil)
-	}
+	out, behind, err := h.machine.Frame(h.client.lane.out[:0], len(p))
 	if err != nil {
 		return err
+	}
+	h.write(out)
+	h.client.conn.Write(p)
+	out = append(out[:0], behind...)
+	if end {
+		if out, err = h.machine.AppendEnd(out, nil); err != nil {
+			return err
+		}
 	}
 	h.wrote(len(p), h.write(out))
 	h.halfClose(end)

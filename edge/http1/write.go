@@ -229,22 +229,32 @@ func appendLength(out []byte, length int64) []byte {
 // through a tunnel. It fails, and appends nothing, when the body gets longer than
 // its head has announced, or when there can be none.
 func (c *Conn) AppendData(dst, data []byte) ([]byte, error) {
-	switch {
-	case c.writing == writeLength && int64(len(data)) > c.left:
-		return dst, fmt.Errorf("the body is longer than announced, by %d bytes", int64(len(data))-c.left)
-	case c.writing < writeLength || c.writing == writeEnd:
-		return dst, errNotSending
-	case len(data) == 0:
-		return dst, nil
-	case c.writing == writeChunks:
-		dst = strconv.AppendUint(dst, uint64(len(data)), 16)
-		dst = append(append(dst, "\r\n"...), data...)
-		return append(dst, "\r\n"...), nil
-	case c.writing == writeLength:
-		c.left -= int64(len(data))
+	out, behind, err := c.Frame(dst, len(data))
+	if err != nil {
+		return dst, err
 	}
-	return append(dst, data...), nil
+	return append(append(out, data...), behind...), nil
 }
+
+// Frame is AppendData for content that need not be copied: it appends what goes
+// before the next n bytes and returns what goes behind them, which is not the
+// caller's to change. The caller sends all three.
+func (c *Conn) Frame(dst []byte, n int) (before, behind []byte, err error) {
+	switch {
+	case c.writing == writeLength && int64(n) > c.left:
+		return dst, nil, fmt.Errorf("the body is longer than announced, by %d bytes", int64(n)-c.left)
+	case c.writing < writeLength || c.writing == writeEnd:
+		return dst, nil, errNotSending
+	case n == 0:
+	case c.writing == writeChunks:
+		return append(strconv.AppendUint(dst, uint64(n), 16), "\r\n"...), chunkEnd, nil
+	case c.writing == writeLength:
+		c.left -= int64(n)
+	}
+	return dst, nil, nil
+}
+
+var chunkEnd = []byte("\r\n")
 
 // AppendEnd ends a message, or what goes through a tunnel. Every message is ended,
 // also one without body. Trailers go along that may stand in a trailer section, if

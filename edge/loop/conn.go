@@ -10,12 +10,12 @@ import (
 const (
 	// maxPlaintext is what a TLS record carries at most (RFC 8446 section 5.1).
 	maxPlaintext = 16 << 10
-	// readSize is how much one system call reads at most, readTurns how many there
-	// are for a connection in a round, so that it does not keep others waiting.
-	readSize  = 64 << 10
-	readTurns = 2
-	// writeSize is how much one system call writes at most, and the size of a chunk.
-	writeSize = 128 << 10
+	// readSize is how much is read of a connection in a round at most, by one system
+	// call, so that it does not keep others waiting.
+	readSize = 128 << 10
+	// writeSize is how much one system call writes at most, and the size of a chunk:
+	// what was read in a round leaves by one, with all that TLS adds.
+	writeSize = 256 << 10
 	// roundSize is how much a loop reads in a round at most, some single reads more or
 	// less: what takes it a few milliseconds.
 	roundSize = 4 << 20

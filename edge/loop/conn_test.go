@@ -349,7 +349,7 @@ func TestBusyNeighbours(t *testing.T) {
 		}
 		on(t, l, func() {
 			for _, c := range l.conns {
-				if bound := 2*cfg.HighWater + readTurns*readSize; c.Buffered() > bound {
+				if bound := 2*cfg.HighWater + readSize; c.Buffered() > bound {
 					t.Errorf("%d bytes are buffered", c.Buffered())
 				}
 			}

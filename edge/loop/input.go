@@ -46,7 +46,7 @@ func (c *Conn) read() {
 	if c.more && c.mayRead() {
 		c.deliver()
 	}
-	for turn := 0; turn < readTurns && c.readable && c.mayRead(); turn++ {
+	if c.readable && c.mayRead() {
 		c.readOnce()
 	}
 	if c.phase == finished {

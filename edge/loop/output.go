@@ -35,9 +35,15 @@ func (c *Conn) Write(p []byte) (welcome bool) {
 	return !c.full
 }
 
-// writeRecords encrypts full records and gathers the rest.
+// writeRecords encrypts full records and gathers the rest. What is full records itself
+// goes as it is, after a shorter one with what was gathered, unless that is no more
+// than what frames parts of a message: of a long message each further part would have
+// to be gathered, too.
 func (c *Conn) writeRecords(p []byte) {
-	if len(c.gather) > 0 {
+	switch {
+	case len(p)%maxPlaintext == 0 && len(c.gather) >= shortRecord:
+		c.seal()
+	case len(c.gather) > 0:
 		n := min(maxPlaintext-len(c.gather), len(p))
 		c.gather = c.loop.buffers.append(c.gather, p[:n])
 		p = p[n:]
@@ -136,7 +142,11 @@ func (c *Conn) queue(p []byte) {
 	}
 }
 
-const recordHeader = 5
+const (
+	recordHeader = 5
+	// shortRecord is what is worth a record of its own.
+	shortRecord = 64
+)
 
 // flush writes what there is.
 func (c *Conn) flush() {
@@ -197,8 +207,18 @@ func (c *Conn) writeHead() {
 		c.writeFailed(err)
 	case n < len(part):
 		c.blocked = true
+		c.fit()
 	default:
 		c.nextChunk()
+	}
+}
+
+// fit moves a small rest to a small buffer: the peer may not take it for long.
+func (c *Conn) fit() {
+	if rest := c.out[c.sent:]; len(rest) <= cap(c.out)/4 && cap(c.out) > smallest {
+		smaller := append(c.loop.buffers.lend(len(rest)), rest...)
+		c.loop.buffers.take(c.out)
+		c.out, c.sent = smaller, 0
 	}
 }
 

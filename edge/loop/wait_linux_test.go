@@ -141,6 +141,43 @@ func TestLargeWrites(t *testing.T) {
 	})
 }
 
+// TestWholeRecords: content that comes in full records, behind a head, leaves in them,
+// by a system call, or two if the kernel does not take all at once; what is no more than the frame of a chunk
+// gets no record of its own.
+func TestWholeRecords(t *testing.T) {
+	for _, test := range []struct {
+		name            string
+		before, records int
+	}{{"head", 300, 1 + 8}, {"chunk", 6, 9}} {
+		t.Run(test.name, func(t *testing.T) {
+			l := start(t, Config{Loops: 1}).Next()
+			opened := make(chan *Conn, 1)
+			client, tcp := serve(t, l, tls.VersionTLS13, &funcs{open: func(c *Conn) { opened <- c }})
+			_ = tcp.SetReadBuffer(4 << 20)
+			c := receive(t, opened, "Open")
+			var records int64
+			var gathered, writes int
+			on(t, l, func() {
+				records, writes = c.Stats().Records, l.waiter.(*epoll).counts.writes
+				c.Write(make([]byte, test.before))
+				for range 8 {
+					c.Write(make([]byte, maxPlaintext))
+					gathered = max(gathered, len(c.gather))
+				}
+			})
+			if _, err := io.CopyN(io.Discard, client, int64(test.before+8*maxPlaintext)); err != nil {
+				t.Fatal(err)
+			}
+			on(t, l, func() {
+				records, writes = c.Stats().Records-records, l.waiter.(*epoll).counts.writes-writes
+			})
+			if int(records) != test.records || writes > 2 || (test.before > shortRecord) != (gathered == 0) {
+				t.Errorf("%d records, %d writes, %d bytes gathered", records, writes, gathered)
+			}
+		})
+	}
+}
+
 // TestStaleEvent: an event of a connection that has ended, which can still come while
 // its descriptor is open elsewhere, as in a process that is being started, is not its
 // successor's.
