@@ -139,6 +139,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 	c.etcd.Store(kept)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return kept.Run(ctx) })
+	group.Go(func() error { return new(memory).run(ctx) })
 	group.Go(func() error {
 		if err := c.checkRestored(ctx, kept); err != nil {
 			return err

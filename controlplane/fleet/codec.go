@@ -20,6 +20,23 @@ type Prepared struct {
 	Wire []byte
 }
 
+// Raw is a message of an edge as it came, for conversations that decode it themselves
+// (Service.Raw). It belongs to them for the time of a call of Take.
+type Raw struct {
+	// Message is the message when another codec than this package's has decoded it.
+	proto.Message
+	// Data is its wire form. Nil: Message holds it.
+	Data []byte
+}
+
+// Bytes are the message's wire form.
+func (r *Raw) Bytes() ([]byte, error) {
+	if r.Data != nil || r.Message == nil {
+		return r.Data, nil
+	}
+	return proto.Marshal(r.Message)
+}
+
 // pieces are an encoded message, in two parts.
 type pieces struct{ head, data []byte }
 
@@ -37,6 +54,13 @@ func (Codec) Marshal(v any) (mem.BufferSlice, error) {
 
 // Unmarshal parses data into v, a proto.Message.
 func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
+	switch v := v.(type) {
+	case *Raw:
+		v.Data = data.Materialize()
+		return nil
+	case *incoming:
+		return v.decode(data.MaterializeToBuffer(mem.DefaultBufferPool()))
+	}
 	return encoding.GetCodecV2(protocodec.Name).Unmarshal(data, v)
 }
 

@@ -50,6 +50,8 @@ type Service struct {
 	Open func(ctx context.Context, line *Line) (Conversation, error)
 	// Message makes an empty message of an edge.
 	Message func() proto.Message
+	// Raw has Take get what an edge says as *Raw, to decode it itself.
+	Raw bool
 	// Lines are the conversations of this kind.
 	Lines *Lines
 }

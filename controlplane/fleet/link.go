@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -61,7 +62,7 @@ type link struct {
 type carried struct {
 	Line
 	service Service
-	data    []byte // of the message that is not complete yet
+	whole   *bytes.Buffer // of the message that is not complete yet, nil: there is none
 }
 
 // Connect implements resealv1.LinkServiceServer.
@@ -77,13 +78,15 @@ func (ls *Links) Connect(stream resealv1.LinkService_ConnectServer) error {
 	l.port.add(own)
 	defer l.close()
 	for {
-		request, err := stream.Recv()
+		var request incoming
+		err := stream.RecvMsg(&request)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err == nil {
-			err = l.take(request)
+			err = l.take(&request)
 		}
+		request.free()
 		if err != nil {
 			return err
 		}
@@ -99,11 +102,11 @@ func (l *link) close() {
 }
 
 // take takes a piece. An error ends the link.
-func (l *link) take(request *resealv1.ConnectRequest) error {
-	number := request.GetConversation()
+func (l *link) take(request *incoming) error {
+	number := request.conversation
 	c := l.open[number]
 	switch {
-	case c == nil && request.GetMethod() == "":
+	case c == nil && request.method == "":
 		return nil // it has ended
 	case c == nil:
 		if number == 0 {
@@ -112,12 +115,12 @@ func (l *link) take(request *resealv1.ConnectRequest) error {
 		if err := l.sweep(); err != nil {
 			return err
 		}
-		if c = l.begin(number, request.GetMethod()); c == nil {
+		if c = l.begin(number, request.method); c == nil {
 			return nil
 		}
 	}
 	switch {
-	case request.GetEnd():
+	case request.end:
 		delete(l.open, number)
 		l.port.remove(&c.Line)
 		c.ended.CompareAndSwap(nil, &ending{})
@@ -164,24 +167,37 @@ func (l *link) sweep() error {
 }
 
 // piece takes a piece of a message.
-func (c *carried) piece(request *resealv1.ConnectRequest) {
-	if len(c.data)+len(request.GetData()) > maxMessage {
+func (c *carried) piece(request *incoming) {
+	if c.length()+len(request.data) > maxMessage {
 		c.End(status.Errorf(codes.ResourceExhausted, "a message has more than %d bytes", maxMessage))
 		return
 	}
-	data := request.GetData()
-	if len(c.data) > 0 || request.GetMore() {
-		c.data = append(c.data, data...)
-		data = c.data
+	data := request.data
+	if c.whole != nil || request.more {
+		if c.whole == nil {
+			c.whole = wholes.Get().(*bytes.Buffer)
+		}
+		c.whole.Write(data)
+		data = c.whole.Bytes()
 	}
-	if request.GetMore() {
+	if request.more {
 		return
 	}
-	c.data = nil
-	message := c.service.Message()
-	if err := proto.Unmarshal(data, message); err != nil {
-		c.End(status.Error(codes.Internal, "a message can't be decoded"))
-		return
+	c.message(data)
+	c.drop()
+}
+
+// message takes a message, which is not kept.
+func (c *carried) message(data []byte) {
+	var message proto.Message
+	if c.service.Raw {
+		message = &Raw{Data: data}
+	} else {
+		message = c.service.Message()
+		if err := proto.Unmarshal(data, message); err != nil {
+			c.End(status.Error(codes.Internal, "a message can't be decoded"))
+			return
+		}
 	}
 	delay, err := c.take(message)
 	switch {

@@ -67,6 +67,9 @@ func sendOn(stream grpc.ServerStream, message any) error {
 func (s Service) receive(ctx context.Context, stream grpc.ServerStream, l *Line) error {
 	for {
 		message := s.Message()
+		if s.Raw {
+			message = &Raw{Message: message}
+		}
 		err := stream.RecvMsg(message)
 		if errors.Is(err, io.EOF) {
 			return nil

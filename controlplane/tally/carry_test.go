@@ -36,8 +36,7 @@ func (s *Server) report(t *testing.T, from *stream, boot string, pools map[strin
 			Name: name, Requests: count, Connections: &resealv1.ConnectionStats{Active: 1},
 		})
 	}
-	s.strip(context.Background(), from, message)
-	if err := s.take(from, message); err != nil {
+	if err := s.takeMessage(from, message); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -105,7 +104,7 @@ func TestReportsOfOthers(t *testing.T) {
 	if got := len(s.edges["a"].newest.pools); got != 0 {
 		t.Errorf("a new process reports %d pools", got)
 	}
-	if word := s.words[byMiss].wordLocked("\x1b]0;"); word != otherWord {
+	if word := s.words[byMiss].word(uint64(s.words[byMiss].place([]byte("\x1b]0;")))); word != otherWord {
 		t.Errorf("a reason is %q", word)
 	}
 }

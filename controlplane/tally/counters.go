@@ -45,27 +45,6 @@ type share struct {
 	count uint64
 }
 
-// fromStats copies what an edge reports, within bounds.
-func fromStats(stats *resealv1.Stats, words *vocabularies) *counters {
-	h, c := stats.GetHandshakes(), stats.GetConnections()
-	made := &counters{
-		name: stats.GetName(),
-		plain: [plain]uint64{
-			requests: stats.GetRequests(),
-			full:     h.GetFull(), resumedSessionID: h.GetResumedSessionId(), resumedTicket: h.GetResumedTicket(),
-			resumedPSK: h.GetResumedPsk(), failed: h.GetFailed(),
-			opened: c.GetOpened(), reused: c.GetReused(),
-		},
-		active: max(c.GetActive(), 0),
-		idle:   max(c.GetIdle(), 0),
-	}
-	for i, counts := range [...]map[string]uint64{stats.GetErrors(), stats.GetMisses(), stats.GetCloses(), stats.GetClosesBy()} {
-		made.shares[i] = words[i].shares(counts)
-	}
-	made.epochs = fromEpochs(stats.GetEpochs(), words[byMiss])
-	return made
-}
-
 func (c *counters) stats() *resealv1.Stats {
 	return &resealv1.Stats{
 		Name:     c.name,

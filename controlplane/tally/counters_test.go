@@ -46,17 +46,17 @@ func TestRoundTrip(t *testing.T) {
 			stats.Epochs = append(stats.Epochs, epochStats(keyring, i, 1+rapid.Uint64().Draw(t, "resumed")/2, map[string]uint64{"expired": 3}))
 		}
 		slices.SortFunc(stats.Epochs, func(a, b *resealv1.EpochStats) int { return cmp.Compare(a.GetKeyring(), b.GetKeyring()) })
-		counted := fromStats(stats, words)
-		one, scratch := words.pack(counted, nil)
+		one := packedOf(stats, words)
+		counted := words.unpack(one)
 		if diff := gocmp.Diff(stats, words.unpack(one).stats(), protocmp.Transform()); diff != "" {
 			t.Fatal(diff)
 		}
-		if again, _ := words.pack(words.unpack(one), scratch); !again.equal(one) {
+		if again := packedOf(counted.stats(), words); !again.equal(one) {
 			t.Fatalf("%q is packed as %q again", one.data, again.data)
 		}
 		// Sums of packed counters are those of plain ones.
-		other := fromStats(drawStats(t), words)
-		two, _ := words.pack(other, nil)
+		two := packedOf(drawStats(t), words)
+		other := words.unpack(two)
 		total := totals{}
 		total.addPacked(words, []*packed{one, two}, everything)
 		if diff := gocmp.Diff(counted.add(other).stats(), total["app"].stats(), protocmp.Transform()); diff != "" {
@@ -69,7 +69,7 @@ func TestRoundTrip(t *testing.T) {
 func TestAddThenSince(t *testing.T) {
 	words := newVocabularies()
 	rapid.Check(t, func(t *rapid.T) {
-		base, grown := fromStats(drawStats(t), words), fromStats(drawStats(t), words)
+		base, grown := countersOf(drawStats(t), words), countersOf(drawStats(t), words)
 		later := base.add(grown)
 		got := later.since(base)
 		grown.active, grown.idle = later.active, later.idle // gauges are as of now
@@ -98,13 +98,13 @@ func TestPackedCountersAreSmall(t *testing.T) {
 		ClosesBy:    map[string]uint64{"us": 20_000, "peer": 4011},
 	}
 	words := newVocabularies()
-	if p, _ := words.pack(fromStats(stats, words), nil); len(p.data) > 56 {
+	if p := packedOf(stats, words); len(p.data) > 56 {
 		t.Errorf("a pool takes %d bytes", len(p.data))
 	}
 	for number := range uint64(maxEpochs) {
 		stats.Epochs = append(stats.Epochs, epochStats("default", 500+number, 1000, map[string]uint64{"expired": 5}))
 	}
-	if p, _ := words.pack(fromStats(stats, words), nil); len(p.data) > 56+9*maxEpochs {
+	if p := packedOf(stats, words); len(p.data) > 56+9*maxEpochs {
 		t.Errorf("a listener with all epochs takes %d bytes", len(p.data))
 	}
 }

@@ -24,20 +24,7 @@ func compareEpochs(a, b *epoch) int {
 	return cmp.Or(cmp.Compare(a.keyring, b.keyring), cmp.Compare(a.number, b.number))
 }
 
-// fromEpochs copies what an edge reports, within bounds, sorted.
-func fromEpochs(stats []*resealv1.EpochStats, words *vocabulary) []*epoch {
-	var epochs []*epoch
-	for _, e := range stats[:min(len(stats), maxEpochs)] {
-		made := &epoch{e.GetKeyring(), e.GetEpoch(), e.GetResumed(), words.shares(e.GetMisses())}
-		if len(made.keyring) <= maxName && (made.keyring == "" || isName(made.keyring)) && (made.resumed > 0 || len(made.misses) > 0) {
-			epochs = append(epochs, made)
-		}
-	}
-	slices.SortStableFunc(epochs, compareEpochs)
-	return slices.CompactFunc(epochs, func(a, b *epoch) bool { return compareEpochs(a, b) == 0 })
-}
-
-// toEpochs is the reverse.
+// toEpochs are the epochs as messages.
 func toEpochs(epochs []*epoch) []*resealv1.EpochStats {
 	var all []*resealv1.EpochStats
 	for _, e := range epochs {

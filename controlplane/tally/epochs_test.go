@@ -22,7 +22,7 @@ func epochStats(keyring string, number, resumed uint64, misses map[string]uint64
 }
 
 func withEpochs(epochs ...*resealv1.EpochStats) *counters {
-	return fromStats(&resealv1.Stats{Name: "web", Epochs: epochs}, newVocabularies())
+	return countersOf(&resealv1.Stats{Name: "web", Epochs: epochs}, newVocabularies())
 }
 
 func TestEpochs(t *testing.T) {
@@ -82,7 +82,7 @@ func TestEpochsAddUp(t *testing.T) {
 			}
 			return offered
 		}
-		read := func() *counters { return fromStats(edge.Report("a", "1", 0).GetListeners()[0], words) }
+		read := func() *counters { return countersOf(edge.Report("a", "1", 0).GetListeners()[0], words) }
 		edge.Listener("web")
 		for range 3 {
 			offer()
@@ -132,7 +132,7 @@ func TestEpochsAreSmall(t *testing.T) {
 			listener.Epochs = append(listener.Epochs, epochStats("default", number+1, 100, map[string]uint64{"expired": 1}))
 		}
 		listener.Epochs[13].Resumed += i
-		made := newReport(&resealv1.ReportRequest{Listeners: []*resealv1.Stats{listener}}, time.Now(), words, nil, before)
+		made := reportOf(&resealv1.ReportRequest{Listeners: []*resealv1.Stats{listener}}, words, nil, before)
 		if made.cells != 2 {
 			t.Errorf("report %d costs %d cells", i, made.cells)
 		}
@@ -153,7 +153,7 @@ func TestReportsThatAreNotKept(t *testing.T) {
 					e.Resumed++
 				}
 			}
-			if err := s.take(from, &resealv1.ReportRequest{Edge: "a", Listeners: []*resealv1.Stats{listener}}); err != nil {
+			if err := s.takeMessage(from, &resealv1.ReportRequest{Edge: "a", Listeners: []*resealv1.Stats{listener}}); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(sampleInterval / 10)

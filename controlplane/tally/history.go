@@ -36,37 +36,20 @@ type report struct {
 	cells     int // what it costs to keep: itself, and counters that the one kept before does not hold
 }
 
-// newReport copies a message, within bounds. A partial one builds on last, the
-// previous report on the stream. What has not changed since the report that was kept
-// before is shared with it.
-func newReport(message *resealv1.ReportRequest, at time.Time, words *vocabularies, last, before *report) *report {
-	made := &report{at: at, bootID: message.GetBootId(), cells: 1}
+// newReport makes a report of what was heard and of the counters in it. A partial one
+// builds on last, the previous report on the stream. What has not changed since the
+// report that was kept before is shared with it.
+func newReport(h heard, pools, listeners []*packed, at time.Time, last, before *report) *report {
+	made := &report{at: at, bootID: h.bootID, cells: 1}
 	if before == nil {
 		before = &report{}
 	}
-	if !message.GetPartial() || last == nil {
+	if !h.partial || last == nil {
 		last = &report{}
 	}
-	made.pools = made.take(named(message.GetPools(), words), last.pools, before.pools)
-	made.listeners = made.take(named(message.GetListeners(), words), last.listeners, before.listeners)
+	made.pools = made.take(pools, last.pools, before.pools)
+	made.listeners = made.take(listeners, last.listeners, before.listeners)
 	return made
-}
-
-// named packs what has a name, within bounds, sorted.
-func named(all []*resealv1.Stats, words *vocabularies) []*packed {
-	if len(all) == 0 {
-		return nil
-	}
-	taken := make([]*packed, 0, min(len(all), maxPerReport))
-	var scratch []byte
-	for _, stats := range all {
-		if name := stats.GetName(); name != "" && len(name) <= maxName && len(taken) < maxPerReport {
-			var made *packed
-			made, scratch = words.pack(fromStats(stats, words), scratch)
-			taken = append(taken, made)
-		}
-	}
-	return sorted(taken)
 }
 
 // sorted sorts by name and keeps the first of each.

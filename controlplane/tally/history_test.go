@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -25,7 +24,7 @@ func TestHostileReports(t *testing.T) {
 		{Name: "app", Misses: misses, Connections: &resealv1.ConnectionStats{Active: -5}},
 		{Name: "app", Requests: 9}, {Name: ""}, {Name: strings.Repeat("n", maxName+1)},
 	}, hostile.Pools...)
-	got := newReport(hostile, time.Now(), words, nil, nil)
+	got := reportOf(hostile, words, nil, nil)
 	if len(got.pools) > maxPerReport {
 		t.Errorf("%d pools are kept", len(got.pools))
 	}
@@ -52,7 +51,7 @@ func TestHistoryIsBounded(t *testing.T) {
 		from := newTestStream("a")
 		for i := range 5 * maxReports {
 			report := &resealv1.ReportRequest{Edge: "a", BootId: fmt.Sprint(i), Pools: []*resealv1.Stats{{Name: "app", Requests: uint64(i)}}}
-			if err := s.take(from, report); err != nil {
+			if err := s.takeMessage(from, report); err != nil {
 				t.Fatal(err)
 			}
 		}

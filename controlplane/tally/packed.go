@@ -2,7 +2,6 @@ package tally
 
 import (
 	"cmp"
-	"encoding/binary"
 	"slices"
 	"unique"
 )
@@ -11,7 +10,7 @@ import (
 // a tenth of the size of counters, since there is one for each pool of each edge.
 // Names are kept once for all edges. In the data all numbers are varints, in this
 // order: the plain counters, the gauges, then per kind of divided counter how many
-// there are, and each as the number of its word and its count; then the epochs, with
+// there are, and each as the place of its word and its count, sorted by place; then the epochs, with
 // the name of a keyring only where it differs from the epoch's before. Counters that
 // are equal have equal data, among those that were packed with the same vocabularies.
 type packed struct {
@@ -40,42 +39,7 @@ func byName(all []*packed, name string) *packed {
 	return all[i]
 }
 
-// pack packs counters. Scratch is used for the work, and returned to be used again.
-func (words *vocabularies) pack(c *counters, scratch []byte) (*packed, []byte) {
-	data := scratch[:0]
-	for _, n := range c.plain {
-		data = binary.AppendUvarint(data, n)
-	}
-	data = binary.AppendUvarint(data, uint64(c.active))
-	data = binary.AppendUvarint(data, uint64(c.idle))
-	for i, shares := range c.shares {
-		data = words[i].pack(data, shares)
-	}
-	data = binary.AppendUvarint(data, uint64(len(c.epochs)))
-	for i, e := range c.epochs {
-		if i > 0 && c.epochs[i-1].keyring == e.keyring {
-			data = append(data, 0)
-		} else {
-			data = binary.AppendUvarint(data, 1+uint64(len(e.keyring)))
-			data = append(data, e.keyring...)
-		}
-		data = binary.AppendUvarint(data, e.number)
-		data = binary.AppendUvarint(data, e.resumed)
-		data = words[byMiss].pack(data, e.misses)
-	}
-	return &packed{unique.Make(c.name), string(data)}, data
-}
-
-func (v *vocabulary) pack(data []byte, shares []share) []byte {
-	data = binary.AppendUvarint(data, uint64(len(shares)))
-	for _, s := range shares {
-		data = binary.AppendUvarint(data, v.number(s.key))
-		data = binary.AppendUvarint(data, s.count)
-	}
-	return data
-}
-
-// unpack is the reverse of pack.
+// unpack is the reverse of draft.pack.
 func (words *vocabularies) unpack(p *packed) *counters {
 	c := &counters{name: p.name.Value()}
 	words.addTo(c, p, everything)
@@ -133,7 +97,7 @@ func (v *vocabulary) addTo(shares []share, r *reader) []share {
 	return shares
 }
 
-// reader reads what pack has written.
+// reader reads what draft.pack has written.
 type reader string
 
 func (r *reader) next() uint64 {

@@ -31,11 +31,11 @@ func TestPartialReportsAddUp(t *testing.T) {
 				changed[stats.GetName()], all[stats.GetName()] = stats, stats
 			}
 			message := &resealv1.ReportRequest{Edge: "e", Partial: i > 0, Pools: slices.Collect(maps.Values(changed))}
-			last = newReport(message, time.Now(), words, last, kept)
+			last = reportOf(message, words, last, kept)
 			if rapid.Bool().Draw(t, "kept") {
 				kept = last
 			}
-			whole := newReport(&resealv1.ReportRequest{Edge: "e", Pools: slices.Collect(maps.Values(all))}, time.Now(), words, nil, nil)
+			whole := reportOf(&resealv1.ReportRequest{Edge: "e", Pools: slices.Collect(maps.Values(all))}, words, nil, nil)
 			if diff := cmp.Diff(statsOf(words, whole.pools), statsOf(words, last.pools), protocmp.Transform()); diff != "" {
 				t.Fatal(diff)
 			}
@@ -61,7 +61,7 @@ func TestQuietEdgesCostNothing(t *testing.T) {
 			report.Pools = append(report.Pools, &resealv1.Stats{Name: fmt.Sprint("pool", i), Requests: 7})
 		}
 		take := func(message *resealv1.ReportRequest) {
-			if err := s.take(from, message); err != nil {
+			if err := s.takeMessage(from, message); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(4 * time.Second)
@@ -78,7 +78,7 @@ func TestQuietEdgesCostNothing(t *testing.T) {
 		if len(e.history) != 2 || s.cells != 202+200/listCells {
 			t.Errorf("%d reports of %d cells are kept", len(e.history), s.cells)
 		}
-		if allocated := testing.AllocsPerRun(100, func() { _ = s.take(from, beat) }); allocated > 8 {
+		if allocated := testing.AllocsPerRun(100, func() { _ = s.takeMessage(from, beat) }); allocated > 8 {
 			t.Errorf("a report in which nothing has changed allocates %.0f times", allocated)
 		}
 		// Windows begin where they should, though no report was kept from then.

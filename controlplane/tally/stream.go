@@ -2,7 +2,6 @@ package tally
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -44,7 +43,7 @@ func (s *Server) Report(reports grpc.BidiStreamingServer[resealv1.ReportRequest,
 
 // Reports are the conversations in which edges report.
 func (s *Server) Reports() fleet.Service {
-	return fleet.Service{Lines: s.lines, Open: s.open, Message: func() proto.Message { return &resealv1.ReportRequest{} }}
+	return fleet.Service{Lines: s.lines, Open: s.open, Message: func() proto.Message { return &resealv1.ReportRequest{} }, Raw: true}
 }
 
 func (s *Server) open(ctx context.Context, line *fleet.Line) (fleet.Conversation, error) {
@@ -63,18 +62,28 @@ func (c *stream) Close() {
 
 // Take implements fleet.Conversation.
 func (c *stream) Take(said proto.Message) (time.Duration, error) {
-	message := said.(*resealv1.ReportRequest)
-	if err := fleet.CheckID(message.GetEdge(), c.id); err != nil {
+	data, err := said.(*fleet.Raw).Bytes()
+	if err != nil {
+		return 0, status.Error(codes.Internal, errReport.Error())
+	}
+	h, err := hear(data)
+	if err != nil {
+		return 0, status.Error(codes.Internal, err.Error())
+	}
+	if err := fleet.CheckID(h.edge, c.id); err != nil {
 		return 0, err
 	}
-	if len(message.GetBootId()) > maxName || message.GetBootId() != "" && !isName(message.GetBootId()) {
+	if len(h.bootID) > maxName || h.bootID != "" && !isName(h.bootID) {
 		return 0, status.Errorf(codes.InvalidArgument, "boot_id has more than %d bytes, or holds a control character", maxName)
 	}
-	if message.GetPartial() && (c.last == nil || c.last.bootID != message.GetBootId()) {
+	if h.partial && (c.last == nil || c.last.bootID != h.bootID) {
 		return 0, status.Error(codes.InvalidArgument, "partial: the first report of a stream and of a process must be whole")
 	}
-	c.server.strip(c.ctx, c, message)
-	return 0, c.server.take(c, message)
+	pools, listeners, err := c.server.decode(c.ctx, c, h)
+	if err != nil {
+		return 0, status.Error(codes.Internal, err.Error())
+	}
+	return 0, c.server.take(c, h, pools, listeners)
 }
 
 // Next implements fleet.Conversation.
@@ -89,43 +98,44 @@ func (c *stream) Next() (fleet.Outgoing, error) {
 	return fleet.Outgoing{}, nil
 }
 
-// strip removes from a report what the edge does not have, or what is not a name.
-// What its process reported before stays: the edge may serve an older
-// configuration.
-func (s *Server) strip(ctx context.Context, c *stream, message *resealv1.ReportRequest) {
-	if len(message.GetPools())+len(message.GetListeners()) == 0 {
-		return
+// decode decodes the counters in a report, but for those that the edge does not have, or
+// that have no name. What its process reported before counts: the edge may serve an
+// older configuration.
+func (s *Server) decode(ctx context.Context, c *stream, h heard) (pools, listeners []*packed, err error) {
+	if !h.counted {
+		return nil, nil, nil
 	}
-	var pools, listeners map[string]bool
+	var poolNames, listenerNames map[string]bool
 	if s.config.Assigned != nil {
-		pools, listeners = s.config.Assigned(ctx)
+		poolNames, listenerNames = s.config.Assigned(ctx)
 	}
 	var known report
 	s.mu.Lock()
-	if e := s.edges[c.id]; e != nil && e.newest.bootID == message.GetBootId() {
+	if e := s.edges[c.id]; e != nil && e.newest.bootID == h.bootID {
 		known = *e.newest
 	}
 	s.mu.Unlock()
-	ignored := 0
-	drop := func(all []*resealv1.Stats, assigned map[string]bool, before []*packed) []*resealv1.Stats {
-		return slices.DeleteFunc(all, func(stats *resealv1.Stats) bool {
-			name := stats.GetName()
-			if s.config.Assigned == nil && isName(name) || assigned[name] || byName(before, name) != nil {
-				return false
-			}
-			ignored++
-			return true
-		})
-	}
-	message.Pools = drop(message.GetPools(), pools, known.pools)
-	message.Listeners = drop(message.GetListeners(), listeners, known.listeners)
-	if ignored > 0 {
-		s.ignored.Add(float64(ignored))
-		if !c.stripped {
-			c.stripped = true
-			s.config.Logger.Warn("an edge reports pools or listeners that it does not have", "edge", c.id, "ignored", ignored)
+	keep := func(assigned map[string]bool, before []*packed) func([]byte) bool {
+		return func(name []byte) bool {
+			return s.config.Assigned == nil && isName(string(name)) || assigned[string(name)] || byName(before, string(name)) != nil
 		}
 	}
+	pools, strange, err := h.counters(poolsField, s.words, keep(poolNames, known.pools))
+	if err != nil {
+		return nil, nil, err
+	}
+	listeners, more, err := h.counters(listenersField, s.words, keep(listenerNames, known.listeners))
+	if err != nil {
+		return nil, nil, err
+	}
+	if strange += more; strange > 0 {
+		s.ignored.Add(float64(strange))
+		if !c.stripped {
+			c.stripped = true
+			s.config.Logger.Warn("an edge reports pools or listeners that it does not have", "edge", c.id, "ignored", strange)
+		}
+	}
+	return pools, listeners, nil
 }
 
 // isName says whether a word may be shown to people.

@@ -161,8 +161,8 @@ func (s *Server) evictLocked() bool {
 
 // take makes a report the newest of its edge. The first on a stream makes the
 // stream the one of its edge.
-func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
-	made := newReport(message, time.Now(), s.words, from.last, s.lastKept(from.id))
+func (s *Server) take(from *stream, h heard, pools, listeners []*packed) error {
+	made := newReport(h, pools, listeners, time.Now(), from.last, s.lastKept(from.id))
 	from.last = made
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -193,7 +193,7 @@ func (s *Server) take(from *stream, message *resealv1.ReportRequest) error {
 		s.cells += before.cells
 	}
 	s.keepLocked(e)
-	from.answeredLocked(message.GetAnswers())
+	from.answeredLocked(h.answers)
 	return nil
 }
 

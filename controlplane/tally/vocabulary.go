@@ -1,9 +1,8 @@
 package tally
 
 import (
-	"cmp"
+	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -26,11 +25,17 @@ const (
 // not in the contract are learned, so that an older control plane shows what
 // newer edges count, until there are too many.
 type vocabulary struct {
-	list atomic.Pointer[[]string] // all words; each keeps its place
+	words atomic.Pointer[lexicon]
 
-	mu      sync.Mutex
-	places  map[string]int // in the list
+	mu      sync.Mutex // of who learns a word
 	learned int
+}
+
+// lexicon are the words of a vocabulary. It does not change: a word that is learned makes
+// a new one, so that reports are read without a lock.
+type lexicon struct {
+	list   []string // each keeps its place
+	places map[string]int
 }
 
 type vocabularies [divided]*vocabulary
@@ -53,56 +58,38 @@ func labels(enum protoreflect.EnumDescriptor) []string {
 }
 
 func newVocabulary(known ...string) *vocabulary {
-	v := &vocabulary{places: map[string]int{}}
-	all := append([]string{otherWord}, known...)
-	for i, word := range all {
-		v.places[word] = i
+	v := &vocabulary{}
+	made := &lexicon{list: append([]string{otherWord}, known...), places: map[string]int{}}
+	for i, word := range made.list {
+		made.places[word] = i
 	}
-	v.list.Store(&all)
+	v.words.Store(made)
 	return v
 }
 
-// number is that of a word that shares has returned, word the reverse.
-func (v *vocabulary) number(word string) uint64 {
+func (v *vocabulary) word(place uint64) string { return v.words.Load().list[place] }
+
+// place is that of a word, which is learned when it is new. It is that of otherWord when
+// it can't be.
+func (v *vocabulary) place(word []byte) int {
+	if place, ok := v.words.Load().places[string(word)]; ok {
+		return place
+	}
+	if len(word) > maxWordLength || !isName(string(word)) {
+		return 0
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return uint64(v.places[word])
-}
-
-func (v *vocabulary) word(number uint64) string { return (*v.list.Load())[number] }
-
-// shares are the counts by known keys, sorted, zeros left out.
-func (v *vocabulary) shares(counts map[string]uint64) []share {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	var shares []share
-	for key, count := range counts {
-		if count == 0 {
-			continue
-		}
-		word := v.wordLocked(key)
-		if i := slices.IndexFunc(shares, func(s share) bool { return s.key == word }); i >= 0 {
-			shares[i].count += count
-			continue
-		}
-		shares = append(shares, share{word, count})
+	now := v.words.Load()
+	if place, ok := now.places[string(word)]; ok {
+		return place
 	}
-	slices.SortFunc(shares, func(a, b share) int { return cmp.Compare(a.key, b.key) })
-	return shares
-}
-
-func (v *vocabulary) wordLocked(key string) string {
-	place, ok := v.places[key]
-	switch {
-	case ok:
-		return v.word(uint64(place))
-	case len(key) > maxWordLength || v.learned >= maxWords || !isName(key):
-		return otherWord
-	default:
-		v.learned++
-		all := append(slices.Clone(*v.list.Load()), strings.Clone(key))
-		v.places[key] = len(all) - 1
-		v.list.Store(&all)
-		return key
+	if v.learned >= maxWords {
+		return 0
 	}
+	v.learned++
+	more := &lexicon{list: append(slices.Clip(now.list), string(word)), places: maps.Clone(now.places)}
+	more.places[string(word)] = len(now.list)
+	v.words.Store(more)
+	return len(now.list)
 }
