@@ -53,7 +53,7 @@ func (e *Edge) put(candidate feed.Candidate) (outcome feed.Outcome) {
 	if compiled == nil {
 		return feed.Outcome{Violations: draft.Violations(), HeldBack: draft.HeldBack()}
 	}
-	now := &inForce{pools: e.apply.pools}
+	now := &inForce{pools: e.apply.pools, snapshot: compiled.Snapshot()}
 	if before := e.apply.inForce.Load(); before != nil {
 		now.revision = before.revision
 	}

@@ -43,6 +43,7 @@ type configuration struct {
 type inForce struct {
 	revision int64 // the newest that was in force as a whole, 0: none
 	pools    []exchange.Pool
+	snapshot *resealv1.Snapshot // what the plan was made of
 }
 
 func newConfiguration() configuration {
@@ -101,8 +102,20 @@ func (e *Edge) Apply(_ context.Context, candidate feed.Candidate) feed.Outcome {
 // holds the same for this edge.
 func (e *Edge) unchanged(revision int64) {
 	e.apply.do(func() {
-		e.apply.inForce.Store(&inForce{revision: revision, pools: e.apply.pools})
+		now := &inForce{revision: revision, pools: e.apply.pools}
+		if before := e.apply.inForce.Load(); before != nil {
+			now.snapshot = before.snapshot
+		}
+		e.apply.inForce.Store(now)
 	})
+}
+
+// running is what is in force, nil before anything is.
+func (e *Edge) running() *resealv1.Snapshot {
+	if now := e.apply.inForce.Load(); now != nil {
+		return now.snapshot
+	}
+	return nil
 }
 
 // watchFiles looks at the files that the configuration names, and has it applied

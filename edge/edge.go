@@ -258,6 +258,7 @@ func (e *Edge) newFeed(dir *state.Dir) {
 		State:     dir,
 		Apply:     e.applyWithKeys,
 		Unchanged: e.unchanged,
+		Running:   e.running,
 		Probe:     e.probe,
 		Drain:     e.frontend.Drain,
 		Move:      e.mover.Move,

@@ -86,6 +86,11 @@ func (p *pair) reach(t *testing.T) {
 	}
 	p.serve(0)
 	p.serve(1)
+	for _, edge := range p.Edges() {
+		if edge.Drifted || edge.RunningHash == "" || edge.RunningHash != edge.IntendedHash {
+			t.Errorf("edge %s runs %q and should run %q", edge.ID, edge.RunningHash, edge.IntendedHash)
+		}
+	}
 }
 
 // badManifest applies manifests with mistakes. Nothing may change, and the

@@ -28,6 +28,10 @@ type edgeView struct {
 	Convergence    string            `json:"convergence,omitempty"`
 	Replica        string            `json:"replica,omitempty"`
 	Crashed        []crashedView     `json:"crashed,omitempty"`
+	IntendedHash   string            `json:"intendedHash,omitempty"`
+	AckedHash      string            `json:"ackedHash,omitempty"`
+	RunningHash    string            `json:"runningHash,omitempty"`
+	Drifted        bool              `json:"drifted,omitempty"`
 }
 
 // crashedView is a configuration that may have ended processes of the edge.
@@ -59,6 +63,8 @@ func viewEdge(e *resealv1.Edge) edgeView {
 		TargetRevision: e.GetTargetRevision(), Draining: e.GetDraining(), Resources: e.GetResources(),
 		ResourcesSent: e.GetResourcesSent(), StartedAt: utcStamp(e.GetStartedAt()),
 		Replica: e.GetReplica(), ConnectedAt: utcStamp(e.GetConnectedAt()), DisconnectedAt: utcStamp(e.GetDisconnectedAt()),
+		IntendedHash: hex.EncodeToString(e.GetIntendedHash()), AckedHash: hex.EncodeToString(e.GetAckedHash()),
+		RunningHash: hex.EncodeToString(e.GetRunningHash()), Drifted: e.GetDrifted(),
 	}
 	if view.Labels == nil {
 		view.Labels = map[string]string{}
@@ -116,6 +122,9 @@ func edgeCells(e *resealv1.Edge, wide bool) []string {
 
 // edgeState is the state in capitals, as it stands out in a table.
 func edgeState(e *resealv1.Edge) string {
+	if e.GetDrifted() && e.GetState() == resealv1.Edge_STATE_SYNCED {
+		return "DRIFTED"
+	}
 	if state := resealv1.Label(e.GetState()); state != "" {
 		return strings.ToUpper(state)
 	}
@@ -145,12 +154,19 @@ func edgeReason(e *resealv1.Edge) string {
 		return text
 	case e.GetNack() != nil:
 		return fmt.Sprintf("refused revision %d", e.GetNack().GetRevision())
+	case e.GetDrifted():
+		return drift(e)
 	case e.GetDisconnectedAt() != nil:
 		return "gone for " + age(e.GetDisconnectedAt())
 	case len(e.GetCrashed()) > 0:
 		return "crashed " + crashText(e.GetCrashed()[0])
 	}
 	return ""
+}
+
+// drift says what an edge that drifted serves.
+func drift(e *resealv1.Edge) string {
+	return fmt.Sprintf("serves %.6x instead of %.6x, which it acked", e.GetRunningHash(), e.GetIntendedHash())
 }
 
 // describeEdge writes all that is known about an edge.
@@ -173,6 +189,9 @@ func (a *app) describeEdge(e *resealv1.Edge) {
 	d.line(0, "Target revision", fmt.Sprint(e.GetTargetRevision()))
 	if e.GetConvergence() != nil {
 		d.line(0, "Convergence", e.GetConvergence().AsDuration().String())
+	}
+	if e.GetDrifted() {
+		d.line(0, "Drifted", drift(e)+"; the whole configuration is sent to it again")
 	}
 	d.line(0, "Resources", fmt.Sprintf("%d held, %d sent on this stream", e.GetResources(), e.GetResourcesSent()))
 	for _, c := range e.GetCrashed() {

@@ -93,11 +93,18 @@ func (c *client) status(ctx context.Context) (*fleetStatus, error) {
 		Store:    storeView{store.GetEmbedded(), store.GetSizeBytes(), store.GetUsedBytes(), store.GetQuotaBytes(), store.GetProblem()},
 		Replicas: []replicaView{}, Edges: map[string]int{}, Draining: []string{}, Problems: []string{},
 	}
+	var drifted []string
 	for _, e := range edges.GetEdges() {
 		status.Edges[resealv1.Label(e.GetState())]++
 		if e.GetDraining() {
 			status.Draining = append(status.Draining, e.GetId())
 		}
+		if e.GetDrifted() {
+			drifted = append(drifted, e.GetId())
+		}
+	}
+	if len(drifted) > 0 {
+		status.Problems = append(status.Problems, fmt.Sprintf("edges that serve something else than they acked, and are sent it again: %s", joinSome(drifted, 10)))
 	}
 	if store.GetProblem() != "" {
 		status.Problems = append(status.Problems, "store: "+store.GetProblem())

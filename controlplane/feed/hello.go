@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"crypto/sha256"
 	"fmt"
 
 	"google.golang.org/grpc/codes"
@@ -54,7 +55,7 @@ func checkHello(hello *resealv1.Hello, id string) error {
 
 // boundNack copies what of a Nack is worth keeping.
 func boundNack(nack *resealv1.Nack) *resealv1.Nack {
-	kept := &resealv1.Nack{Revision: nack.GetRevision(), ServingRevision: nack.GetServingRevision(), Partly: nack.GetPartly()}
+	kept := &resealv1.Nack{Revision: nack.GetRevision(), ServingRevision: nack.GetServingRevision(), Partly: nack.GetPartly(), RunningHash: boundHash(nack.GetRunningHash())}
 	for _, violation := range nack.GetViolations() {
 		if len(kept.Violations) == maxViolations {
 			break
@@ -148,3 +149,14 @@ func visibleValue(field protoreflect.FieldDescriptor, value protoreflect.Value) 
 	}
 	return value, false
 }
+
+// boundHash is nil for what can't be a hash.
+func boundHash(hash []byte) []byte {
+	if len(hash) != sha256.Size {
+		return nil
+	}
+	return hash
+}
+
+// shortHash is a hash for people.
+func shortHash(hash []byte) string { return fmt.Sprintf("%.6x", hash) }

@@ -11,6 +11,7 @@ type metrics struct {
 	resources   *prometheus.CounterVec // by kind
 	updates     *prometheus.CounterVec // by type
 	nacks       prometheus.Counter
+	repairs     prometheus.Counter
 	convergence prometheus.Histogram
 }
 
@@ -28,6 +29,10 @@ func newMetrics(registerer prometheus.Registerer, s *Server) *metrics {
 		nacks: factory.NewCounter(prometheus.CounterOpts{
 			Name: "reseal_feed_nacks_total",
 			Help: "Updates that edges refused.",
+		}),
+		repairs: factory.NewCounter(prometheus.CounterOpts{
+			Name: "reseal_feed_repairs_total",
+			Help: "Configurations sent again to edges that served something else than they had acked.",
 		}),
 		convergence: factory.NewHistogram(prometheus.HistogramOpts{
 			Name:    "reseal_convergence_seconds",
@@ -49,6 +54,8 @@ func newMetrics(registerer prometheus.Registerer, s *Server) *metrics {
 var (
 	edgesDesc = prometheus.NewDesc("reseal_edges",
 		"Live edges by state.", []string{"state"}, nil)
+	driftedDesc = prometheus.NewDesc("reseal_edges_drifted",
+		"Live edges that serve something else than they acked.", nil, nil)
 	revisionDesc = prometheus.NewDesc("reseal_config_revision",
 		"The newest revision that edges should serve.", nil, nil)
 )
@@ -58,6 +65,7 @@ type stateCollector struct{ server *Server }
 
 func (c *stateCollector) Describe(descs chan<- *prometheus.Desc) {
 	descs <- edgesDesc
+	descs <- driftedDesc
 	descs <- revisionDesc
 }
 
@@ -68,6 +76,7 @@ func (c *stateCollector) Collect(metrics chan<- prometheus.Metric) {
 			metrics <- prometheus.MustNewConstMetric(edgesDesc, prometheus.GaugeValue, float64(counts[state]), resealv1.Label(state))
 		}
 	}
+	metrics <- prometheus.MustNewConstMetric(driftedDesc, prometheus.GaugeValue, float64(c.server.table.countDrifted()))
 	var revision int64
 	if newest, _ := c.server.current(); newest != nil {
 		revision = newest.revision()

@@ -60,6 +60,7 @@ type session struct {
 	targetSeen   time.Time // when this replica learned of it
 	answered     bool      // the newest update is acked or nacked
 	before       past      // the one before the newest
+	repair       repair    // of an edge that drifted
 }
 
 // past is an update that was answered.
@@ -113,6 +114,7 @@ func (c *session) late() {
 // Close implements fleet.Conversation.
 func (c *session) Close() {
 	c.deadline.Stop()
+	c.repair.stop()
 	c.forget()
 	c.server.table.disconnect(c)
 	close(c.done)
@@ -333,7 +335,7 @@ func (c *session) view(g *generation) (*view, error) {
 // advance returns the update to the newest generation, nil when the edge has it or
 // still owes an answer.
 func (c *session) advance(newest *generation) (*fleet.Prepared, error) {
-	if c.target != nil && (!c.answered || c.target.clusterID == newest.snapshot.ClusterID() && c.target.revision == newest.revision()) {
+	if c.target != nil && (!c.answered || !c.repair.due && c.target.clusterID == newest.snapshot.ClusterID() && c.target.revision == newest.revision()) {
 		return nil, nil
 	}
 	next, err := c.view(newest)
@@ -341,6 +343,9 @@ func (c *session) advance(newest *generation) (*fleet.Prepared, error) {
 		return nil, err
 	}
 	base := c.held
+	if c.repair.due {
+		base = nil
+	}
 	if base != nil && base.clusterID != next.clusterID {
 		base = nil
 	}
@@ -357,12 +362,14 @@ func (c *session) advance(newest *generation) (*fleet.Prepared, error) {
 		c.before = past{c.target.revision, c.targetSeen, len(c.target.held)}
 	}
 	c.target, c.targetSeen, c.answered = next, newest.seen, false
+	c.repair.due = false
 	c.deadline.Reset(answerTimeout)
 	c.server.metrics.updates.WithLabelValues(made.kind).Inc()
 	if made.resources > 0 {
 		c.server.metrics.resources.WithLabelValues(made.kind).Add(float64(made.resources))
 	}
 	c.server.table.sent(c, made.resources)
+	c.server.table.intend(c, next.hash)
 	return made.message, nil
 }
 
@@ -398,11 +405,13 @@ func (c *session) answer(message *resealv1.SyncRequest) error {
 	}
 	if nack == nil {
 		c.server.table.acked(c, revision, about.seen, about.count)
+		c.compare(message.GetAck().GetRunningHash())
 		return nil
 	}
 	nack = boundNack(nack)
 	c.server.metrics.nacks.Inc()
 	c.server.table.nacked(c, nack, about.count)
+	c.server.table.runs(c, nack.GetRunningHash())
 	c.server.config.Logger.Warn("edge refused a revision", "edge", c.id, "revision", revision,
 		"serving", nack.GetServingRevision(), "error", fmt.Sprint(&resealv1.ViolationsError{Violations: nack.GetViolations()}))
 	return nil

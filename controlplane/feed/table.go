@@ -50,6 +50,8 @@ type edge struct {
 	resources      int
 	resourcesSent  int64
 	drain          *resealv1.Drain // the newest order, nil: none
+	hashes         hashes
+	repaired       time.Time // when it was sent all again last, because it had drifted
 }
 
 // published is a revision that not all edges have acked.
@@ -85,7 +87,7 @@ func (t *table) connect(stream *session, hello *resealv1.Hello, address string) 
 	replaced := row.stream
 	if row.hello.GetBootId() != hello.GetBootId() {
 		t.ackLocked(row, 0)
-		row.convergence, row.nack = 0, nil
+		row.convergence, row.nack, row.hashes = 0, nil, hashes{}
 	}
 	row.stream, row.hello, row.address = stream, hello, address
 	row.connectedAt, row.disconnectedAt = now, time.Time{}
@@ -387,6 +389,10 @@ func (e *edge) describe(target int64) *resealv1.Edge {
 		Draining:       e.drain.GetDrain(),
 		ResourcesSent:  e.resourcesSent,
 		Crashed:        e.hello.GetCrashed(),
+		IntendedHash:   e.hashes.intended,
+		AckedHash:      e.hashes.acked,
+		RunningHash:    e.hashes.running,
+		Drifted:        e.drifted(),
 	}
 	if e.convergence > 0 {
 		described.Convergence = durationpb.New(e.convergence)

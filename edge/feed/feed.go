@@ -81,6 +81,10 @@ type Config struct {
 	// Unchanged is called in place of Apply when the snapshot in force gets a
 	// new revision and nothing else. Nil: Apply is called.
 	Unchanged func(revision int64)
+	// Running is what is really in force, nil before anything is: the same object
+	// until that changes. Its hash is told with every answer, and when it changes
+	// without one. Nil: the hash is not told.
+	Running func() *resealv1.Snapshot
 	// Drain stops taking new clients, or takes clients again. A timeout of 0
 	// stands for each listener's own. It must not block. Nil: orders to drain
 	// are ignored.
@@ -119,8 +123,9 @@ type Feed struct {
 	inForce  *holding // nil: nothing yet; not what is held while that is refused
 	served   int64    // the newest revision that was in force as a whole, 0: none
 	refusal  *resealv1.Nack
-	distrust bool     // what is held does not fit what the server sends
-	session  *session // nil: no stream
+	distrust bool               // what is held does not fit what the server sends
+	session  *session           // nil: no stream
+	told     *resealv1.Snapshot // what Running returned when its hash was told last
 }
 
 // New makes a feed that does nothing before Run.
@@ -215,7 +220,7 @@ func (f *Feed) applyLocked(ctx context.Context, held *holding) *resealv1.SyncReq
 	f.mu.Lock()
 	same := f.inForce != nil && bytes.Equal(f.inForce.hash, held.hash) && f.refusal == nil
 	f.mu.Unlock()
-	if same && f.config.Unchanged != nil {
+	if same && f.config.Unchanged != nil && f.runs(held) {
 		f.config.Unchanged(held.revision)
 		return f.serveWhole(held)
 	}
@@ -249,7 +254,7 @@ func (f *Feed) serveWhole(held *holding) *resealv1.SyncRequest {
 	f.inForce, f.served, f.refusal = held, held.revision, nil
 	f.mu.Unlock()
 	f.keep(held)
-	return &resealv1.SyncRequest{Message: &resealv1.SyncRequest_Ack{Ack: &resealv1.Ack{Revision: held.revision}}}
+	return f.ack(held)
 }
 
 // servePart notes what is in force when a part of held is refused.
@@ -277,6 +282,7 @@ func (f *Feed) refuse(held *holding, outcome Outcome) *resealv1.SyncRequest {
 		ServingRevision: f.Revision(),
 		Partly:          outcome.InForce != nil,
 		HeldBack:        heldBack[:min(len(heldBack), maxViolations)],
+		RunningHash:     f.running(held),
 	}
 	f.mu.Lock()
 	before := f.refusal
@@ -335,6 +341,7 @@ func (f *Feed) retryOnce(ctx context.Context, always bool) {
 	held, before := f.held, f.refusal
 	f.mu.Unlock()
 	if held == nil || before == nil && !always {
+		f.tellRunning(held)
 		return
 	}
 	answer := f.carryOut(ctx, held)

@@ -16,6 +16,9 @@ type EdgeStatus struct {
 	Resources      int               `json:"resources"`
 	ResourcesSent  int64             `json:"resourcesSent"`
 	Convergence    string            `json:"convergence"`
+	IntendedHash   string            `json:"intendedHash"`
+	RunningHash    string            `json:"runningHash"`
+	Drifted        bool              `json:"drifted"`
 	Nack           *struct {
 		Revision        int64    `json:"revision"`
 		ServingRevision int64    `json:"servingRevision"`

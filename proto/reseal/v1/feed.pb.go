@@ -635,7 +635,11 @@ func (x *EncodedResource) GetResource() []byte {
 type Ack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revision of the Update.
-	Revision      int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Hash of what the edge really serves, as in Update. When it is not that of the
+	// Update, the control plane sends the whole configuration again, at most once a
+	// minute. Absent: the edge does not say.
+	RunningHash   []byte `protobuf:"bytes,2,opt,name=running_hash,json=runningHash,proto3" json:"running_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -677,6 +681,13 @@ func (x *Ack) GetRevision() int64 {
 	return 0
 }
 
+func (x *Ack) GetRunningHash() []byte {
+	if x != nil {
+		return x.RunningHash
+	}
+	return nil
+}
+
 // Nack says that the edge can't serve a revision, or not all of it.
 type Nack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -692,7 +703,9 @@ type Nack struct {
 	// The resources of the revision that are served as they were last good, or not
 	// at all if they never were: those that violations name, and changed ones that
 	// refer to them. At most 100.
-	HeldBack      []*ResourceRef `protobuf:"bytes,5,rep,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`
+	HeldBack []*ResourceRef `protobuf:"bytes,5,rep,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`
+	// As in Ack.
+	RunningHash   []byte `protobuf:"bytes,6,opt,name=running_hash,json=runningHash,proto3" json:"running_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -758,6 +771,13 @@ func (x *Nack) GetPartly() bool {
 func (x *Nack) GetHeldBack() []*ResourceRef {
 	if x != nil {
 		return x.HeldBack
+	}
+	return nil
+}
+
+func (x *Nack) GetRunningHash() []byte {
+	if x != nil {
+		return x.RunningHash
 	}
 	return nil
 }
@@ -924,9 +944,10 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\x0fEncodedResource\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
-	"\bresource\x18\x03 \x01(\fR\bresource\"!\n" +
+	"\bresource\x18\x03 \x01(\fR\bresource\"D\n" +
 	"\x03Ack\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x03R\brevision\"\xd0\x01\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\x12!\n" +
+	"\frunning_hash\x18\x02 \x01(\fR\vrunningHash\"\xf3\x01\n" +
 	"\x04Nack\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x124\n" +
 	"\n" +
@@ -934,7 +955,8 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"violations\x12)\n" +
 	"\x10serving_revision\x18\x03 \x01(\x03R\x0fservingRevision\x12\x16\n" +
 	"\x06partly\x18\x04 \x01(\bR\x06partly\x123\n" +
-	"\theld_back\x18\x05 \x03(\v2\x16.reseal.v1.ResourceRefR\bheldBack\"R\n" +
+	"\theld_back\x18\x05 \x03(\v2\x16.reseal.v1.ResourceRefR\bheldBack\x12!\n" +
+	"\frunning_hash\x18\x06 \x01(\fR\vrunningHash\"R\n" +
 	"\x05Drain\x12\x14\n" +
 	"\x05drain\x18\x01 \x01(\bR\x05drain\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"<\n" +

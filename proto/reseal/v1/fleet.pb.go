@@ -445,7 +445,17 @@ type Edge struct {
 	Replica string `protobuf:"bytes,17,opt,name=replica,proto3" json:"replica,omitempty"`
 	// Configurations that may have ended processes of this edge, as it said when it
 	// connected.
-	Crashed       []*CrashedConfiguration `protobuf:"bytes,29,rep,name=crashed,proto3" json:"crashed,omitempty"`
+	Crashed []*CrashedConfiguration `protobuf:"bytes,29,rep,name=crashed,proto3" json:"crashed,omitempty"`
+	// Hash of the configuration that it should serve, as in Update: of the newest
+	// that was sent to it.
+	IntendedHash []byte `protobuf:"bytes,30,opt,name=intended_hash,json=intendedHash,proto3" json:"intended_hash,omitempty"`
+	// Hash of the configuration that it acked last.
+	AckedHash []byte `protobuf:"bytes,31,opt,name=acked_hash,json=ackedHash,proto3" json:"acked_hash,omitempty"`
+	// Hash of what it really serves, as it says. Empty: it does not say.
+	RunningHash []byte `protobuf:"bytes,32,opt,name=running_hash,json=runningHash,proto3" json:"running_hash,omitempty"`
+	// Whether it acked what it should serve, and serves something else. The whole
+	// configuration is sent to it again then.
+	Drifted       bool `protobuf:"varint,33,opt,name=drifted,proto3" json:"drifted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -604,6 +614,34 @@ func (x *Edge) GetCrashed() []*CrashedConfiguration {
 		return x.Crashed
 	}
 	return nil
+}
+
+func (x *Edge) GetIntendedHash() []byte {
+	if x != nil {
+		return x.IntendedHash
+	}
+	return nil
+}
+
+func (x *Edge) GetAckedHash() []byte {
+	if x != nil {
+		return x.AckedHash
+	}
+	return nil
+}
+
+func (x *Edge) GetRunningHash() []byte {
+	if x != nil {
+		return x.RunningHash
+	}
+	return nil
+}
+
+func (x *Edge) GetDrifted() bool {
+	if x != nil {
+		return x.Drifted
+	}
+	return false
 }
 
 // DrainEdgeRequest names an edge.
@@ -850,7 +888,7 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x05edges\x18\x01 \x03(\v2\x0f.reseal.v1.EdgeR\x05edges\x12<\n" +
 	"\n" +
 	"unanswered\x18\x02 \x03(\v2\x1c.reseal.v1.UnansweredReplicaR\n" +
-	"unanswered\"\xbe\a\n" +
+	"unanswered\"\xbf\b\n" +
 	"\x04Edge\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
 	"\x06labels\x18\x02 \x03(\v2\x1b.reseal.v1.Edge.LabelsEntryR\x06labels\x12\x18\n" +
@@ -871,7 +909,12 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\vconvergence\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\vconvergence\x12%\n" +
 	"\x0eresources_sent\x18\x10 \x01(\x03R\rresourcesSent\x12\x18\n" +
 	"\areplica\x18\x11 \x01(\tR\areplica\x129\n" +
-	"\acrashed\x18\x1d \x03(\v2\x1f.reseal.v1.CrashedConfigurationR\acrashed\x1a9\n" +
+	"\acrashed\x18\x1d \x03(\v2\x1f.reseal.v1.CrashedConfigurationR\acrashed\x12#\n" +
+	"\rintended_hash\x18\x1e \x01(\fR\fintendedHash\x12\x1d\n" +
+	"\n" +
+	"acked_hash\x18\x1f \x01(\fR\tackedHash\x12!\n" +
+	"\frunning_hash\x18  \x01(\fR\vrunningHash\x12\x18\n" +
+	"\adrifted\x18! \x01(\bR\adrifted\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x01\n" +
