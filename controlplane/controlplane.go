@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/reseal/reseal/controlplane/admin"
 	"github.com/reseal/reseal/controlplane/backup"
@@ -318,12 +319,25 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	server, health := newGRPCServer(c.trust, door, fleet.Codec{}, c.cfg.Version)
 	resealv1.RegisterAdminServiceServer(server, adminServer)
 	resealv1.RegisterFeedServiceServer(server, feedServer)
+	previewer := feedServer.Previewer()
+	resealv1.RegisterPreviewServiceServer(server, previewer)
 	everywhere := replicas.Services{
 		Fleet:       feedServer,
 		Tally:       tallyServer,
 		FromReplica: trust.FromReplica,
 		Store:       kept.Status,
 		Orders:      c.orders(orders),
+		Preview: replicas.Preview{
+			Candidate: func(ctx context.Context, change *resealv1.ApplyRequest) (*resealv1.Snapshot, error) {
+				dry := proto.CloneOf(change)
+				dry.DryRun = true
+				if _, err := adminServer.Apply(ctx, dry); err != nil {
+					return nil, err
+				}
+				return c.store.Candidate(ctx, dry)
+			},
+			Ask: feedServer.PreviewEdges,
+		},
 	}
 	fleetServer := replicas.NewFleet(group, everywhere)
 	labels := fleetServer.Labels
@@ -336,9 +350,10 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	resealv1.RegisterBackupServiceServer(server, backup.NewServer(kept.Client, prefix, c.trust, c.cfg.Logger.With("part", "backup")))
 	resealv1.RegisterReplicaServiceServer(server, relaying{sessions: sessionServer})
 	links := fleet.NewLinks(map[string]fleet.Service{
-		resealv1.FeedService_Sync_FullMethodName:    feedServer.Syncs(),
-		resealv1.KeyringService_Hold_FullMethodName: keyringServer.Holds(),
-		resealv1.TallyService_Report_FullMethodName: tallyServer.Reports(),
+		resealv1.FeedService_Sync_FullMethodName:       feedServer.Syncs(),
+		resealv1.KeyringService_Hold_FullMethodName:    keyringServer.Holds(),
+		resealv1.TallyService_Report_FullMethodName:    tallyServer.Reports(),
+		resealv1.PreviewService_Preview_FullMethodName: previewer.Service(),
 	})
 	resealv1.RegisterLinkServiceServer(server, links)
 

@@ -204,7 +204,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	defer conn.Close()
 	e.link = link.New(conn, func(err error, again time.Duration) {
 		e.cfg.Logger.Warn("the link to the control plane is lost", "error", err, "again_in", again)
-	}, resealv1.FeedService_Sync_FullMethodName, resealv1.KeyringService_Hold_FullMethodName, resealv1.TallyService_Report_FullMethodName)
+	}, resealv1.FeedService_Sync_FullMethodName, resealv1.KeyringService_Hold_FullMethodName, resealv1.TallyService_Report_FullMethodName, resealv1.PreviewService_Preview_FullMethodName)
 	e.keyring = keyring.New(keyring.Config{
 		Edge:       e.cfg.ID,
 		Labels:     e.cfg.Labels,
@@ -259,6 +259,8 @@ func (e *Edge) newFeed(dir *state.Dir) {
 		Apply:     e.applyWithKeys,
 		Unchanged: e.unchanged,
 		Running:   e.running,
+		Preview:   e.preview,
+		Previews:  resealv1.NewPreviewServiceClient(e.link),
 		Probe:     e.probe,
 		Drain:     e.frontend.Drain,
 		Move:      e.mover.Move,

@@ -58,16 +58,35 @@ is refused without --allow-large-change.`,
 	flags.registerChange(cmd)
 	_ = cmd.MarkFlagRequired("filename")
 	format := registerFormat(cmd, "table", "name", "json", "yaml")
+	impact := registerImpact(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		response, err := a.apply(cmd.Context(), flags)
+		if *impact && !flags.dryRun {
+			return usagef("--impact goes with --dry-run")
+		}
+		objects, response, err := a.apply(cmd.Context(), flags)
 		if err != nil {
 			return err
+		}
+		var would *resealv1.PreviewChangeResponse
+		if *impact {
+			if would, err = a.impact(cmd.Context(), flags, objects); err != nil {
+				return err
+			}
 		}
 		for _, v := range response.GetWarnings() {
 			a.warnf("Warning: a stored resource that this leaves as it is breaks a rule, and edges may hold it back: %s\n", printable(v.Text()))
 		}
 		a.warnLarge(response, flags)
-		return a.printChanges(format, response.GetChanges(), response.GetRevision(), flags.dryRun)
+		if would != nil && format.structured() {
+			return a.printDocument(format, withImpact(response, would))
+		}
+		if err := a.printChanges(format, response.GetChanges(), response.GetRevision(), flags.dryRun); err != nil {
+			return err
+		}
+		if would != nil && format.value != "name" {
+			a.printImpact(would)
+		}
+		return nil
 	}
 	return cmd
 }
@@ -84,14 +103,14 @@ func (a *app) warnLarge(response interface{ GetLargeChange() []string }, flags c
 
 // apply loads manifests and applies them. What the control plane refuses is
 // named with its place in the files.
-func (a *app) apply(ctx context.Context, flags changeFlags) (*resealv1.ApplyResponse, error) {
+func (a *app) apply(ctx context.Context, flags changeFlags) ([]manifest.Object, *resealv1.ApplyResponse, error) {
 	objects, err := a.load(manifest.Load, flags.files)
 	if err != nil {
-		return nil, a.withReferences(ctx, objects, err)
+		return nil, nil, a.withReferences(ctx, objects, err)
 	}
 	client, err := a.connect()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	request := &resealv1.ApplyRequest{
 		ExpectedRevision: flags.expectedRevision,
@@ -103,7 +122,7 @@ func (a *app) apply(ctx context.Context, flags changeFlags) (*resealv1.ApplyResp
 		request.Resources = append(request.Resources, object.Resource)
 	}
 	response, err := client.admin.Apply(ctx, request)
-	return response, located(objects, err)
+	return objects, response, located(objects, err)
 }
 
 // referencesTimeout bounds the question that withReferences asks: what is wrong
@@ -285,6 +304,15 @@ type changesView struct {
 	RolledBackTo int64        `json:"rolledBackTo,omitempty"`
 	DryRun       bool         `json:"dryRun"`
 	Changes      []changeView `json:"changes"`
+	Impact       *protoView   `json:"impact,omitempty"`
+}
+
+// withImpact is a dry run with what it would do to the fleet.
+func withImpact(response *resealv1.ApplyResponse, impact *resealv1.PreviewChangeResponse) changesView {
+	return changesView{
+		Revision: response.GetRevision(), DryRun: true, Changes: viewChanges(response.GetChanges()),
+		Impact: &protoView{impact.ProtoReflect()},
+	}
 }
 
 type changeView struct {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -27,19 +28,48 @@ Exit codes: 0 nothing differs, 1 something differs, 2 it failed.`,
 	flags.registerFiles(cmd)
 	flags.registerExpected(cmd)
 	_ = cmd.MarkFlagRequired("filename")
+	impact := registerImpact(cmd)
+	format := registerFormat(cmd, "table", "json", "yaml")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if format.structured() && !*impact {
+			return usagef("-o %s goes with --impact", format.value)
+		}
 		flags.dryRun = true
-		response, err := a.apply(cmd.Context(), flags)
+		objects, response, err := a.apply(cmd.Context(), flags)
 		if err != nil {
 			return &exitError{code: exitUsage, err: err}
 		}
 		a.warnLarge(response, flags)
-		if differs := a.printDiffs(response.GetChanges()); differs {
-			return &exitError{code: exitDiffers}
+		var would *resealv1.PreviewChangeResponse
+		if *impact {
+			if would, err = a.impact(cmd.Context(), flags, objects); err != nil {
+				return &exitError{code: exitUsage, err: err}
+			}
 		}
-		return nil
+		return a.printDiff(format, response, would)
 	}
 	return cmd
+}
+
+// printDiff writes a diff, and what it would do to the fleet unless would is nil.
+func (a *app) printDiff(f *format, response *resealv1.ApplyResponse, would *resealv1.PreviewChangeResponse) error {
+	differs := slices.ContainsFunc(response.GetChanges(), func(c *resealv1.Change) bool {
+		return c.GetAction() != resealv1.Change_ACTION_UNCHANGED
+	})
+	if f.structured() {
+		if err := a.printDocument(f, withImpact(response, would)); err != nil {
+			return &exitError{code: exitUsage, err: err}
+		}
+	} else {
+		a.printDiffs(response.GetChanges())
+		if would != nil {
+			a.printImpact(would)
+		}
+	}
+	if differs {
+		return &exitError{code: exitDiffers}
+	}
+	return nil
 }
 
 // printDiffs writes what each change does and says whether any does something.

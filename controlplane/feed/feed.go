@@ -84,6 +84,8 @@ type Server struct {
 	stopped chan struct{} // closed when Run has ended
 	history singleflight.Group
 
+	previewing chan struct{} // has room for one
+
 	mu        sync.Mutex
 	encoder   *encoder
 	newest    *generation   // nil: none yet
@@ -102,6 +104,8 @@ func New(config Config) *Server {
 		lines:     fleet.NewLines(),
 		stopped:   make(chan struct{}),
 		published: make(chan struct{}),
+
+		previewing: make(chan struct{}, 1),
 	}
 	s.encoder = newEncoder(config.Unseal, &s.work)
 	s.metrics = newMetrics(config.Registerer, s)

@@ -197,6 +197,7 @@ func startPlane(t *testing.T, from *source) *plane {
 	p.grpc = grpc.NewServer(grpc.ForceServerCodecV2(fleet.Codec{}))
 	resealv1.RegisterFeedServiceServer(p.grpc, p.server)
 	resealv1.RegisterFleetServiceServer(p.grpc, p.server)
+	resealv1.RegisterPreviewServiceServer(p.grpc, p.server.Previewer())
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- p.server.Run(ctx) }()

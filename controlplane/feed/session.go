@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -43,7 +44,10 @@ type session struct {
 	labels   map[string]string
 	deadline *time.Timer // of what is awaited of the edge
 	probing  probing
-	done     chan struct{} // closed when the session has ended
+
+	previewing previewing
+	previews   atomic.Bool   // the edge can
+	done       chan struct{} // closed when the session has ended
 
 	mu     sync.Mutex
 	orders []order         // of the operator, for this edge
@@ -151,6 +155,7 @@ func (c *session) start(hello *resealv1.Hello) error {
 		return err
 	}
 	c.hello = hello
+	c.previews.Store(hello.GetPreviews())
 	if replaced != nil {
 		replaced.line.End(fleet.Superseded(c.id))
 	}

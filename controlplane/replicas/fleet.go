@@ -27,6 +27,8 @@ type Services struct {
 	FromReplica func(context.Context) bool
 	// Store is what this replica knows of the store. Nil: nothing.
 	Store func() *resealv1.StoreStatus
+	// Preview finds out what changes would do. Without it no change is previewed.
+	Preview Preview
 	// Orders keeps what operators order edges. Required.
 	Orders Orders
 }

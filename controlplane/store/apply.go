@@ -48,6 +48,22 @@ func (s *Store) Delete(ctx context.Context, author string, req *resealv1.DeleteR
 	return &resealv1.DeleteResponse{Revision: revision, Changes: s.report(p.changes), LargeChange: p.large}, nil
 }
 
+// Candidate is the configuration that an Apply would lead to, secrets sealed. Nothing
+// changes. Its errors are those of Apply.
+func (s *Store) Candidate(ctx context.Context, req *resealv1.ApplyRequest) (*resealv1.Snapshot, error) {
+	_, p, err := s.mutate(ctx, mutation{
+		expected: req.GetExpectedRevision(), dryRun: true, edges: &[]map[string]string{},
+		plan: func(st *state) (*plan, error) { return s.planApply(st, req.GetResources()) },
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case p.after == nil: // nothing would change
+		return s.Snapshot(), nil
+	}
+	return p.after, nil
+}
+
 func (s *Store) planApply(st *state, wanted []*resealv1.Resource) (*plan, error) {
 	p, violations := &plan{}, []*resealv1.Violation(nil)
 	now, named := timestamppb.Now(), map[string]bool{}

@@ -45,6 +45,8 @@ type plan struct {
 	warnings []*resealv1.Violation
 	// large says why it is large.
 	large []string
+	// after is the configuration that a dry run would lead to, nil otherwise.
+	after *resealv1.Snapshot
 }
 
 // change is what happens to one resource. Secrets in it are sealed. An after
@@ -135,6 +137,7 @@ func (s *Store) attempt(ctx context.Context, m mutation) (int64, *plan, error) {
 		return 0, nil, err
 	}
 	if m.dryRun {
+		p.after = after(base.snapshot, effective)
 		forgetAssigned(p)
 		return base.revision(), p, nil
 	}
@@ -247,17 +250,10 @@ func (s *Store) validate(snapshot *resealv1.Snapshot, changes []change) (violati
 		return nil, nil
 	}
 	touched := map[string]bool{}
-	var upserts []*resealv1.Resource
-	var deletes []*resealv1.ResourceRef
 	for _, c := range changes {
 		touched[c.ref.Key()] = true
-		if c.after == nil {
-			deletes = append(deletes, c.ref)
-		} else {
-			upserts = append(upserts, c.after)
-		}
 	}
-	found := s.cfg.Validate(snapshot.With(snapshot.Revision(), upserts, deletes))
+	found := s.cfg.Validate(after(snapshot, changes))
 	if len(found) == 0 {
 		return nil, nil
 	}
@@ -273,6 +269,20 @@ func (s *Store) validate(snapshot *resealv1.Snapshot, changes []change) (violati
 		}
 	}
 	return violations, standing
+}
+
+// after is the configuration that changes lead to.
+func after(snapshot *resealv1.Snapshot, changes []change) *resealv1.Snapshot {
+	var upserts []*resealv1.Resource
+	var deletes []*resealv1.ResourceRef
+	for _, c := range changes {
+		if c.after == nil {
+			deletes = append(deletes, c.ref)
+		} else {
+			upserts = append(upserts, c.after)
+		}
+	}
+	return snapshot.With(snapshot.Revision(), upserts, deletes)
 }
 
 // forgetAssigned removes from the plan of a dry run what only a real change

@@ -97,6 +97,12 @@ type Config struct {
 	// ends, which is before the control plane stops waiting. Nil, as well as a
 	// nil report: every order is refused.
 	Probe func(ctx context.Context, order *resealv1.ProbeOrder) *resealv1.ProbeReport
+	// Preview tells what a candidate would do, and does nothing. It is called beside
+	// Apply, once at a time, and must not return nil. Nil: the edge can't preview.
+	Preview func(ctx context.Context, candidate Candidate) *resealv1.EdgeImpact
+	// Previews calls the control plane for candidates to preview. Required with
+	// Preview.
+	Previews resealv1.PreviewServiceClient
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,6 +37,8 @@ type session struct {
 	group   *errgroup.Group
 	probed  chan *resealv1.ProbeReport
 	probing bool // belongs to talk
+
+	previewing atomic.Bool
 }
 
 // serve runs a session to its end.
@@ -127,6 +130,10 @@ func (s *session) talk(ctx, streamCtx context.Context) error {
 				}
 				continue
 			}
+			if order := message.GetPreviewOrder(); order != nil {
+				s.preview(streamCtx, order)
+				continue
+			}
 			if drain := message.GetDrain(); drain != nil && s.feed.config.Drain != nil {
 				s.feed.drained.Store(drain.GetDrain())
 				s.feed.config.Drain(drain.GetDrain(), drain.GetTimeout().AsDuration())
@@ -172,6 +179,7 @@ func (f *Feed) hello() *resealv1.SyncRequest {
 		Version:   f.config.Version,
 		StartedAt: timestamppb.New(f.config.StartedAt),
 		Draining:  f.drained.Load(),
+		Previews:  f.config.Preview != nil,
 	}
 	hello.Crashed = f.trial.crashed()
 	f.mu.Lock()

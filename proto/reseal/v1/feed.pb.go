@@ -155,6 +155,7 @@ type SyncResponse struct {
 	//	*SyncResponse_Drain
 	//	*SyncResponse_ProbeOrder
 	//	*SyncResponse_Move
+	//	*SyncResponse_PreviewOrder
 	Message       isSyncResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -233,6 +234,15 @@ func (x *SyncResponse) GetMove() *Move {
 	return nil
 }
 
+func (x *SyncResponse) GetPreviewOrder() *PreviewOrder {
+	if x != nil {
+		if x, ok := x.Message.(*SyncResponse_PreviewOrder); ok {
+			return x.PreviewOrder
+		}
+	}
+	return nil
+}
+
 type isSyncResponse_Message interface {
 	isSyncResponse_Message()
 }
@@ -260,6 +270,12 @@ type SyncResponse_Move struct {
 	Move *Move `protobuf:"bytes,4,opt,name=move,proto3,oneof"`
 }
 
+type SyncResponse_PreviewOrder struct {
+	// Find out what a candidate would do, by PreviewService. Only edges whose
+	// Hello says that they preview get one.
+	PreviewOrder *PreviewOrder `protobuf:"bytes,5,opt,name=preview_order,json=previewOrder,proto3,oneof"`
+}
+
 func (*SyncResponse_Update) isSyncResponse_Message() {}
 
 func (*SyncResponse_Drain) isSyncResponse_Message() {}
@@ -267,6 +283,54 @@ func (*SyncResponse_Drain) isSyncResponse_Message() {}
 func (*SyncResponse_ProbeOrder) isSyncResponse_Message() {}
 
 func (*SyncResponse_Move) isSyncResponse_Message() {}
+
+func (*SyncResponse_PreviewOrder) isSyncResponse_Message() {}
+
+// PreviewOrder asks for a FeedService.Preview.
+type PreviewOrder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifies the order on this stream.
+	Id            uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewOrder) Reset() {
+	*x = PreviewOrder{}
+	mi := &file_reseal_v1_feed_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewOrder) ProtoMessage() {}
+
+func (x *PreviewOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_feed_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewOrder.ProtoReflect.Descriptor instead.
+func (*PreviewOrder) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PreviewOrder) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
 
 // Hello introduces an edge and what it holds.
 type Hello struct {
@@ -293,14 +357,16 @@ type Hello struct {
 	Draining bool `protobuf:"varint,9,opt,name=draining,proto3" json:"draining,omitempty"`
 	// Configurations during whose probation processes of this edge ended without
 	// order before this one, at most 16.
-	Crashed       []*CrashedConfiguration `protobuf:"bytes,12,rep,name=crashed,proto3" json:"crashed,omitempty"`
+	Crashed []*CrashedConfiguration `protobuf:"bytes,12,rep,name=crashed,proto3" json:"crashed,omitempty"`
+	// Whether the edge can preview changes.
+	Previews      bool `protobuf:"varint,11,opt,name=previews,proto3" json:"previews,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[2]
+	mi := &file_reseal_v1_feed_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -312,7 +378,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[2]
+	mi := &file_reseal_v1_feed_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -325,7 +391,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{2}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Hello) GetEdge() string {
@@ -398,6 +464,13 @@ func (x *Hello) GetCrashed() []*CrashedConfiguration {
 	return nil
 }
 
+func (x *Hello) GetPreviews() bool {
+	if x != nil {
+		return x.Previews
+	}
+	return false
+}
+
 // CrashedConfiguration is one that may have ended processes of an edge. A
 // configuration is on probation until it has been in force for 2 minutes; a process
 // that ends meanwhile, otherwise than because it was told to, counts. After two of
@@ -419,7 +492,7 @@ type CrashedConfiguration struct {
 
 func (x *CrashedConfiguration) Reset() {
 	*x = CrashedConfiguration{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[3]
+	mi := &file_reseal_v1_feed_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +504,7 @@ func (x *CrashedConfiguration) String() string {
 func (*CrashedConfiguration) ProtoMessage() {}
 
 func (x *CrashedConfiguration) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[3]
+	mi := &file_reseal_v1_feed_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +517,7 @@ func (x *CrashedConfiguration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashedConfiguration.ProtoReflect.Descriptor instead.
 func (*CrashedConfiguration) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{3}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CrashedConfiguration) GetHash() []byte {
@@ -497,7 +570,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[4]
+	mi := &file_reseal_v1_feed_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +582,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[4]
+	mi := &file_reseal_v1_feed_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +595,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{4}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Update) GetClusterId() string {
@@ -582,7 +655,7 @@ type EncodedResource struct {
 
 func (x *EncodedResource) Reset() {
 	*x = EncodedResource{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[5]
+	mi := &file_reseal_v1_feed_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +667,7 @@ func (x *EncodedResource) String() string {
 func (*EncodedResource) ProtoMessage() {}
 
 func (x *EncodedResource) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[5]
+	mi := &file_reseal_v1_feed_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +680,7 @@ func (x *EncodedResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncodedResource.ProtoReflect.Descriptor instead.
 func (*EncodedResource) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{5}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EncodedResource) GetKind() string {
@@ -646,7 +719,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[6]
+	mi := &file_reseal_v1_feed_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +731,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[6]
+	mi := &file_reseal_v1_feed_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +744,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{6}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Ack) GetRevision() int64 {
@@ -712,7 +785,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[7]
+	mi := &file_reseal_v1_feed_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +797,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[7]
+	mi := &file_reseal_v1_feed_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +810,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{7}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Nack) GetRevision() int64 {
@@ -795,7 +868,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[8]
+	mi := &file_reseal_v1_feed_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +880,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[8]
+	mi := &file_reseal_v1_feed_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +893,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{8}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Drain) GetDrain() bool {
@@ -852,7 +925,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[9]
+	mi := &file_reseal_v1_feed_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +937,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[9]
+	mi := &file_reseal_v1_feed_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +950,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{9}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Move) GetAddresses() []string {
@@ -904,14 +977,17 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\x03ack\x18\x02 \x01(\v2\x0e.reseal.v1.AckH\x00R\x03ack\x12%\n" +
 	"\x04nack\x18\x03 \x01(\v2\x0f.reseal.v1.NackH\x00R\x04nack\x12;\n" +
 	"\fprobe_report\x18\x04 \x01(\v2\x16.reseal.v1.ProbeReportH\x00R\vprobeReportB\t\n" +
-	"\amessage\"\xd1\x01\n" +
+	"\amessage\"\x91\x02\n" +
 	"\fSyncResponse\x12+\n" +
 	"\x06update\x18\x01 \x01(\v2\x11.reseal.v1.UpdateH\x00R\x06update\x12(\n" +
 	"\x05drain\x18\x02 \x01(\v2\x10.reseal.v1.DrainH\x00R\x05drain\x128\n" +
 	"\vprobe_order\x18\x03 \x01(\v2\x15.reseal.v1.ProbeOrderH\x00R\n" +
 	"probeOrder\x12%\n" +
-	"\x04move\x18\x04 \x01(\v2\x0f.reseal.v1.MoveH\x00R\x04moveB\t\n" +
-	"\amessage\"\xa0\x03\n" +
+	"\x04move\x18\x04 \x01(\v2\x0f.reseal.v1.MoveH\x00R\x04move\x12>\n" +
+	"\rpreview_order\x18\x05 \x01(\v2\x17.reseal.v1.PreviewOrderH\x00R\fpreviewOrderB\t\n" +
+	"\amessage\"\x1e\n" +
+	"\fPreviewOrder\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\xbc\x03\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x124\n" +
@@ -924,7 +1000,8 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\n" +
 	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1a\n" +
 	"\bdraining\x18\t \x01(\bR\bdraining\x129\n" +
-	"\acrashed\x18\f \x03(\v2\x1f.reseal.v1.CrashedConfigurationR\acrashed\x1a9\n" +
+	"\acrashed\x18\f \x03(\v2\x1f.reseal.v1.CrashedConfigurationR\acrashed\x12\x1a\n" +
+	"\bpreviews\x18\v \x01(\bR\bpreviews\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
@@ -978,50 +1055,52 @@ func file_reseal_v1_feed_proto_rawDescGZIP() []byte {
 	return file_reseal_v1_feed_proto_rawDescData
 }
 
-var file_reseal_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_reseal_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_reseal_v1_feed_proto_goTypes = []any{
 	(*SyncRequest)(nil),           // 0: reseal.v1.SyncRequest
 	(*SyncResponse)(nil),          // 1: reseal.v1.SyncResponse
-	(*Hello)(nil),                 // 2: reseal.v1.Hello
-	(*CrashedConfiguration)(nil),  // 3: reseal.v1.CrashedConfiguration
-	(*Update)(nil),                // 4: reseal.v1.Update
-	(*EncodedResource)(nil),       // 5: reseal.v1.EncodedResource
-	(*Ack)(nil),                   // 6: reseal.v1.Ack
-	(*Nack)(nil),                  // 7: reseal.v1.Nack
-	(*Drain)(nil),                 // 8: reseal.v1.Drain
-	(*Move)(nil),                  // 9: reseal.v1.Move
-	nil,                           // 10: reseal.v1.Hello.LabelsEntry
-	(*ProbeReport)(nil),           // 11: reseal.v1.ProbeReport
-	(*ProbeOrder)(nil),            // 12: reseal.v1.ProbeOrder
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*ResourceRef)(nil),           // 14: reseal.v1.ResourceRef
-	(*Violation)(nil),             // 15: reseal.v1.Violation
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*PreviewOrder)(nil),          // 2: reseal.v1.PreviewOrder
+	(*Hello)(nil),                 // 3: reseal.v1.Hello
+	(*CrashedConfiguration)(nil),  // 4: reseal.v1.CrashedConfiguration
+	(*Update)(nil),                // 5: reseal.v1.Update
+	(*EncodedResource)(nil),       // 6: reseal.v1.EncodedResource
+	(*Ack)(nil),                   // 7: reseal.v1.Ack
+	(*Nack)(nil),                  // 8: reseal.v1.Nack
+	(*Drain)(nil),                 // 9: reseal.v1.Drain
+	(*Move)(nil),                  // 10: reseal.v1.Move
+	nil,                           // 11: reseal.v1.Hello.LabelsEntry
+	(*ProbeReport)(nil),           // 12: reseal.v1.ProbeReport
+	(*ProbeOrder)(nil),            // 13: reseal.v1.ProbeOrder
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*ResourceRef)(nil),           // 15: reseal.v1.ResourceRef
+	(*Violation)(nil),             // 16: reseal.v1.Violation
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
 }
 var file_reseal_v1_feed_proto_depIdxs = []int32{
-	2,  // 0: reseal.v1.SyncRequest.hello:type_name -> reseal.v1.Hello
-	6,  // 1: reseal.v1.SyncRequest.ack:type_name -> reseal.v1.Ack
-	7,  // 2: reseal.v1.SyncRequest.nack:type_name -> reseal.v1.Nack
-	11, // 3: reseal.v1.SyncRequest.probe_report:type_name -> reseal.v1.ProbeReport
-	4,  // 4: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
-	8,  // 5: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
-	12, // 6: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
-	9,  // 7: reseal.v1.SyncResponse.move:type_name -> reseal.v1.Move
-	10, // 8: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
-	13, // 9: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
-	3,  // 10: reseal.v1.Hello.crashed:type_name -> reseal.v1.CrashedConfiguration
-	5,  // 11: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
-	14, // 12: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
-	15, // 13: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
-	14, // 14: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
-	16, // 15: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	0,  // 16: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
-	1,  // 17: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
-	17, // [17:18] is the sub-list for method output_type
-	16, // [16:17] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	3,  // 0: reseal.v1.SyncRequest.hello:type_name -> reseal.v1.Hello
+	7,  // 1: reseal.v1.SyncRequest.ack:type_name -> reseal.v1.Ack
+	8,  // 2: reseal.v1.SyncRequest.nack:type_name -> reseal.v1.Nack
+	12, // 3: reseal.v1.SyncRequest.probe_report:type_name -> reseal.v1.ProbeReport
+	5,  // 4: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
+	9,  // 5: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
+	13, // 6: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
+	10, // 7: reseal.v1.SyncResponse.move:type_name -> reseal.v1.Move
+	2,  // 8: reseal.v1.SyncResponse.preview_order:type_name -> reseal.v1.PreviewOrder
+	11, // 9: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
+	14, // 10: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 11: reseal.v1.Hello.crashed:type_name -> reseal.v1.CrashedConfiguration
+	6,  // 12: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
+	15, // 13: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
+	16, // 14: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
+	15, // 15: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
+	17, // 16: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	0,  // 17: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
+	1,  // 18: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
+	18, // [18:19] is the sub-list for method output_type
+	17, // [17:18] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_feed_proto_init() }
@@ -1043,6 +1122,7 @@ func file_reseal_v1_feed_proto_init() {
 		(*SyncResponse_Drain)(nil),
 		(*SyncResponse_ProbeOrder)(nil),
 		(*SyncResponse_Move)(nil),
+		(*SyncResponse_PreviewOrder)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1050,7 +1130,7 @@ func file_reseal_v1_feed_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_feed_proto_rawDesc), len(file_reseal_v1_feed_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,11 +19,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	FleetService_ListEdges_FullMethodName    = "/reseal.v1.FleetService/ListEdges"
-	FleetService_WatchEdges_FullMethodName   = "/reseal.v1.FleetService/WatchEdges"
-	FleetService_ListReplicas_FullMethodName = "/reseal.v1.FleetService/ListReplicas"
-	FleetService_DrainEdge_FullMethodName    = "/reseal.v1.FleetService/DrainEdge"
-	FleetService_ProbeBackend_FullMethodName = "/reseal.v1.FleetService/ProbeBackend"
+	FleetService_ListEdges_FullMethodName     = "/reseal.v1.FleetService/ListEdges"
+	FleetService_WatchEdges_FullMethodName    = "/reseal.v1.FleetService/WatchEdges"
+	FleetService_ListReplicas_FullMethodName  = "/reseal.v1.FleetService/ListReplicas"
+	FleetService_DrainEdge_FullMethodName     = "/reseal.v1.FleetService/DrainEdge"
+	FleetService_ProbeBackend_FullMethodName  = "/reseal.v1.FleetService/ProbeBackend"
+	FleetService_PreviewChange_FullMethodName = "/reseal.v1.FleetService/PreviewChange"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -57,6 +58,11 @@ type FleetServiceClient interface {
 	// probe runs on it, and UNAVAILABLE when it leaves or does not report within
 	// 60 s.
 	ProbeBackend(ctx context.Context, in *ProbeBackendRequest, opts ...grpc.CallOption) (*ProbeBackendResponse, error)
+	// PreviewChange asks live edges what a change would do to them: they compile it and
+	// try to bind its addresses, without serving it. At most 50 are asked, for 5 s at
+	// most. The errors are those of AdminService.Apply; RESOURCE_EXHAUSTED while another
+	// preview runs.
+	PreviewChange(ctx context.Context, in *PreviewChangeRequest, opts ...grpc.CallOption) (*PreviewChangeResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -126,6 +132,16 @@ func (c *fleetServiceClient) ProbeBackend(ctx context.Context, in *ProbeBackendR
 	return out, nil
 }
 
+func (c *fleetServiceClient) PreviewChange(ctx context.Context, in *PreviewChangeRequest, opts ...grpc.CallOption) (*PreviewChangeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PreviewChangeResponse)
+	err := c.cc.Invoke(ctx, FleetService_PreviewChange_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServiceServer is the server API for FleetService service.
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
@@ -157,6 +173,11 @@ type FleetServiceServer interface {
 	// probe runs on it, and UNAVAILABLE when it leaves or does not report within
 	// 60 s.
 	ProbeBackend(context.Context, *ProbeBackendRequest) (*ProbeBackendResponse, error)
+	// PreviewChange asks live edges what a change would do to them: they compile it and
+	// try to bind its addresses, without serving it. At most 50 are asked, for 5 s at
+	// most. The errors are those of AdminService.Apply; RESOURCE_EXHAUSTED while another
+	// preview runs.
+	PreviewChange(context.Context, *PreviewChangeRequest) (*PreviewChangeResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -181,6 +202,9 @@ func (UnimplementedFleetServiceServer) DrainEdge(context.Context, *DrainEdgeRequ
 }
 func (UnimplementedFleetServiceServer) ProbeBackend(context.Context, *ProbeBackendRequest) (*ProbeBackendResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ProbeBackend not implemented")
+}
+func (UnimplementedFleetServiceServer) PreviewChange(context.Context, *PreviewChangeRequest) (*PreviewChangeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PreviewChange not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -286,6 +310,24 @@ func _FleetService_ProbeBackend_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_PreviewChange_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PreviewChangeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).PreviewChange(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_PreviewChange_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).PreviewChange(ctx, req.(*PreviewChangeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -308,6 +350,10 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ProbeBackend",
 			Handler:    _FleetService_ProbeBackend_Handler,
+		},
+		{
+			MethodName: "PreviewChange",
+			Handler:    _FleetService_PreviewChange_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
