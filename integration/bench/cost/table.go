@@ -145,15 +145,31 @@ func (r *results) rows() [][]string {
 	return rows
 }
 
-// growthRows are those of the second table.
+// growthRows are those of the second table: Reseal's, and beside them those of the
+// peers that were measured.
 func (r *results) growthRows() [][]string {
-	rows := [][]string{{"Reseal, HTTP/1.1 keep-alive, cost of a request", "times"}}
+	heading := []string{"Reseal, HTTP/1.1 keep-alive, cost of a request", "times"}
+	proxies := []string{keyReseal}
+	for _, p := range r.proxies {
+		measured := func(g growth) bool { return len(r.values[g.key][p.key]) > 0 }
+		if p.key != keyReseal && slices.ContainsFunc(r.growths, measured) {
+			heading, proxies = append(heading, p.title), append(proxies, p.key)
+		}
+	}
+	rows := [][]string{heading}
 	for _, g := range r.growths {
-		values := r.values[g.key][keyReseal]
-		if len(values) == 0 {
+		if len(r.values[g.key][keyReseal]) == 0 {
 			continue
 		}
-		rows = append(rows, []string{g.title, fmt.Sprintf("%.2f (%.2f–%.2f)", median(values), slices.Min(values), slices.Max(values))})
+		row := []string{g.title}
+		for _, key := range proxies {
+			cell := "–"
+			if values := r.values[g.key][key]; len(values) > 0 {
+				cell = fmt.Sprintf("%.2f (%.2f–%.2f)", median(values), slices.Min(values), slices.Max(values))
+			}
+			row = append(row, cell)
+		}
+		rows = append(rows, row)
 	}
 	return rows
 }

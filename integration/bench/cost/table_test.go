@@ -70,6 +70,26 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// TestGrowthOfPeers: where peers were measured they stand beside Reseal.
+func TestGrowthOfPeers(t *testing.T) {
+	r := example()
+	r.growths = growths()
+	r.add("routes", keyReseal, 1)
+	r.add("active", "nginx", 3)
+	var got bytes.Buffer
+	if err := grid(&got, r.growthRows(), true); err != nil {
+		t.Fatal(err)
+	}
+	want := `| Reseal, HTTP/1.1 keep-alive, cost of a request | times | nginx 1.22 |
+| --- | --- | --- |
+| 5,000 active connections instead of 32 | 2.00 (1.00–3.00) | 3.00 (3.00–3.00) |
+| 1,000 routes and pools instead of 3 | 1.00 (1.00–1.00) | – |
+`
+	if got.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", &got, want)
+	}
+}
+
 // TestReadme keeps the place of the table in the README.
 func TestReadme(t *testing.T) {
 	text, err := os.ReadFile("../../../README.md")

@@ -208,18 +208,20 @@ func latency(ctx context.Context, b *bed, p *proxy) (float64, error) {
 }
 
 // growth is a row of the second table: what a request costs Reseal beside much
-// else, relative to what it costs without, in the same round.
+// else, relative to what it costs without, in the same round. Peers are asked, too, if
+// they have room for as much.
 type growth struct {
 	key, title string
+	peers      bool
 	measure    func(ctx context.Context, b *bed, p *proxy) (float64, error)
 }
 
 // growths are the rows, in their order.
 func growths() []growth {
 	return []growth{
-		{"idle-beside", fmt.Sprintf("%d idle connections beside", idleCrowd()), idleBeside},
-		{"active", "5,000 active connections instead of 32", active},
-		{"routes", "1,000 routes and pools instead of 3", routes},
+		{"idle-beside", fmt.Sprintf("%d idle connections beside", idleCrowd()), false, idleBeside},
+		{"active", "5,000 active connections instead of 32", true, active},
+		{"routes", "1,000 routes and pools instead of 3", false, routes},
 	}
 }
 
