@@ -87,7 +87,7 @@ func (c *Change) bindBeside(next *state) error {
 	if err != nil {
 		return err
 	}
-	bound := newSocket(listener)
+	bound := newSocket(listener, f.cfg.Loops)
 	c.bound[key] = bound
 	return bound.reusePort(false)
 }

@@ -1,6 +1,8 @@
 package loop
 
 import (
+	"slices"
+
 	"golang.org/x/crypto/cryptobyte"
 )
 
@@ -25,7 +27,12 @@ func offered(records []byte) (tickets [][]byte, complete bool) {
 			return nil, false
 		}
 		n := recordHeader + int(records[3])<<8 + int(records[4])
-		message = append(message, records[recordHeader:min(n, len(records))]...)
+		part := records[recordHeader:min(n, len(records))]
+		if message == nil {
+			message = slices.Clip(part) // mostly all of it
+		} else {
+			message = append(message, part...)
+		}
 		if len(message) > 0 && message[0] != messageClientHello {
 			return nil, true
 		}
