@@ -88,7 +88,7 @@ func (c *Change) bind(next *state) error {
 	if err != nil {
 		return err
 	}
-	c.bound[key] = newSocket(listener, c.frontend.cfg.Loops)
+	c.bound[key] = newSocket(listener)
 	return nil
 }
 

@@ -19,8 +19,7 @@ import (
 // until the handshake is complete, then a loop, whose loop.Handler it is.
 type clientConn struct {
 	slot    *slot
-	tcp     net.Conn // nil once the loop has it
-	lane    *lane
+	tcp     *net.TCPConn // nil once the loop has it
 	id      uint64
 	gone    chan struct{}  // closed at the end
 	refused bool           // its requests are, since memory is at its bound
@@ -49,6 +48,7 @@ type clientConn struct {
 
 	// The loop's.
 	forwarded *forwarded // nil before the first request
+	lane      *lane
 	conn      *loop.Conn // nil before Open
 	driver    driver
 	clock     *loop.Timer
@@ -61,8 +61,8 @@ type clientConn struct {
 	bug       error         // a panic
 }
 
-func newClientConn(s *slot, conn net.Conn, to *lane) *clientConn {
-	c := &clientConn{slot: s, tcp: conn, lane: to, id: s.frontend.clients.Add(1), gone: make(chan struct{}), active: true}
+func newClientConn(s *slot, conn *net.TCPConn) *clientConn {
+	c := &clientConn{slot: s, tcp: conn, id: s.frontend.clients.Add(1), gone: make(chan struct{}), active: true}
 	c.leaving.Store(s.frontend.draining.Load())
 	c.addressed(conn.RemoteAddr(), conn.LocalAddr())
 	s.counters.Add(exchange.Opened.At(), 1)
@@ -83,6 +83,7 @@ func (c *clientConn) addressed(remote, local net.Addr) {
 
 // join gives the connection to a loop, which from now on alone uses it.
 func (c *clientConn) join(wire *loop.Wire, tc loop.TLSConn) {
+	lane := c.slot.frontend.nextLane()
 	c.mu.Lock()
 	if c.aborted.Load() {
 		c.mu.Unlock()
@@ -90,10 +91,10 @@ func (c *clientConn) join(wire *loop.Wire, tc loop.TLSConn) {
 		c.over(false)
 		return
 	}
-	c.tcp = nil
-	err := c.lane.loop.Join(wire, tc, c)
+	c.lane, c.tcp = lane, nil
+	err := lane.loop.Join(wire, tc, c)
 	if err == nil {
-		c.loop = c.lane.loop
+		c.loop = lane.loop
 	}
 	c.mu.Unlock()
 	if err != nil {

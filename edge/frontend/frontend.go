@@ -138,6 +138,9 @@ func New(cfg Config) *Frontend {
 	return f
 }
 
+// nextLane is where a connection that is new to the loops goes.
+func (f *Frontend) nextLane() *lane { return f.lanes[f.cfg.Loops.Next()] }
+
 // Run serves until ctx ends. Then it closes all sockets, lets each listener
 // drain up to its timeouts.drain, and returns when everything has ended. It
 // returns nil. A Frontend can't run again.

@@ -15,9 +15,9 @@ const (
 	keepAliveProbes  = 9
 )
 
-// keepAlive has the kernel find clients that are gone without a word, and wait with
-// nothing that is written. Connections have what their listener has; Go would set it
-// on each of them, by five system calls.
+// keepAlive has the kernel find clients that are gone without a word. Connections
+// have what their listener has; Go would set it on each of them, by four system
+// calls.
 func keepAlive(config *net.ListenConfig) {
 	before := config.Control
 	config.KeepAlive = -1
@@ -27,7 +27,6 @@ func keepAlive(config *net.ListenConfig) {
 			setOption(conn, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAliveSeconds),
 			setOption(conn, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepAliveSeconds),
 			setOption(conn, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveProbes),
-			setOption(conn, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
 		)
 		if err != nil || before == nil {
 			return err

@@ -87,7 +87,7 @@ func (c *Change) bindBeside(next *state) error {
 	if err != nil {
 		return err
 	}
-	bound := newSocket(listener, f.cfg.Loops)
+	bound := newSocket(listener)
 	c.bound[key] = bound
 	return bound.reusePort(false)
 }

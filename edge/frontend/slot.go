@@ -117,8 +117,8 @@ func (s *slot) connections() []*clientConn {
 	return slices.Collect(maps.Keys(s.conns))
 }
 
-// take serves an accepted connection, which is to join a loop.
-func (s *slot) take(conn net.Conn, to *loop.Loop) {
+// take serves an accepted connection.
+func (s *slot) take(conn *net.TCPConn) {
 	s.gate.enter()
 	reckoned := false
 	defer func() {
@@ -139,7 +139,7 @@ func (s *slot) take(conn net.Conn, to *loop.Loop) {
 		return
 	}
 	reckoned = true
-	c := newClientConn(s, conn, s.frontend.lanes[to])
+	c := newClientConn(s, conn)
 	c.refused = !admitted
 	if !s.add(c) {
 		_ = conn.Close() // the listener was removed a moment ago

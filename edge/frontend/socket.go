@@ -6,30 +6,26 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
-
-	"github.com/reseal/reseal/edge/loop"
 )
 
 // socket accepts on one address for the slot that owns it at the time.
 type socket struct {
 	listener *net.TCPListener
-	acceptor *loop.Acceptor // on the listener
 	owner    atomic.Pointer[slot]
 	woken    chan struct{} // holds a token after the owner changed
 	closed   context.Context
 	cancel   context.CancelFunc
 }
 
-func newSocket(listener *net.TCPListener, loops *loop.Group) *socket {
+func newSocket(listener *net.TCPListener) *socket {
 	closed, cancel := context.WithCancel(context.Background())
-	return &socket{listener: listener, acceptor: loops.Acceptor(listener), woken: make(chan struct{}, 1), closed: closed, cancel: cancel}
+	return &socket{listener: listener, woken: make(chan struct{}, 1), closed: closed, cancel: cancel}
 }
 
 // close ends accept.
 func (s *socket) close() {
 	s.cancel()
 	_ = s.listener.Close() // frees the port in any case
-	s.acceptor.Close()
 }
 
 // wake makes accept look at its owner again.
@@ -51,7 +47,7 @@ func (s *socket) accept(logger *slog.Logger) {
 			}
 			continue
 		}
-		conn, to, err := s.acceptor.Accept()
+		conn, err := s.listener.AcceptTCP()
 		if s.closed.Err() != nil {
 			if err == nil {
 				_ = conn.Close() // came too late
@@ -60,7 +56,7 @@ func (s *socket) accept(logger *slog.Logger) {
 		}
 		if err == nil {
 			pause = 0
-			s.owner.Load().take(conn, to)
+			s.owner.Load().take(conn)
 			continue
 		}
 		// Out of descriptors or memory, or the client is gone already.

@@ -153,10 +153,10 @@ var (
 // no descriptor. tc is nil for a connection without TLS. What the handshake has read
 // beyond its end is not lost.
 //
-// For epoll what wire wraps must be an Acceptor's, a *net.TCPConn or a *net.UnixConn;
-// everything else is served by goroutines.
+// For epoll what wire wraps must be a *net.TCPConn or *net.UnixConn; everything
+// else is served by goroutines.
 func (l *Loop) Join(wire *Wire, tc TLSConn, h Handler) error {
-	src, err := newSource(l, wire.Conn)
+	src, err := newSource(l.group, wire.Conn)
 	if err != nil {
 		_ = wire.Conn.Close()
 		return err

@@ -37,8 +37,8 @@ type HandshakesConfig struct {
 	// Refused is told when one is refused.
 	Refused func()
 	// Crowded is told when as many wait as may, with true, and when half of them have
-	// gone, with false: time to leave new connections in the accept queue. It is called
-	// in order.
+	// gone, with false: time to leave new connections in the accept queue
+	// (Listener.Pause). It is called in order.
 	Crowded func(bool)
 }
 
@@ -224,9 +224,6 @@ func (w *Wire) hello(within time.Duration) ([][]byte, error) {
 // left reports whether the peer has ended TCP, as far as the kernel can tell: not
 // if it has sent something else before.
 func (w *Wire) left() bool {
-	if own, ok := w.Conn.(interface{ left() bool }); ok {
-		return own.left()
-	}
 	sc, ok := w.Conn.(syscall.Conn)
 	if !ok {
 		return false

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -350,4 +351,61 @@ func TestHandshakesLeft(t *testing.T) {
 	}
 	hold.Done()
 	running.Wait()
+}
+
+// TestListener: while it is paused connections stay in the accept queue.
+func TestListener(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan net.Conn, 10)
+	l := NewListener(inner, func(c net.Conn) { accepted <- c }, func(err error, _ time.Duration) { t.Error(err) })
+	ctx := t.Context()
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := l.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(running.Wait)
+	dial := func() net.Conn {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	dial()
+	receive(t, accepted, "a connection").Close()
+	l.Pause()
+	l.Pause()
+	dial() // may be the one that was being accepted
+	waiting := dial()
+	l.Resume()
+	if _, err := io.WriteString(waiting, "x"); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.NewTimer(50 * time.Millisecond)
+	for count := 0; ; {
+		select {
+		case c := <-accepted:
+			c.Close()
+			if count++; count == 1 {
+				continue
+			}
+			t.Fatal("connections were accepted while paused")
+		case <-timer.C:
+		}
+		break
+	}
+	l.Resume()
+	for c := receive(t, accepted, "a connection"); ; c = receive(t, accepted, "a connection") {
+		same := c.RemoteAddr().String() == waiting.LocalAddr().String()
+		c.Close()
+		if same {
+			return
+		}
+	}
 }

@@ -1,8 +1,6 @@
 package loop
 
 import (
-	"slices"
-
 	"golang.org/x/crypto/cryptobyte"
 )
 
@@ -27,12 +25,7 @@ func offered(records []byte) (tickets [][]byte, complete bool) {
 			return nil, false
 		}
 		n := recordHeader + int(records[3])<<8 + int(records[4])
-		part := records[recordHeader:min(n, len(records))]
-		if message == nil {
-			message = slices.Clip(part) // mostly all of it
-		} else {
-			message = append(message, part...)
-		}
+		message = append(message, records[recordHeader:min(n, len(records))]...)
 		if len(message) > 0 && message[0] != messageClientHello {
 			return nil, true
 		}

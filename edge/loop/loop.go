@@ -58,7 +58,6 @@ type Group struct {
 	cfg   Config
 	loops []*Loop
 	turn  atomic.Uint32
-	begun atomic.Bool    // loops have what they wait with
 	work  sync.WaitGroup // goroutines of pumps
 }
 
@@ -100,7 +99,6 @@ func (g *Group) Run(ctx context.Context) error {
 		}
 		l.waiter, l.start = w, time.Now()
 	}
-	g.begun.Store(true)
 	var running sync.WaitGroup
 	for _, l := range g.loops {
 		running.Go(l.run)

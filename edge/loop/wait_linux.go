@@ -34,21 +34,16 @@ func newWaiter(cfg Config) (waiter, error) {
 
 // newSource takes the descriptor of a socket, which leaves Go's own poller: else
 // both would be woken by each packet.
-func newSource(to *Loop, conn net.Conn) (source, error) {
+func newSource(g *Group, conn net.Conn) (source, error) {
 	var sc syscall.Conn
 	switch conn := conn.(type) {
-	case *fresh:
-		if !conn.join(to) {
-			return nil, net.ErrClosed
-		}
-		return conn.socket, nil
 	case *net.TCPConn:
 		sc = conn
 	case *net.UnixConn:
 		sc = conn
 	}
-	if sc == nil || to.group.cfg.Goroutines {
-		return newPump(to.group, conn), nil
+	if sc == nil || g.cfg.Goroutines {
+		return newPump(g, conn), nil
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
@@ -80,11 +75,19 @@ type epoll struct {
 	looks  int // in this wait
 	busy   int // rounds in a row that did not wait
 
-	places places
+	// places are what events name, with the generation of the place: an event of a
+	// socket that was closed in the same round is not its successor's.
+	places []place
+	free   []int32
 
-	mu     sync.Mutex // guards event against close, after which no socket comes
+	mu     sync.Mutex // guards event against close
 	event  int        // eventfd; -1 after close
 	counts counts
+}
+
+type place struct {
+	generation int32
+	socket     *socket
 }
 
 // counts are system calls, for tests.
@@ -171,18 +174,14 @@ func (e *epoll) tell(l *Loop, event *unix.EpollEvent) {
 	if event.Fd == wakeUp {
 		return
 	}
-	s := e.places.find(event.Fd, event.Pad)
-	if s == nil {
+	at := &e.places[event.Fd]
+	if at.generation != event.Pad || at.socket == nil {
 		return
 	}
 	const ends = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+	c := at.socket.conn
 	if event.Events&ends != 0 {
-		s.ends = true
-	}
-	c := s.conn
-	if c == nil {
-		s.fresh.tell()
-		return
+		at.socket.ends = true
 	}
 	if event.Events&(unix.EPOLLIN|ends) != 0 {
 		c.readable = true
@@ -204,84 +203,60 @@ func (e *epoll) wake() {
 
 func (e *epoll) close() {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	_ = unix.Close(e.event)
 	e.event = -1
-	e.mu.Unlock()
-	for _, f := range e.places.fresh() {
-		_ = f.Close() // fails only when it is closed already
-	}
 	_ = e.file.Close()
-}
-
-// add has the epoll watch a socket for reading, for its end, and for more. Any
-// goroutine may call it.
-func (e *epoll) add(s *socket, more uint32) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.event < 0 {
-		return ErrStopped
-	}
-	s.epoll, s.events = e, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLET|more
-	s.place, s.generation = e.places.enter(s)
-	if err := s.control(unix.EPOLL_CTL_ADD); err != nil {
-		s.leave()
-		return err
-	}
-	return nil
 }
 
 // socket is a descriptor on a loop.
 type socket struct {
-	fd         int
-	epoll      *epoll // nil while detached
-	place      int32
-	generation int32
-	events     uint32 // that are watched
-	fresh      *fresh // nil once it has joined
-	conn       *Conn  // nil before
-	ends       bool   // FIN or an error has come: read on until it shows
-}
-
-func (s *socket) control(op int) error {
-	event := unix.EpollEvent{Events: s.events, Fd: s.place, Pad: s.generation}
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(s.epoll.fd, op, s.fd, &event))
+	fd    int
+	epoll *epoll // nil while detached
+	place int32
+	conn  *Conn
+	ends  bool // FIN or an error has come: read on until it shows
 }
 
 func (s *socket) attach(c *Conn) error {
-	if s.epoll != nil { // since it was accepted
-		c.readable = !s.fresh.drained || len(s.fresh.news) > 0 || s.ends
-		s.conn, s.fresh = c, nil
-		return nil
-	}
 	e := c.loop.waiter.(*epoll)
+	if len(e.free) == 0 {
+		e.places = append(e.places, place{})
+		e.free = append(e.free, int32(len(e.places)-1))
+	}
+	last := len(e.free) - 1
+	at := e.free[last]
 	e.counts.controls++
-	s.conn, s.fresh = c, nil
-	return e.add(s, unix.EPOLLOUT)
+	event := unix.EpollEvent{
+		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
+		Fd:     at, Pad: e.places[at].generation,
+	}
+	if err := unix.EpollCtl(e.fd, unix.EPOLL_CTL_ADD, s.fd, &event); err != nil {
+		return os.NewSyscallError("epoll_ctl", err)
+	}
+	e.free = e.free[:last]
+	e.places[at].socket = s
+	s.epoll, s.place, s.conn = e, at, c
+	return nil
 }
 
 func (s *socket) detach() {
 	s.epoll.counts.controls++
-	_ = s.control(unix.EPOLL_CTL_DEL) // it is there
+	_ = unix.EpollCtl(s.epoll.fd, unix.EPOLL_CTL_DEL, s.fd, nil) // it is there
 	s.leave()
 }
 
 // leave gives the place free. Events that were fetched before name an earlier
 // generation.
 func (s *socket) leave() {
-	if s.epoll != nil {
-		s.epoll.places.leave(s.place)
-		s.epoll = nil
+	if s.epoll == nil {
+		return
 	}
-}
-
-// awaitRoom has the epoll tell when the kernel takes more, if it takes nothing now. A
-// socket that was accepted mostly never needs it, and would be told at the start.
-func (s *socket) awaitRoom() error {
-	if s.events&unix.EPOLLOUT != 0 {
-		return nil
-	}
-	s.events |= unix.EPOLLOUT
-	return s.control(unix.EPOLL_CTL_MOD)
+	at := &s.epoll.places[s.place]
+	at.generation++
+	at.socket = nil
+	s.epoll.free = append(s.epoll.free, s.place)
+	s.epoll = nil
 }
 
 func (s *socket) read(p []byte) (int, error) {
@@ -311,13 +286,10 @@ func (s *socket) write(p []byte) (int, error) {
 		n, errno := callWrite(s.fd, p)
 		switch errno {
 		case 0:
-			if n < len(p) {
-				return n, s.awaitRoom()
-			}
 			return n, nil
 		case unix.EINTR:
 		case unix.EAGAIN:
-			return 0, s.awaitRoom()
+			return 0, nil
 		default:
 			return 0, os.NewSyscallError("write", errno)
 		}

@@ -6,4 +6,4 @@ import "net"
 
 func newWaiter(Config) (waiter, error) { return newChannel(), nil }
 
-func newSource(to *Loop, conn net.Conn) (source, error) { return newPump(to.group, conn), nil }
+func newSource(g *Group, conn net.Conn) (source, error) { return newPump(g, conn), nil }
