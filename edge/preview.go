@@ -3,9 +3,7 @@ package edge
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"maps"
-	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -21,20 +19,20 @@ const maxImpacts = 1000
 // preview finds out what a candidate would do, and does nothing. It does not hold up
 // the owner of the configuration: it compiles a plan of its own and compares that with
 // what the owner has published.
-func (e *Edge) preview(_ context.Context, candidate feed.Candidate) (impact *resealv1.EdgeImpact) {
-	defer func() {
-		if reason := recover(); reason != nil {
-			e.cfg.Logger.Error("a panic while a change was previewed", "reason", fmt.Sprint(reason), "stack", string(debug.Stack()))
-			impact = &resealv1.EdgeImpact{Unknown: "it failed at the preview, which is a bug; its log has the details"}
-		}
-	}()
+func (e *Edge) preview(_ context.Context, candidate feed.Candidate) *resealv1.EdgeImpact {
+	impact := &resealv1.EdgeImpact{Unknown: "it failed at the preview, which is a bug; its log has the details"}
+	e.guarded("a change was previewed", func() { impact = e.impactOf(candidate) })
+	return impact
+}
+
+func (e *Edge) impactOf(candidate feed.Candidate) *resealv1.EdgeImpact {
 	now := e.apply.inForce.Load()
 	if now == nil {
 		return &resealv1.EdgeImpact{Unknown: "it serves nothing yet"}
 	}
 	draft := plan.NewDraft(candidate.Snapshot, candidate.Unusable, plan.Env{ReadFile: e.files.Read}, nil)
 	compiled := draft.Compile()
-	impact = &resealv1.EdgeImpact{Violations: draft.Violations()}
+	impact := &resealv1.EdgeImpact{Violations: draft.Violations()}
 	if compiled == nil {
 		return impact
 	}

@@ -188,86 +188,109 @@ func (s *sample) weights(reports []*resealv1.EdgeImpact) map[string]float64 {
 	return weights
 }
 
-// sums adds up numbers of edges that each stand for several.
-type sums struct{ edges, connections, handshakes float64 }
+// finding is something that edges say, with the numbers of all edges for which those
+// that say it stand.
+type finding[T any] struct {
+	is                             *T
+	edges, connections, handshakes float64
+}
 
-func (s *sums) add(weight float64, connections, handshakes int64) {
-	s.edges += weight
-	s.connections += weight * float64(connections)
-	s.handshakes += weight * float64(handshakes)
+// note adds what an edge says to the finding of a key.
+func note[T any](all map[string]*finding[T], key string, fresh *T, weight float64, connections, handshakes int64) *T {
+	f := all[key]
+	if f == nil {
+		f = &finding[T]{is: fresh}
+		all[key] = f
+	}
+	f.edges += weight
+	f.connections += weight * float64(connections)
+	f.handshakes += weight * float64(handshakes)
+	return f.is
 }
 
 func whole(x float64) int64 { return int64(math.Round(x)) }
 
+// sorted are the findings by key.
+func sorted[T any](all map[string]*finding[T]) []*finding[T] {
+	found := make([]*finding[T], 0, len(all))
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		found = append(found, all[key])
+	}
+	return found
+}
+
+// summary is what a sample of edges says.
+type summary struct {
+	answered  int32
+	unknown   map[string]*finding[resealv1.ImpactUnknown]
+	refused   map[string]*finding[resealv1.ImpactViolation]
+	pools     map[string]*finding[resealv1.PoolImpact]
+	listeners map[string]*finding[resealv1.ListenerImpact]
+}
+
 // summarize makes one answer of those of the edges.
 func (s *sample) summarize(reports []*resealv1.EdgeImpact) *resealv1.PreviewChangeResponse {
 	slices.SortFunc(reports, func(a, b *resealv1.EdgeImpact) int { return cmp.Compare(a.GetEdge(), b.GetEdge()) })
-	response := &resealv1.PreviewChangeResponse{Edges: int32(s.edges), Asked: int32(len(s.asked))}
+	all := &summary{
+		unknown: map[string]*finding[resealv1.ImpactUnknown]{}, refused: map[string]*finding[resealv1.ImpactViolation]{},
+		pools: map[string]*finding[resealv1.PoolImpact]{}, listeners: map[string]*finding[resealv1.ListenerImpact]{},
+	}
 	weights := s.weights(reports)
-	refused, unknown := map[string]*resealv1.ImpactViolation{}, map[string]*resealv1.ImpactUnknown{}
-	counts := map[string]float64{}
-	pools, poolSums := map[string]*resealv1.PoolImpact{}, map[string]*sums{}
-	listeners, listenerSums := map[string]*resealv1.ListenerImpact{}, map[string]*sums{}
 	for _, report := range reports {
-		weight := weights[report.GetEdge()]
-		if why := report.GetUnknown(); why != "" {
-			at := entry(unknown, why, func() *resealv1.ImpactUnknown { return &resealv1.ImpactUnknown{Reason: why} })
-			at.Edges, at.Names = at.Edges+1, someNames(at.Names, report.GetEdge())
-			continue
-		}
-		response.Answered++
-		for _, violation := range report.GetViolations() {
-			text := violation.Text()
-			at := entry(refused, text, func() *resealv1.ImpactViolation { return &resealv1.ImpactViolation{Violation: violation} })
-			counts[text] += weight
-			at.Names = someNames(at.Names, report.GetEdge())
-		}
-		for _, pool := range report.GetPools() {
-			key := fmt.Sprint(pool.GetName(), "\x00", pool.GetRemoved(), pool.GetChanges())
-			entry(pools, key, func() *resealv1.PoolImpact {
-				return &resealv1.PoolImpact{Name: pool.GetName(), Removed: pool.GetRemoved(), Changes: pool.GetChanges()}
-			})
-			entry(poolSums, key, func() *sums { return &sums{} }).add(weight, pool.GetConnections(), pool.GetFullHandshakes())
-		}
-		for _, l := range report.GetListeners() {
-			key := fmt.Sprint(l.GetName(), "\x00", l.GetAction(), l.GetAddress())
-			entry(listeners, key, func() *resealv1.ListenerImpact {
-				return &resealv1.ListenerImpact{Name: l.GetName(), Action: l.GetAction(), Address: l.GetAddress()}
-			})
-			entry(listenerSums, key, func() *sums { return &sums{} }).add(weight, l.GetConnections(), 0)
-		}
+		all.add(report, weights[report.GetEdge()])
 	}
-	for _, key := range slices.Sorted(maps.Keys(pools)) {
-		pool, sum := pools[key], poolSums[key]
-		pool.Edges, pool.Connections, pool.FullHandshakes = int32(whole(sum.edges)), whole(sum.connections), whole(sum.handshakes)
-		response.Pools = append(response.Pools, pool)
-		response.Connections += pool.Connections
-		response.FullHandshakes += pool.FullHandshakes
-	}
-	for _, key := range slices.Sorted(maps.Keys(listeners)) {
-		l, sum := listeners[key], listenerSums[key]
-		l.Edges, l.Connections = int32(whole(sum.edges)), whole(sum.connections)
-		response.Listeners = append(response.Listeners, l)
-		response.Connections += l.Connections
-	}
-	for text, at := range refused {
-		at.Edges = int32(whole(counts[text]))
-		response.Violations = append(response.Violations, at)
-	}
-	slices.SortFunc(response.Violations, func(a, b *resealv1.ImpactViolation) int {
-		return cmp.Or(cmp.Compare(b.GetEdges(), a.GetEdges()), cmp.Compare(a.GetViolation().Text(), b.GetViolation().Text()))
-	})
-	for _, why := range slices.Sorted(maps.Keys(unknown)) {
-		response.Unknown = append(response.Unknown, unknown[why])
-	}
+	response := all.response()
+	response.Edges, response.Asked = int32(s.edges), int32(len(s.asked))
 	return response
 }
 
-func entry[T any](entries map[string]*T, key string, fresh func() *T) *T {
-	if entries[key] == nil {
-		entries[key] = fresh()
+// add takes what an edge says, which stands for as many as its weight.
+func (s *summary) add(report *resealv1.EdgeImpact, weight float64) {
+	if why := report.GetUnknown(); why != "" {
+		is := note(s.unknown, why, &resealv1.ImpactUnknown{Reason: why}, 1, 0, 0)
+		is.Names = someNames(is.Names, report.GetEdge())
+		return
 	}
-	return entries[key]
+	s.answered++
+	for _, violation := range report.GetViolations() {
+		is := note(s.refused, violation.Text(), &resealv1.ImpactViolation{Violation: violation}, weight, 0, 0)
+		is.Names = someNames(is.Names, report.GetEdge())
+	}
+	for _, pool := range report.GetPools() {
+		key := fmt.Sprint(pool.GetName(), "\x00", pool.GetRemoved(), pool.GetChanges())
+		note(s.pools, key, &resealv1.PoolImpact{Name: pool.GetName(), Removed: pool.GetRemoved(), Changes: pool.GetChanges()},
+			weight, pool.GetConnections(), pool.GetFullHandshakes())
+	}
+	for _, l := range report.GetListeners() {
+		key := fmt.Sprint(l.GetName(), "\x00", l.GetAction(), l.GetAddress())
+		note(s.listeners, key, &resealv1.ListenerImpact{Name: l.GetName(), Action: l.GetAction(), Address: l.GetAddress()}, weight, l.GetConnections(), 0)
+	}
+}
+
+// response says all of it.
+func (s *summary) response() *resealv1.PreviewChangeResponse {
+	response := &resealv1.PreviewChangeResponse{Answered: s.answered}
+	for _, f := range sorted(s.pools) {
+		f.is.Edges, f.is.Connections, f.is.FullHandshakes = int32(whole(f.edges)), whole(f.connections), whole(f.handshakes)
+		response.Pools = append(response.Pools, f.is)
+		response.Connections += f.is.Connections
+		response.FullHandshakes += f.is.FullHandshakes
+	}
+	for _, f := range sorted(s.listeners) {
+		f.is.Edges, f.is.Connections = int32(whole(f.edges)), whole(f.connections)
+		response.Listeners = append(response.Listeners, f.is)
+		response.Connections += f.is.Connections
+	}
+	for _, f := range sorted(s.refused) { // by their texts
+		f.is.Edges = int32(whole(f.edges))
+		response.Violations = append(response.Violations, f.is)
+	}
+	slices.SortStableFunc(response.Violations, func(a, b *resealv1.ImpactViolation) int { return cmp.Compare(b.GetEdges(), a.GetEdges()) })
+	for _, f := range sorted(s.unknown) {
+		f.is.Edges = int32(whole(f.edges))
+		response.Unknown = append(response.Unknown, f.is)
+	}
+	return response
 }
 
 func someNames(names []string, name string) []string {

@@ -31,7 +31,7 @@ func TestPanicInACommit(t *testing.T) {
 		return counters(name)
 	}
 	before := e.frontend.Addr("main").String()
-	main := e.listener("main", func(l *exchange.Listener) { l.Spec.Address = "127.0.0.1:" + free(t) })
+	main := e.listener("main", func(l *exchange.Listener) { l.Spec.Address = "127.0.0.1:" + freePort(t) })
 	change, violations := e.frontend.Prepare([]exchange.Listener{main, e.listener("bad")})
 	if len(violations) > 0 {
 		t.Fatal(violations)
@@ -51,17 +51,6 @@ func TestPanicInACommit(t *testing.T) {
 	if err := e.asksOnce(); err != nil {
 		t.Error(err)
 	}
-}
-
-func free(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	_, port, _ := net.SplitHostPort(listener.Addr().String())
-	return port
 }
 
 // faulty are counters that panic once.
