@@ -278,7 +278,9 @@ func (b *bed) startServing(p *proxy, id, program string) {
 func (b *bed) startEdge(p *proxy, id, program string) *harness.Edge {
 	edge := b.harness.StartEdge(id, "edge="+id)
 	if program != "" {
-		edge.Stop()
+		if err := edge.Stop(); err != nil {
+			b.harness.TB.Fatal(err)
+		}
 		edge.Program = program
 		edge.Start()
 	}
