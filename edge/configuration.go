@@ -94,6 +94,9 @@ func (c *configuration) do(job func()) bool {
 // can serve, and says what it can't.
 func (e *Edge) Apply(_ context.Context, candidate feed.Candidate) feed.Outcome {
 	outcome := feed.Outcome{Violations: []*resealv1.Violation{{Description: "this edge is stopping"}}}
+	if e.handover.given.Load() {
+		return outcome
+	}
 	e.apply.do(func() { outcome = e.put(candidate) })
 	return outcome
 }

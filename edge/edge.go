@@ -34,6 +34,7 @@ import (
 	"github.com/reseal/reseal/edge/share"
 	"github.com/reseal/reseal/edge/state"
 	"github.com/reseal/reseal/edge/tally"
+	"github.com/reseal/reseal/edge/upgrade"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -76,6 +77,15 @@ type Config struct {
 	MemoryLimit int64
 	// Version is told to the control plane.
 	Version string
+	// Predecessor is the running process whose place this one takes, nil for none. The
+	// edge then has that one's boot id, state, configuration, keys, sessions and counters.
+	Predecessor *upgrade.Successor
+	// Sockets are listening sockets that listeners use in place of binding their
+	// addresses. Nil: none.
+	Sockets *upgrade.Sockets
+	// Served, if set, is called once: when a configuration is in force, or there is none
+	// to be had yet; with a Predecessor, when its place is this process's.
+	Served func()
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 	// AccessLog gets one record per request: a line of JSON by one Write, which must
@@ -107,6 +117,8 @@ type Edge struct {
 	share    *share.Share       // likewise
 	mover    *link.Mover
 	enrolled chan struct{}
+	state    *state.Dir // set before enrolled is closed
+	handover *handover
 	reload   chan struct{} // holds a token after Reload
 
 	files files.Reader
@@ -125,11 +137,15 @@ func New(cfg Config) *Edge {
 		registry:  registry,
 		tally:     counters,
 		memory:    &memory{limit: cfg.MemoryLimit, paced: cfg.PaceGC},
+		handover:  newHandover(),
 		mover:     link.NewMover(),
 		enrolled:  make(chan struct{}),
 		reload:    make(chan struct{}, 1),
 		apply:     newConfiguration(),
 		sessions:  session.New(session.Config{Logger: cfg.Logger.With("part", "session")}),
+	}
+	if cfg.Predecessor != nil {
+		e.bootID, e.startedAt = cfg.Predecessor.Terms.BootID, cfg.Predecessor.Terms.StartedAt
 	}
 	e.loops = loop.New(loop.Config{Panicked: func(bug any, stack []byte) {
 		cfg.Logger.Error("panic on an event loop: this is a bug", "panic", bug, "stack", string(stack))
@@ -149,12 +165,14 @@ func New(cfg Config) *Edge {
 		},
 		MemoryLimit: cfg.MemoryLimit,
 		MemoryUsed:  e.memory.Used,
+		Inherited:   cfg.Sockets.Claim,
 		Logger:      cfg.Logger.With("part", "frontend"),
 		AccessLog:   cfg.AccessLog,
 	})
 	registerFeedMetrics(registry, e)
 	registerLogMetrics(registry, cfg.AccessLogDropped)
 	registerMemoryMetrics(registry, cfg.MemoryLimit)
+	registerUpgradeMetrics(registry, e)
 	return e
 }
 
@@ -173,15 +191,29 @@ func randomID() string {
 	return hex.EncodeToString(id)
 }
 
-// Run serves until ctx ends, then drains and returns when all that it started
-// has ended. It returns an error when the state directory can't be used or
-// enrolment is refused; an unreachable control plane is not an error.
+// Run serves until ctx ends or another process has taken over (HandOver), then drains
+// and returns when all that it started has ended. It returns an error when the state
+// directory can't be used, enrolment is refused or the place of a predecessor can't be
+// taken; an unreachable control plane is not an error.
 func (e *Edge) Run(ctx context.Context) error {
-	dir, err := state.Open(e.cfg.StateDir, e.stateKeyFile())
+	err := e.run(ctx)
+	if e.cfg.Predecessor != nil {
+		if err != nil {
+			e.cfg.Predecessor.Fail(err)
+		}
+		_ = e.cfg.Predecessor.Close() // it may be gone
+	}
+	e.cfg.Sockets.Close()
+	return err
+}
+
+func (e *Edge) run(ctx context.Context) error {
+	dir, err := e.openState()
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+	e.state = dir
 	e.identity = identity.New(identity.Config{
 		ID:           e.cfg.ID,
 		TokenFile:    e.cfg.JoinTokenFile,
@@ -215,6 +247,9 @@ func (e *Edge) Run(ctx context.Context) error {
 		Registerer: e.registry,
 	})
 	e.keysBy = time.Now().Add(e.cfg.FeedWait)
+	if err := e.inheritKeys(); err != nil {
+		return err
+	}
 	e.newFeed(dir)
 	e.newShare(conn)
 	close(e.enrolled)
@@ -277,10 +312,16 @@ func (e *Edge) loadSessions(dir *state.Dir) (*session.Keeper, error) {
 	if e.cfg.ForgetSessions {
 		return nil, keeper.Erase()
 	}
+	if e.cfg.Predecessor != nil {
+		return keeper, nil // it hands over what it holds when it comes to that
+	}
 	_, err := keeper.Load()
 	return keeper, err
 }
 
+// serve starts what an edge consists of, and ends it in the order in which it depends
+// on each other. With a predecessor it serves clients first, and does what only one of
+// the two may do once the other has stopped to.
 func (e *Edge) serve(ctx context.Context, keeper *session.Keeper) error {
 	reporter := tally.NewReporter(tally.ReporterConfig{
 		Edge:   e.cfg.ID,
@@ -289,50 +330,63 @@ func (e *Edge) serve(ctx context.Context, keeper *session.Keeper) error {
 		Client: resealv1.NewTallyServiceClient(e.link),
 		Logger: e.cfg.Logger.With("part", "tally"),
 	})
-	// Clients drain first; the backend leg and the reports end after them, so
-	// that requests in flight finish and are counted.
-	inner, stopInner := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopInner()
-	var behind errgroup.Group
-	behind.Go(func() error { return e.backend.Run(inner) })
-	behind.Go(func() error { return e.own(inner) })
-	behind.Go(func() error { return e.link.Run(inner) })
-	behind.Go(func() error { return reporter.Run(inner) })
-	behind.Go(func() error { return e.keyring.Run(inner) })
-	// The loops run until no leg has a connection any more.
-	looping, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopLoops()
-	var loops errgroup.Group
-	loops.Go(func() error { return e.loops.Run(looping) })
-	// Sessions are kept last: the closing connections still bring some.
-	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopKeeping()
-	var last errgroup.Group
-	if keeper != nil {
-		last.Go(func() error { return keeper.Run(keeping) })
+	// Clients drain first; the backend leg and the reports end after them, so that
+	// requests in flight finish and are counted. The loops run until no leg has a
+	// connection any more, and sessions are kept last: the closing connections still
+	// bring some.
+	last, loops, behind, talks := newStage(ctx), newStage(ctx), newStage(ctx), newStage(ctx)
+	behind.start(e.own)
+	err := e.succeed(ctx)
+	if err == nil {
+		loops.start(e.loops.Run)
+		behind.start(e.backend.Run)
+		err = e.serveClients(ctx, func() {
+			talks.start(e.link.Run)
+			talks.start(reporter.Run)
+			talks.start(e.keyring.Run)
+			if keeper != nil {
+				last.start(keeper.Run)
+			}
+		}, talks)
 	}
+	e.endPredecessor()
+	err = errors.Join(err, talks.end(), behind.end(), loops.end(), last.end())
+	e.sayFarewell()
+	return err
+}
 
+// serveClients serves until ctx ends, or another process has taken over, and all
+// clients have left. Alone is called when this process is the only one of the edge that
+// speaks with the control plane and writes the state; talks ends when it is no longer.
+func (e *Edge) serveClients(ctx context.Context, alone func(), talks *stage) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer e.handover.close()
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return e.frontend.Run(ctx) })
+	group.Go(func() error { return e.memory.run(ctx) })
+	e.takeOver(ctx)
+	alone()
+	e.handover.open(func() {
+		stop()
+		_ = talks.end() // their errors are logged; nothing is to be done about them now
+	})
 	group.Go(func() error { return e.identity.Run(ctx) })
 	group.Go(func() error { return e.mover.Run(ctx) })
 	group.Go(func() error { return e.feed.Run(ctx) })
 	group.Go(func() error { return e.share.Run(ctx) })
-	group.Go(func() error { return e.frontend.Run(ctx) })
 	group.Go(func() error { return e.startFromLastGood(ctx) })
-	group.Go(func() error { return e.memory.run(ctx) })
 	group.Go(func() error { return e.watchFiles(ctx) })
-	err := group.Wait()
-	stopInner()
-	err = errors.Join(err, behind.Wait())
-	stopLoops()
-	err = errors.Join(err, loops.Wait())
-	stopKeeping()
-	return errors.Join(err, last.Wait())
+	group.Go(func() error { return e.tellServed(ctx) })
+	telling := newStage(ctx)
+	telling.start(e.tellDrained)
+	return errors.Join(group.Wait(), telling.end())
 }
 
 // startFromLastGood gives the feed a moment, since what it brings is newer, and
 // then serves what the edge served last.
 func (e *Edge) startFromLastGood(ctx context.Context) error {
+	defer close(e.handover.tried)
 	wait := time.NewTimer(e.cfg.FeedWait)
 	defer wait.Stop()
 	select {

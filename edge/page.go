@@ -1,8 +1,10 @@
 package edge
 
 import (
+	"encoding/json"
 	"net/http"
 	"net/http/pprof"
+	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -23,6 +25,7 @@ func newHandler(e *Edge) http.Handler {
 			_, _ = w.Write([]byte("ok\n"))
 		}
 	})
+	mux.HandleFunc("GET /upgrade", func(w http.ResponseWriter, _ *http.Request) { e.describeUpgrade(w) })
 	mux.Handle("GET /metrics", promhttp.HandlerFor(e.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -78,4 +81,41 @@ func registerMemoryMetrics(registry *prometheus.Registry, limit int64) {
 		Name: "reseal_memory_limit_bytes",
 		Help: "What the edge may use of memory before it refuses new connections and requests; 0: no limit.",
 	}, func() float64 { return float64(limit) }))
+}
+
+// upgradeState is what /upgrade answers.
+type upgradeState struct {
+	PID         int                  `json:"pid"`
+	Version     string               `json:"version"`
+	BootID      string               `json:"bootId"`
+	Predecessor *drainingPredecessor `json:"predecessor,omitempty"`
+}
+
+// drainingPredecessor is the process before, while it drains.
+type drainingPredecessor struct {
+	PID         int    `json:"pid"`
+	Version     string `json:"version"`
+	Connections int    `json:"connections"`
+}
+
+func (e *Edge) describeUpgrade(w http.ResponseWriter) {
+	now := upgradeState{PID: os.Getpid(), Version: e.cfg.Version, BootID: e.bootID}
+	if left := e.handover.left.Load(); left != nil {
+		terms := e.cfg.Predecessor.Terms
+		now.Predecessor = &drainingPredecessor{terms.PID, terms.Version, left.Connections}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(now) // the client may be gone
+}
+
+func registerUpgradeMetrics(registry *prometheus.Registry, e *Edge) {
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "reseal_upgrade_draining_connections",
+		Help: "Connections of clients that the process before an upgrade still has.",
+	}, func() float64 {
+		if left := e.handover.left.Load(); left != nil {
+			return float64(left.Connections)
+		}
+		return 0
+	}))
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -38,6 +39,11 @@ type Page struct {
 	Handler http.Handler
 	// Logger is for errors of the server.
 	Logger *slog.Logger
+	// Inherited, unless nil, is a listening socket for Address that another process had.
+	// Listen takes it.
+	Inherited *os.File
+
+	socket *net.TCPListener
 }
 
 // Listen binds the address, for at most 64 connections at a time. A plain page beyond loopback is refused unless
@@ -56,11 +62,29 @@ func (p *Page) Listen() (net.Listener, error) {
 		}
 		p.Handler = publicOnly(p.Handler)
 	}
-	listener, err := net.Listen("tcp", p.Address)
+	listener, err := p.bind()
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", p.Flag, err)
 	}
+	p.socket, _ = listener.(*net.TCPListener)
 	return netutil.LimitListener(listener, maxConnections), nil
+}
+
+func (p *Page) bind() (net.Listener, error) {
+	if p.Inherited == nil {
+		return net.Listen("tcp", p.Address)
+	}
+	listener, err := net.FileListener(p.Inherited)
+	return listener, errors.Join(err, p.Inherited.Close())
+}
+
+// File is the listening socket for another process, which inherits it; nil without one.
+// The caller closes it.
+func (p *Page) File() (*os.File, error) {
+	if p.socket == nil {
+		return nil, nil
+	}
+	return p.socket.File()
 }
 
 // Serve answers on listener until ctx ends. A nil listener serves nothing.

@@ -2,7 +2,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -28,7 +27,10 @@ use the certificate in the state directory.
 Signals: SIGTERM and SIGINT drain (timeouts.drain of each listener) and end it; a
 second one ends it at once. SIGHUP and SIGUSR1 open the access log anew, for
 logrotate, and read the files that the configuration names (certificates, keys,
-roots) without waiting for the next check. Flags are read only at the start.`
+roots) without waiting for the next check. Flags are read only at the start. SIGUSR2
+starts this program's file anew, with the same arguments: the new process takes over
+listening sockets, state, keys and sessions, serves, and this one drains and ends. If
+it can't, this one goes on and says why.`
 
 // parseLabels reads "k=v,…". Empty means no labels.
 func parseLabels(text string) (map[string]string, error) {
@@ -68,6 +70,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.BoolVar(&cfg.KeepKeys, "keep-keys", true, "keep the fleet's ticket keys in the state directory, sealed, to resume sessions after a start without a control plane")
 	memory := flags.String("memory-limit", "auto", "near it, new connections and requests are refused (503 memory_limit), `SIZE` as in 512MiB; 0: no limit; auto: GOMEMLIMIT, or 3/4 of what the control group or the machine has")
 	accessLog := flags.String("access-log", "-", "JSON access log, `FILE`, opened anew on SIGHUP; -: standard output; empty: off")
+	pid := flags.String("pid-file", "", "id of the process that serves, `FILE`; it is another one after an upgrade (SIGUSR2)")
 	if done, code := flags.Parse(args, version); done {
 		return code
 	}
@@ -103,21 +106,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer access.Close()
 	cfg.AccessLog, cfg.AccessLogDropped = access.records(), access.Dropped
 
-	ctx, stop := daemon.SignalContext()
-	defer stop()
-	node := edge.New(cfg)
-	page.Handler, page.Logger = node.Handler(), logger
-	if *pageTLS {
-		page.TLS = node.PageTLS()
-	}
-	listener, err := page.Listen()
-	if err != nil {
-		_, code := flags.Usagef("%v", err)
-		return code
-	}
-	reload := daemon.OnReload(logger, func() {
-		access.Reopen()
-		node.Reload()
-	})
-	return daemon.Run(ctx, logger, reload, node.Run, func(ctx context.Context) error { return page.Serve(ctx, listener) })
+	e := &process{cfg: cfg, page: page, pageTLS: *pageTLS, pidFile: pidFile(*pid), reopen: access.Reopen, flags: flags}
+	return e.run(args, stdout, stderr)
 }

@@ -36,9 +36,10 @@ type Balancer struct {
 
 	mu        sync.Mutex // guards what follows, and changes of view
 	endpoints map[string]*Endpoint
-	addresses []weighted // what DNS answered, or the spec's endpoints
-	foreign   bool       // addresses are not of the view's look-up, which is under way
-	ejecting  sync.Mutex // one ejection at a time, so that one endpoint stays
+	inherited map[string]Health // of endpoints that are not known yet, by address
+	addresses []weighted        // what DNS answered, or the spec's endpoints
+	foreign   bool              // addresses are not of the view's look-up, which is under way
+	ejecting  sync.Mutex        // one ejection at a time, so that one endpoint stays
 }
 
 // Endpoint is one address of a pool, with its load and health. It outlives views:
@@ -131,6 +132,7 @@ func (b *Balancer) apply(next *View, publish func(*View)) {
 		e := b.endpoints[a.address]
 		if e == nil {
 			e = &Endpoint{Address: a.address}
+			b.restore(e, next.rules)
 		}
 		keep[a.address] = e
 		next.members = append(next.members, &member{Endpoint: e, weight: a.weight})

@@ -33,6 +33,7 @@ var (
 	// Opened counts connections: those of clients when they are accepted, those to
 	// backends when their handshake is complete.
 	Opened = define(Counter{
+		Key:      "opened",
 		Frontend: Metric{"reseal_frontend_connections_opened_total", "Connections accepted from clients."},
 		Backend:  Metric{"reseal_backend_connections_opened_total", "Connections opened to backends."},
 		Report:   func(stats *resealv1.Stats, _ []int, n int64) { stats.Connections.Opened = uint64(n) },
@@ -40,6 +41,7 @@ var (
 	// Closed counts their ends, once each: At(int(a resealv1.CloseKind), By(whether
 	// the peer began it)). Those of unspecified kind, as all of clients, are shown nowhere.
 	Closed = define(Counter{
+		Key:     "closed",
 		Backend: Metric{"reseal_backend_connections_closed_total", "Connections to backends by how they ended and who closed first."},
 		Labels:  []Label{{Name: "how", Values: values(resealv1.CloseKind(0), "")}, {Name: "by", Values: closers}},
 		Rare:    true,
@@ -52,6 +54,7 @@ var (
 	})
 	// Connections are open: At(Active) or At(Idle).
 	Connections = define(Counter{
+		Key:      "connections",
 		Frontend: Metric{"reseal_frontend_connections", "Open connections of clients."},
 		Backend:  Metric{"reseal_backend_connections", "Open connections to backends."},
 		Labels:   []Label{{Name: "state", Values: []string{Active: "active", Idle: "idle"}}},
@@ -67,6 +70,7 @@ var (
 	// Requests counts requests: At(0), or At(1) when the connection had served one
 	// before. Counters.Request does.
 	Requests = define(Counter{
+		Key:     "requests",
 		Backend: Metric{"reseal_backend_requests_total", "Requests to backends, by whether the connection had served one before."},
 		Labels:  []Label{{Name: "reused", Values: []string{"false", "true"}}},
 		Report: func(stats *resealv1.Stats, at []int, n int64) {
@@ -80,6 +84,7 @@ var (
 	// Counters.Handshake does. They are no counter of their own but the sum of the
 	// misses, so the two can't differ.
 	Full = define(Counter{
+		Key:    "full",
 		Labels: []Label{{Name: "reason", Values: reasons}, versions},
 		Report: func(stats *resealv1.Stats, at []int, n int64) {
 			stats.Misses[reasons[at[0]]] += uint64(n)
@@ -89,6 +94,7 @@ var (
 	// Resumed counts resumed handshakes: At(int(a resealv1.Mechanism),
 	// TLSVersion(version)). Counters.Handshake does.
 	Resumed = define(Counter{
+		Key:    "resumed",
 		Labels: []Label{{Name: "mechanism", Values: values(resealv1.Mechanism(0), "")}, versions},
 		Report: func(stats *resealv1.Stats, at []int, n int64) {
 			switch resealv1.Mechanism(at[0]) {
@@ -103,32 +109,38 @@ var (
 	})
 	// Failed counts handshakes that did not complete. Counters.HandshakeFailed does.
 	Failed = define(Counter{
+		Key:    "failed",
 		Report: func(stats *resealv1.Stats, _ []int, n int64) { stats.Handshakes.Failed = uint64(n) },
 	})
 	// Private counts connections that became their client's own, since NTLM or
 	// Negotiate authenticates them.
 	Private = define(Counter{
+		Key: "private",
 		Backend: Metric{"reseal_backend_connections_private_total",
 			"Connections to backends that became one client's own, since NTLM or Negotiate authenticates them."},
 	})
 	// HandshakesWaiting are connections of clients that have said hello and wait for
 	// their turn.
 	HandshakesWaiting = define(Counter{
+		Key:      "handshakes_waiting",
 		Frontend: Metric{"reseal_handshakes_waiting", "Connections of clients that have said hello and wait for their turn."},
 		Gauge:    true,
 	})
 	// HandshakesWaited counts those that had to, once they wait no more.
 	HandshakesWaited = define(Counter{
+		Key:      "handshakes_waited",
 		Frontend: Metric{"reseal_handshakes_waited_total", "Handshakes with clients that had to wait for their turn."},
 	})
 	// HandshakesRefused counts connections that were closed since too many waited.
 	HandshakesRefused = define(Counter{
+		Key:      "handshakes_refused",
 		Frontend: Metric{"reseal_handshakes_refused_total", "Connections of clients that were closed before the handshake, since too many waited."},
 	})
 	// Answers counts the requests of clients by their status code (RFC 9110 section
 	// 15), and connections of protocol tls by the code that their end amounts to, 0
 	// when all went well: At(code). It stands last, since pools need no room for it.
 	Answers = define(Counter{
+		Key:      "answers",
 		Frontend: Metric{"reseal_requests_total", "Requests of clients by status code; 0 is a connection of protocol tls that ended well."},
 		Labels:   []Label{{Name: "code", Values: codes(), Other: maxCode}},
 		Rare:     true,
@@ -203,6 +215,8 @@ func codes() []string {
 
 // Counter is an entry of the table: a number, or one per value of its labels.
 type Counter struct {
+	// Key names it to a process of another release, so it never changes.
+	Key string
 	// Frontend and Backend are the metrics that show it, of listeners and of pools.
 	Frontend, Backend Metric
 	// Labels are those of the metric, beside the name of the pool or listener.
@@ -260,6 +274,16 @@ func (c Cell) Places() []int {
 		places[i], offset = offset%size, offset/size
 	}
 	return places
+}
+
+// Key names the number to a process of another release: the counter's key, and the
+// labels' values.
+func (c Cell) Key() string {
+	key := c.Counter.Key
+	for i, place := range c.Places() {
+		key += "/" + c.Counter.Labels[i].Values[place]
+	}
+	return key
 }
 
 // Cells are all numbers of the counter.

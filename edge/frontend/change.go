@@ -84,7 +84,10 @@ func (c *Change) bind(next *state) error {
 	if c.frontend.socket(key) != nil {
 		return nil
 	}
-	listener, err := listen(next.Spec.GetAddress(), false)
+	listener, err := c.frontend.inherited(key, next.Spec.GetAddress())
+	if listener == nil && err == nil {
+		listener, err = listen(next.Spec.GetAddress(), false)
+	}
 	if err != nil {
 		return err
 	}

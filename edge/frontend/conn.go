@@ -65,6 +65,7 @@ func newClientConn(s *slot, conn *net.TCPConn) *clientConn {
 	c := &clientConn{slot: s, tcp: conn, id: s.frontend.clients.Add(1), gone: make(chan struct{}), active: true}
 	c.leaving.Store(s.frontend.draining.Load())
 	c.addressed(conn.RemoteAddr(), conn.LocalAddr())
+	s.frontend.open.Add(1)
 	s.counters.Add(exchange.Opened.At(), 1)
 	s.counters.Add(exchange.Connections.At(exchange.Active), 1)
 	return c
@@ -151,6 +152,7 @@ func (c *clientConn) over(byPeer bool) {
 	// A close_notify alone does not count as the client's end.
 	c.slot.counters.Add(exchange.Closed.At(int(resealv1.CloseKind_CLOSE_KIND_UNSPECIFIED), exchange.By(byPeer)), 1)
 	c.slot.gate.leave()
+	c.slot.frontend.open.Add(-1)
 	c.slot.frontend.memory.give(connectionBytes)
 	c.slot.forget(c)
 	close(c.gone)

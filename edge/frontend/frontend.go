@@ -62,6 +62,10 @@ type Config struct {
 	// and requests are refused when that comes near the limit, too. It must not
 	// block.
 	MemoryUsed func() int64
+	// Inherited, unless nil, returns a listening socket that this process was given for
+	// an address, as by the process that it takes the place of, or nil: the address is
+	// bound then. The key names it among those of Sockets of the process that it was.
+	Inherited func(key, address string) (*net.TCPListener, error)
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 	// AccessLog gets one record per request, or per connection for protocol tls: a
@@ -100,7 +104,9 @@ type Frontend struct {
 	memory   *memory
 	lanes    map[*loop.Loop]*lane
 	clients  atomic.Uint64 // numbers client connections
+	open     atomic.Int64  // connections of clients
 	draining atomic.Bool
+	serving  chan struct{} // closed when connections are accepted
 
 	work sync.WaitGroup // all goroutines
 	crew *crew          // makes handshakes
@@ -130,6 +136,7 @@ func New(cfg Config) *Frontend {
 		slots:   map[string]*slot{},
 		sockets: map[string]*socket{},
 		lanes:   map[*loop.Loop]*lane{},
+		serving: make(chan struct{}),
 	}
 	f.crew = newCrew(&f.work)
 	for _, l := range cfg.Loops.Loops() {
@@ -151,14 +158,18 @@ func (f *Frontend) Run(ctx context.Context) error {
 		f.start(socket)
 	}
 	f.mu.Unlock()
+	close(f.serving)
 
 	<-ctx.Done()
 
 	f.mu.Lock()
 	f.phase = stopped
 	f.draining.Store(true)
-	for key, socket := range f.sockets {
+	for _, socket := range f.sockets {
 		socket.close()
+	}
+	for key, socket := range f.sockets {
+		<-socket.ended // what it has accepted is served, too
 		delete(f.sockets, key)
 	}
 	for name, slot := range f.slots {
@@ -211,6 +222,12 @@ func (f *Frontend) Drain(drain bool, timeout time.Duration) {
 		slot.drain(bound)
 	}
 }
+
+// Serving is closed when Run has begun to accept connections.
+func (f *Frontend) Serving() <-chan struct{} { return f.serving }
+
+// Connections counts those of clients that are open, also of listeners that are gone.
+func (f *Frontend) Connections() int { return int(f.open.Load()) }
 
 // Draining reports whether Drain is in force or Run is ending.
 func (f *Frontend) Draining() bool { return f.draining.Load() }

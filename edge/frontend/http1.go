@@ -29,6 +29,10 @@ func newHTTP1(c *clientConn) *http1Driver {
 	return &http1Driver{serial: serial{client: c}, machine: http1.NewServer(http1.Limits{HeadBytes: bounds.maxHeaderBytes, Fields: bounds.maxHeaderFields})}
 }
 
+// comingTime is how long a client that has to leave may take for a request that it has
+// begun, or for the first one of its connection.
+const comingTime = 2 * time.Second
+
 // open implements driver.
 func (h *http1Driver) open() {
 	h.since = h.client.now()
@@ -193,8 +197,11 @@ func (h *http1Driver) look(now time.Duration) time.Duration {
 		return h.lookAt(now)
 	}
 	limit := bounds.idle
-	if h.begun || h.client.requests == 0 {
+	if h.coming() {
 		limit = bounds.header
+		if h.client.out.Load() {
+			limit = min(limit, comingTime)
+		}
 	}
 	if left := h.since + limit - now; left > 0 {
 		return left
@@ -203,12 +210,22 @@ func (h *http1Driver) look(now time.Duration) time.Duration {
 	return never
 }
 
-// leave implements driver.
+// coming reports whether a request is to be expected: a part of one has come, or the
+// connection is new.
+func (h *http1Driver) coming() bool { return h.begun || h.client.requests == 0 }
+
+// leave implements driver. A client that has just connected did so for a request, and
+// could not know that it should not: it gets an answer if the request comes soon.
 func (h *http1Driver) leave() {
 	h.machine.CloseAfter()
-	if h.request == nil {
-		h.client.close()
+	if h.request != nil {
+		return
 	}
+	if left := h.since + comingTime - h.client.now(); h.coming() && left > 0 && !h.client.dismissed.Load() {
+		h.client.remind(left)
+		return
+	}
+	h.client.close()
 }
 
 // informational implements stream.

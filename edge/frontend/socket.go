@@ -15,11 +15,12 @@ type socket struct {
 	woken    chan struct{} // holds a token after the owner changed
 	closed   context.Context
 	cancel   context.CancelFunc
+	ended    chan struct{} // closed when accept has returned
 }
 
 func newSocket(listener *net.TCPListener) *socket {
 	closed, cancel := context.WithCancel(context.Background())
-	return &socket{listener: listener, woken: make(chan struct{}, 1), closed: closed, cancel: cancel}
+	return &socket{listener: listener, woken: make(chan struct{}, 1), closed: closed, cancel: cancel, ended: make(chan struct{})}
 }
 
 // close ends accept.
@@ -39,6 +40,7 @@ func (s *socket) wake() {
 // accept hands connections to the owner until the socket is closed. While the
 // owner is full, connections wait in the kernel's accept queue.
 func (s *socket) accept(logger *slog.Logger) {
+	defer close(s.ended)
 	var pause time.Duration
 	for {
 		if !s.owner.Load().gate.wait(s.woken, s.closed.Done()) {
@@ -48,16 +50,13 @@ func (s *socket) accept(logger *slog.Logger) {
 			continue
 		}
 		conn, err := s.listener.AcceptTCP()
-		if s.closed.Err() != nil {
-			if err == nil {
-				_ = conn.Close() // came too late
-			}
-			return
-		}
 		if err == nil {
 			pause = 0
-			s.owner.Load().take(conn)
+			s.owner.Load().take(conn) // which refuses it if the listener is gone
 			continue
+		}
+		if s.closed.Err() != nil {
+			return
 		}
 		// Out of descriptors or memory, or the client is gone already.
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)

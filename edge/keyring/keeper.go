@@ -163,6 +163,9 @@ func (h *Holder) load() {
 		}
 		return
 	}
+	if h.inherited {
+		return // what was held is newer than what was kept
+	}
 	err := h.loadKept()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -170,13 +173,7 @@ func (h *Holder) load() {
 		h.config.Logger.Error("the kept ticket keys can't be used", "error", err)
 	default:
 		h.sweep(time.Now())
-		h.mu.RLock()
-		defer h.mu.RUnlock()
-		for _, ring := range h.rings {
-			if len(ring.epochs) > 0 {
-				signal(h.ready)
-			}
-		}
+		h.readyIfHeld()
 	}
 }
 

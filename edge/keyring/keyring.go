@@ -61,6 +61,8 @@ type Holder struct {
 	ready  chan struct{}
 	synced chan struct{}
 	keeper *keeper
+	// inherited is set before Run when another process's keys were taken over.
+	inherited bool
 	// Each holds a token after a change that tend, and the stream, must see.
 	woken   chan struct{}
 	expired chan struct{}

@@ -47,8 +47,10 @@ type Dir struct {
 	path string
 	seal *sealer
 
-	mu   sync.Mutex
-	lock *os.File // nil after Close
+	mu      sync.Mutex
+	lock    *os.File // nil after Close
+	owner   owner
+	pending map[string]change // what waits for TakeOver
 }
 
 // Open opens the state directory dir and locks it against other processes until
@@ -68,10 +70,14 @@ func Open(dir, keyFile string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
+	return openLocked(dir, keyFile, lock, ours)
+}
+
+func openLocked(dir, keyFile string, lock *os.File, owner owner) (*Dir, error) {
 	if keyFile == "" {
 		keyFile = filepath.Join(dir, keyName)
 	}
-	d := &Dir{path: dir, lock: lock}
+	d := &Dir{path: dir, lock: lock, owner: owner, pending: map[string]change{}}
 	if err := d.load(keyFile); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
@@ -114,6 +120,9 @@ func (d *Dir) sealed() (map[string]keyID, error) {
 			continue
 		}
 		if strings.HasPrefix(entry.Name(), tempPrefix) {
+			if d.owner != ours {
+				continue // it is being written
+			}
 			if err := os.Remove(path); err != nil {
 				return nil, fmt.Errorf("remove what a crash left: %w", err)
 			}
@@ -159,6 +168,9 @@ func (d *Dir) Read(name string) ([]byte, error) {
 	if d.lock == nil {
 		return nil, fmt.Errorf("read state %s: %w", name, fs.ErrClosed)
 	}
+	if c, ok := d.pending[name]; ok {
+		return c.read(name)
+	}
 	path := filepath.Join(d.path, name)
 	sealed, err := readBounded(path, MaxSize+overhead)
 	if err != nil {
@@ -193,6 +205,14 @@ func (d *Dir) write(name string, data []byte, durable bool) error {
 	if d.lock == nil {
 		return fmt.Errorf("write state %s: %w", name, fs.ErrClosed)
 	}
+	if d.owner != ours {
+		d.postpone(name, change{data: append([]byte(nil), data...), durable: durable})
+		return nil
+	}
+	return d.put(name, data, durable)
+}
+
+func (d *Dir) put(name string, data []byte, durable bool) error {
 	if err := writeAtomic(d.path, name, d.seal.seal(name, data), durable); err != nil {
 		return fmt.Errorf("write state %s: %w", name, err)
 	}
@@ -209,6 +229,14 @@ func (d *Dir) Remove(name string) error {
 	if d.lock == nil {
 		return fmt.Errorf("remove state %s: %w", name, fs.ErrClosed)
 	}
+	if d.owner != ours {
+		d.postpone(name, change{removed: true})
+		return nil
+	}
+	return d.delete(name)
+}
+
+func (d *Dir) delete(name string) error {
 	err := os.Remove(filepath.Join(d.path, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

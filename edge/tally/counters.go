@@ -171,12 +171,14 @@ type reasons struct {
 	size   int
 }
 
-func (r *reasons) count(reason string) {
-	found, ok := r.counts.Load(reason)
-	if !ok {
-		found = r.add(reason)
+func (r *reasons) count(reason string) { r.counter(reason).(*atomic.Uint64).Add(1) }
+
+// counter is the *atomic.Uint64 of a reason.
+func (r *reasons) counter(reason string) any {
+	if found, ok := r.counts.Load(reason); ok {
+		return found
 	}
-	found.(*atomic.Uint64).Add(1)
+	return r.add(reason)
 }
 
 func (r *reasons) add(reason string) any {

@@ -287,6 +287,13 @@ func (f *Fleet) StartEdge(id, labels string, args ...string) *Edge {
 // there under their addresses.
 func (f *Fleet) StartEdgeIn(network *process.Network, id, labels string, args ...string) *Edge {
 	f.TB.Helper()
+	e := f.newEdge(network, id, labels, args...)
+	e.Start()
+	return e
+}
+
+func (f *Fleet) newEdge(network *process.Network, id, labels string, args ...string) *Edge {
+	f.TB.Helper()
 	e := &Edge{
 		fleet: f, network: network, ID: id, Admin: f.Address(),
 		StateDir: filepath.Join(f.Dir, "state-"+id), AccessLog: filepath.Join(f.Dir, "access-"+id+".log"),
@@ -306,7 +313,6 @@ func (f *Fleet) StartEdgeIn(network *process.Network, id, labels string, args ..
 		"--id", id, "--state-dir", e.StateDir,
 		"--admin", e.Admin, "--join-token-file", tokenFile, "--access-log", e.AccessLog,
 	}, args...)
-	e.Start()
 	return e
 }
 
