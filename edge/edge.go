@@ -23,6 +23,7 @@ import (
 
 	"github.com/reseal/reseal/edge/backend"
 	"github.com/reseal/reseal/edge/exchange"
+	"github.com/reseal/reseal/edge/failures"
 	"github.com/reseal/reseal/edge/feed"
 	"github.com/reseal/reseal/edge/files"
 	"github.com/reseal/reseal/edge/frontend"
@@ -108,6 +109,7 @@ type Edge struct {
 	loops     *loop.Group
 	backend   *backend.Backend
 	frontend  *frontend.Frontend
+	failures  failures.Ring
 
 	identity *identity.Identity // set before enrolled is closed
 	link     *link.Link         // likewise
@@ -168,6 +170,7 @@ func New(cfg Config) *Edge {
 		Inherited:   cfg.Sockets.Claim,
 		Logger:      cfg.Logger.With("part", "frontend"),
 		AccessLog:   cfg.AccessLog,
+		Failed:      e.failures.Note,
 	})
 	registerFeedMetrics(registry, e)
 	registerLogMetrics(registry, cfg.AccessLogDropped)
@@ -297,6 +300,7 @@ func (e *Edge) newFeed(dir *state.Dir) {
 		Preview:   e.preview,
 		Previews:  resealv1.NewPreviewServiceClient(e.link),
 		Probe:     e.probe,
+		Failures:  e.failures.Report,
 		Drain:     e.frontend.Drain,
 		Move:      e.mover.Move,
 		Logger:    e.cfg.Logger.With("part", "feed"),

@@ -109,6 +109,24 @@ func (f *fakeServer) ListReplicas(context.Context, *resealv1.ListReplicasRequest
 }
 
 // DrainEdge takes edge-1's clients away at once; edge-2 keeps its own.
+func (f *fakeServer) ListFailures(_ context.Context, req *resealv1.ListFailuresRequest) (*resealv1.ListFailuresResponse, error) {
+	response := &resealv1.ListFailuresResponse{SilentEdges: []string{"edge-3"}}
+	for i, failure := range []*resealv1.Failure{
+		{
+			Edge: "edge-1", RequestId: "r-1", Listener: "web", Route: "all", Pool: "jetty", Endpoint: "10.0.0.9:443", Status: 502, Reason: "reset",
+			Blame: resealv1.Failure_BLAME_BACKEND, Miss: resealv1.MissReason_MISS_REASON_NO_SESSION, Attempts: 2,
+			Method: "GET", Host: "app.test", Path: "/a", Error: "connection reset",
+		},
+		{Edge: "edge-2", Listener: "raw", Pool: "smtp", Blame: resealv1.Failure_BLAME_EDGE, Reason: "drain_timeout", Host: "mail.test", Reused: true},
+	} {
+		failure.Time, failure.Duration = timestamppb.New(fakeEpoch.Add(time.Duration(i)*time.Second)), durationpb.New(1500*time.Millisecond)
+		if (req.GetPool() == "" || req.GetPool() == failure.GetPool()) && (req.GetEdge() == "" || req.GetEdge() == failure.GetEdge()) {
+			response.Failures = append(response.Failures, failure)
+		}
+	}
+	return response, nil
+}
+
 func (f *fakeServer) DrainEdge(_ context.Context, req *resealv1.DrainEdgeRequest) (*resealv1.DrainEdgeResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -44,6 +44,7 @@ Private keys are never shown.`,
 		Example:           getExample,
 		ValidArgsFunction: a.completeKindsAndNames,
 	}
+	cmd.AddCommand(newGetFailuresCommand(a))
 	format := registerFormat(cmd, "table", "wide", "yaml", "json", "name")
 	cmd.Flags().StringVarP(&labels, "selector", "l", "", "only what has these `labels`: k=v,...")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "stay and show what changes")

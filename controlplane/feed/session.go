@@ -44,6 +44,7 @@ type session struct {
 	labels   map[string]string
 	deadline *time.Timer // of what is awaited of the edge
 	probing  probing
+	failing  failing
 
 	previewing previewing
 	previews   atomic.Bool   // the edge can
@@ -392,8 +393,11 @@ func (c *session) answer(message *resealv1.SyncRequest) error {
 	case *resealv1.SyncRequest_ProbeReport:
 		c.probing.answer(message.GetProbeReport())
 		return nil
+	case *resealv1.SyncRequest_FailuresReport:
+		c.failing.answer(message.GetFailuresReport())
+		return nil
 	default:
-		return status.Error(codes.InvalidArgument, "want an Ack, a Nack or a ProbeReport")
+		return status.Error(codes.InvalidArgument, "want an Ack, a Nack, a ProbeReport or a FailuresReport")
 	}
 	var about past
 	if !c.answered {

@@ -242,3 +242,49 @@ func (f *Fleet) ProbeBackend(ctx context.Context, request *resealv1.ProbeBackend
 		return resealv1.NewFleetServiceClient(holder.conn).ProbeBackend(ctx, request)
 	}
 }
+
+// ListFailures implements resealv1.FleetServiceServer.
+func (f *Fleet) ListFailures(ctx context.Context, request *resealv1.ListFailuresRequest) (*resealv1.ListFailuresResponse, error) {
+	if f.FromReplica(ctx) {
+		return f.Fleet.ListFailures(ctx, request)
+	}
+	type result struct {
+		said *resealv1.ListFailuresResponse
+		err  error
+	}
+	own := make(chan result, 1)
+	go func() {
+		said, err := f.Fleet.ListFailures(ctx, request)
+		own <- result{said, err}
+	}()
+	answers := ask(ctx, f.group, func(ctx context.Context, conn grpc.ClientConnInterface) (*resealv1.ListFailuresResponse, error) {
+		return resealv1.NewFleetServiceClient(conn).ListFailures(ctx, request)
+	})
+	here := <-own
+	merged := &resealv1.ListFailuresResponse{Unanswered: unanswered(f.group, answers)}
+	found := false
+	for _, a := range append(answers, answer[*resealv1.ListFailuresResponse]{said: here.said, err: here.err}) {
+		switch {
+		case a.err == nil:
+			found = true
+			merged.Failures = append(merged.Failures, a.said.GetFailures()...)
+			merged.SilentEdges = append(merged.SilentEdges, a.said.GetSilentEdges()...)
+		case status.Code(a.err) != codes.NotFound && !silent(a.err):
+			return nil, a.err
+		}
+	}
+	if !found && len(merged.GetUnanswered()) > 0 {
+		return nil, status.Errorf(codes.Unavailable, "edge %q is connected to no replica that answers; %s", request.GetEdge(), named(merged.GetUnanswered()))
+	}
+	if !found {
+		return nil, here.err
+	}
+	slices.SortStableFunc(merged.Failures, func(a, b *resealv1.Failure) int { return a.GetTime().AsTime().Compare(b.GetTime().AsTime()) })
+	limit := int(cmp.Or(request.GetLimit(), defaultFailures))
+	merged.Failures = merged.Failures[max(0, len(merged.Failures)-limit):]
+	slices.Sort(merged.SilentEdges)
+	return merged, nil
+}
+
+// defaultFailures is the limit of ListFailures that asks for none.
+const defaultFailures = 100

@@ -94,5 +94,5 @@ func (c *pooled) run(l *loop.Loop, s speaker) {
 func (g grant) fill(call *exchange.Exchange) {
 	call.Endpoint, call.Protocol = g.on.e.Address, g.protocol
 	call.Reused, call.Resumed, call.TLSVersion = g.reused, g.on.Resumed, g.on.Version
-	call.Connect = 0
+	call.Miss, call.Connect = g.on.Miss, 0
 }

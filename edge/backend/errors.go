@@ -8,6 +8,7 @@ import (
 	"net/http"
 
 	"github.com/reseal/reseal/edge/conn"
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // Reasons of an Error, as they stand in access log and statistics.
@@ -79,6 +80,19 @@ func ofEndpoint(err error) bool {
 func ofPool(err error) bool {
 	e := errorOf(err)
 	return e != nil && e.blame != blameNobody
+}
+
+// blameOf says who caused a failure of a trip.
+func blameOf(err error) resealv1.Failure_Blame {
+	switch e := errorOf(err); {
+	case ofEndpoint(err), e != nil && e.Reason == ReasonNoEndpoint, e != nil && e.Reason == ReasonStaleConnection:
+		return resealv1.Failure_BLAME_BACKEND
+	case e != nil && (e.Reason == ReasonClientStalled || e.Reason == ReasonBadRequest || e.Reason == ReasonMisdirected || e.Reason == ReasonClientShare):
+		return resealv1.Failure_BLAME_CLIENT
+	case ofPool(err):
+		return resealv1.Failure_BLAME_EDGE
+	}
+	return resealv1.Failure_BLAME_UNSPECIFIED
 }
 
 // errorOf finds an Error of this leg in err, or returns nil.

@@ -340,6 +340,7 @@ func (t *trip) fail(err error) {
 	}
 	if e := (*Error)(nil); errors.As(err, &e) {
 		t.call.Status, t.call.Reason = e.HTTPStatus()
+		t.call.Blame = blameOf(err)
 	}
 	t.finish(err)
 	t.loop.Post(func() {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/reseal/reseal/edge/exchange"
 	"github.com/reseal/reseal/edge/loop"
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // Conn is one TLS connection, whatever is spoken on it. Dialer.Connect makes it;
@@ -25,6 +26,8 @@ type Conn struct {
 	// Resumed is whether its session was a resumed one, Version its TLS version.
 	Resumed bool
 	Version uint16
+	// Miss is why its session was not a resumed one.
+	Miss resealv1.MissReason
 	// Protocol is what was agreed on by ALPN, if anything.
 	Protocol string
 

@@ -194,6 +194,9 @@ func (d *Dialer) shake(ctx context.Context, target Target, owner Owner, raw net.
 	tls := tc.ConnectionState()
 	d.Counters.Handshake(mechanism, miss, tls.Version, took)
 	c.tls, c.Resumed, c.Version, c.Protocol = tc, tls.DidResume, tls.Version, tls.NegotiatedProtocol
+	if !c.Resumed {
+		c.Miss = miss
+	}
 	if target.Renegotiates {
 		// Another handshake writes into TLSUnique. It is empty where a session without
 		// extended master secret was resumed.

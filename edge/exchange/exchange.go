@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/netip"
 	"time"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // Exchange is one request, or one connection of protocol tls, as the two legs
@@ -42,6 +44,8 @@ type Exchange struct {
 	Reused bool
 	// Resumed is true when the connection's TLS session was a resumed one.
 	Resumed bool
+	// Miss is why it was not.
+	Miss resealv1.MissReason
 	// TLSVersion is a tls.Version constant, 0 without a connection.
 	TLSVersion uint16
 	// Attempts counts how often the request was tried.
@@ -53,6 +57,8 @@ type Exchange struct {
 	Status int
 	// Reason is the reason of an error, as in the access log.
 	Reason string
+	// Blame is who caused an error.
+	Blame resealv1.Failure_Blame
 }
 
 // Tunnel is a connection that carries bytes. Close ends both directions.

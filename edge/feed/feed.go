@@ -103,6 +103,9 @@ type Config struct {
 	// Previews calls the control plane for candidates to preview. Required with
 	// Preview.
 	Previews resealv1.PreviewServiceClient
+	// Failures reports the failures that are remembered. It must not block. Nil:
+	// there are none.
+	Failures func(order *resealv1.FailuresOrder) *resealv1.FailuresReport
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 }

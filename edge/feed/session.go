@@ -134,6 +134,10 @@ func (s *session) talk(ctx, streamCtx context.Context) error {
 				s.preview(streamCtx, order)
 				continue
 			}
+			if order := message.GetFailuresOrder(); order != nil {
+				answer = s.failures(order)
+				break
+			}
 			if drain := message.GetDrain(); drain != nil && s.feed.config.Drain != nil {
 				s.feed.drained.Store(drain.GetDrain())
 				s.feed.config.Drain(drain.GetDrain(), drain.GetTimeout().AsDuration())
@@ -188,4 +192,14 @@ func (f *Feed) hello() *resealv1.SyncRequest {
 		hello.ClusterId, hello.Revision, hello.Hash = f.held.clusterID, f.held.revision, f.held.hash
 	}
 	return &resealv1.SyncRequest{Message: &resealv1.SyncRequest_Hello{Hello: hello}}
+}
+
+// failures answers an order for failures.
+func (s *session) failures(order *resealv1.FailuresOrder) *resealv1.SyncRequest {
+	report := &resealv1.FailuresReport{}
+	if s.feed.config.Failures != nil {
+		report = s.feed.config.Failures(order)
+	}
+	report.Id = order.GetId()
+	return &resealv1.SyncRequest{Message: &resealv1.SyncRequest_FailuresReport{FailuresReport: report}}
 }

@@ -258,4 +258,7 @@ func (q *request) finish() {
 	slot.counters.Add(exchange.Answers.At(q.status), 1)
 	slot.counters.Request(!q.x.First, duration)
 	q.log(duration)
+	if told := slot.frontend.cfg.Failed; told != nil && q.failed() {
+		told(q.failure(duration))
+	}
 }

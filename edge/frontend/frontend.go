@@ -71,6 +71,10 @@ type Config struct {
 	// AccessLog gets one record per request, or per connection for protocol tls: a
 	// line of JSON by one Write, which must not block, nor keep the line. Nil: none.
 	AccessLog io.Writer
+	// Failed is told of each request that was answered with 5xx or ended early, other
+	// than by its client's doing. It is called on the loops and must not block. Nil:
+	// nobody is told.
+	Failed func(*resealv1.Failure)
 }
 
 // Upstream is the leg behind the frontend. Its methods are called on l, the loop of

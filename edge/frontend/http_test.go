@@ -778,3 +778,64 @@ func TestPanicInTunnel(t *testing.T) {
 		}
 	})
 }
+
+// TestFailures: who is told of what went wrong, with what was known, and without what
+// clients alone did wrong.
+func TestFailures(t *testing.T) {
+	var mu sync.Mutex
+	var told []*resealv1.Failure
+	cfg := Config{Failed: func(f *resealv1.Failure) {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, f)
+	}}
+	cfg.Upstream = upstreamFuncs{roundTrip: func(r *http.Request, x *exchange.Exchange) (*http.Response, error) {
+		x.Endpoint, x.Attempts, x.Miss = "10.0.0.1:1", 2, resealv1.MissReason_MISS_REASON_DECLINED
+		switch r.URL.Path {
+		case "/fine":
+			return textResponse(200, "fine"), nil
+		case "/theirs":
+			return textResponse(503, "busy"), nil
+		}
+		x.Status, x.Reason, x.Blame = 502, "reset", resealv1.Failure_BLAME_BACKEND
+		return nil, statusError{502, "reset"}
+	}}.onLoops()
+	e := newEdgeOf(t, cfg)
+	client := e.client(false)
+	for _, path := range []string{"/fine", "/theirs?secret", "/cut?secret"} {
+		request, _ := http.NewRequest(http.MethodGet, "https://app.test"+path, nil)
+		request.Header.Set("X-Request-Id", strings.Repeat("é", maxTold))
+		response, err := client.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A client that left in the midst of an answer would be to blame itself.
+		_, _ = io.Copy(io.Discard, response.Body)
+		_ = response.Body.Close()
+	}
+	eventually(t, "both are told", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(told) == 2
+	})
+	client.CloseIdleConnections()
+	mu.Lock()
+	defer mu.Unlock()
+	if len(told) != 2 {
+		t.Fatalf("told %v", told)
+	}
+	for i, want := range []*resealv1.Failure{
+		{Path: "/theirs", Status: 503, Blame: resealv1.Failure_BLAME_BACKEND},
+		{Path: "/cut", Status: 502, Blame: resealv1.Failure_BLAME_BACKEND, Reason: "reset", Error: "upstream: reset"},
+	} {
+		f := told[i]
+		if f.GetPath() != want.GetPath() || f.GetStatus() != want.GetStatus() || f.GetBlame() != want.GetBlame() || f.GetReason() != want.GetReason() || f.GetError() != want.GetError() ||
+			f.GetListener() != "main" || f.GetPool() != "web" || f.GetEndpoint() != "10.0.0.1:1" || f.GetAttempts() != 2 || f.GetHost() != "app.test" ||
+			f.GetMethod() != "GET" || f.GetMiss() != resealv1.MissReason_MISS_REASON_DECLINED || f.GetDuration().AsDuration() <= 0 || f.GetTime().AsTime().IsZero() {
+			t.Errorf("told %v, want %v", f, want)
+		}
+		if id := f.GetRequestId(); len(id) > maxTold || !strings.HasSuffix(id, "é…") {
+			t.Errorf("request id %q", id)
+		}
+	}
+}

@@ -34,6 +34,7 @@ type SyncRequest struct {
 	//	*SyncRequest_Ack
 	//	*SyncRequest_Nack
 	//	*SyncRequest_ProbeReport
+	//	*SyncRequest_FailuresReport
 	Message       isSyncRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -112,6 +113,15 @@ func (x *SyncRequest) GetProbeReport() *ProbeReport {
 	return nil
 }
 
+func (x *SyncRequest) GetFailuresReport() *FailuresReport {
+	if x != nil {
+		if x, ok := x.Message.(*SyncRequest_FailuresReport); ok {
+			return x.FailuresReport
+		}
+	}
+	return nil
+}
+
 type isSyncRequest_Message interface {
 	isSyncRequest_Message()
 }
@@ -136,6 +146,11 @@ type SyncRequest_ProbeReport struct {
 	ProbeReport *ProbeReport `protobuf:"bytes,4,opt,name=probe_report,json=probeReport,proto3,oneof"`
 }
 
+type SyncRequest_FailuresReport struct {
+	// Answers a FailuresOrder.
+	FailuresReport *FailuresReport `protobuf:"bytes,8,opt,name=failures_report,json=failuresReport,proto3,oneof"`
+}
+
 func (*SyncRequest_Hello) isSyncRequest_Message() {}
 
 func (*SyncRequest_Ack) isSyncRequest_Message() {}
@@ -143,6 +158,8 @@ func (*SyncRequest_Ack) isSyncRequest_Message() {}
 func (*SyncRequest_Nack) isSyncRequest_Message() {}
 
 func (*SyncRequest_ProbeReport) isSyncRequest_Message() {}
+
+func (*SyncRequest_FailuresReport) isSyncRequest_Message() {}
 
 // SyncResponse is what the control plane says.
 type SyncResponse struct {
@@ -156,6 +173,7 @@ type SyncResponse struct {
 	//	*SyncResponse_ProbeOrder
 	//	*SyncResponse_Move
 	//	*SyncResponse_PreviewOrder
+	//	*SyncResponse_FailuresOrder
 	Message       isSyncResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -243,6 +261,15 @@ func (x *SyncResponse) GetPreviewOrder() *PreviewOrder {
 	return nil
 }
 
+func (x *SyncResponse) GetFailuresOrder() *FailuresOrder {
+	if x != nil {
+		if x, ok := x.Message.(*SyncResponse_FailuresOrder); ok {
+			return x.FailuresOrder
+		}
+	}
+	return nil
+}
+
 type isSyncResponse_Message interface {
 	isSyncResponse_Message()
 }
@@ -276,6 +303,12 @@ type SyncResponse_PreviewOrder struct {
 	PreviewOrder *PreviewOrder `protobuf:"bytes,5,opt,name=preview_order,json=previewOrder,proto3,oneof"`
 }
 
+type SyncResponse_FailuresOrder struct {
+	// Report the failures that you remember. The edge answers at once with a
+	// FailuresReport of the same id. An edge that does not know the message ignores it.
+	FailuresOrder *FailuresOrder `protobuf:"bytes,8,opt,name=failures_order,json=failuresOrder,proto3,oneof"`
+}
+
 func (*SyncResponse_Update) isSyncResponse_Message() {}
 
 func (*SyncResponse_Drain) isSyncResponse_Message() {}
@@ -285,6 +318,8 @@ func (*SyncResponse_ProbeOrder) isSyncResponse_Message() {}
 func (*SyncResponse_Move) isSyncResponse_Message() {}
 
 func (*SyncResponse_PreviewOrder) isSyncResponse_Message() {}
+
+func (*SyncResponse_FailuresOrder) isSyncResponse_Message() {}
 
 // PreviewOrder asks for a FeedService.Preview.
 type PreviewOrder struct {
@@ -971,20 +1006,22 @@ var File_reseal_v1_feed_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\n" +
-	"\x14reseal/v1/feed.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x15reseal/v1/probe.proto\x1a\x18reseal/v1/resource.proto\"\xca\x01\n" +
+	"\x14reseal/v1/feed.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/failure.proto\x1a\x17reseal/v1/options.proto\x1a\x15reseal/v1/probe.proto\x1a\x18reseal/v1/resource.proto\"\x90\x02\n" +
 	"\vSyncRequest\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.reseal.v1.HelloH\x00R\x05hello\x12\"\n" +
 	"\x03ack\x18\x02 \x01(\v2\x0e.reseal.v1.AckH\x00R\x03ack\x12%\n" +
 	"\x04nack\x18\x03 \x01(\v2\x0f.reseal.v1.NackH\x00R\x04nack\x12;\n" +
-	"\fprobe_report\x18\x04 \x01(\v2\x16.reseal.v1.ProbeReportH\x00R\vprobeReportB\t\n" +
-	"\amessage\"\x91\x02\n" +
+	"\fprobe_report\x18\x04 \x01(\v2\x16.reseal.v1.ProbeReportH\x00R\vprobeReport\x12D\n" +
+	"\x0ffailures_report\x18\b \x01(\v2\x19.reseal.v1.FailuresReportH\x00R\x0efailuresReportB\t\n" +
+	"\amessage\"\xd4\x02\n" +
 	"\fSyncResponse\x12+\n" +
 	"\x06update\x18\x01 \x01(\v2\x11.reseal.v1.UpdateH\x00R\x06update\x12(\n" +
 	"\x05drain\x18\x02 \x01(\v2\x10.reseal.v1.DrainH\x00R\x05drain\x128\n" +
 	"\vprobe_order\x18\x03 \x01(\v2\x15.reseal.v1.ProbeOrderH\x00R\n" +
 	"probeOrder\x12%\n" +
 	"\x04move\x18\x04 \x01(\v2\x0f.reseal.v1.MoveH\x00R\x04move\x12>\n" +
-	"\rpreview_order\x18\x05 \x01(\v2\x17.reseal.v1.PreviewOrderH\x00R\fpreviewOrderB\t\n" +
+	"\rpreview_order\x18\x05 \x01(\v2\x17.reseal.v1.PreviewOrderH\x00R\fpreviewOrder\x12A\n" +
+	"\x0efailures_order\x18\b \x01(\v2\x18.reseal.v1.FailuresOrderH\x00R\rfailuresOrderB\t\n" +
 	"\amessage\"\x1e\n" +
 	"\fPreviewOrder\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"\xbc\x03\n" +
@@ -1070,37 +1107,41 @@ var file_reseal_v1_feed_proto_goTypes = []any{
 	(*Move)(nil),                  // 10: reseal.v1.Move
 	nil,                           // 11: reseal.v1.Hello.LabelsEntry
 	(*ProbeReport)(nil),           // 12: reseal.v1.ProbeReport
-	(*ProbeOrder)(nil),            // 13: reseal.v1.ProbeOrder
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*ResourceRef)(nil),           // 15: reseal.v1.ResourceRef
-	(*Violation)(nil),             // 16: reseal.v1.Violation
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*FailuresReport)(nil),        // 13: reseal.v1.FailuresReport
+	(*ProbeOrder)(nil),            // 14: reseal.v1.ProbeOrder
+	(*FailuresOrder)(nil),         // 15: reseal.v1.FailuresOrder
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*ResourceRef)(nil),           // 17: reseal.v1.ResourceRef
+	(*Violation)(nil),             // 18: reseal.v1.Violation
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
 }
 var file_reseal_v1_feed_proto_depIdxs = []int32{
 	3,  // 0: reseal.v1.SyncRequest.hello:type_name -> reseal.v1.Hello
 	7,  // 1: reseal.v1.SyncRequest.ack:type_name -> reseal.v1.Ack
 	8,  // 2: reseal.v1.SyncRequest.nack:type_name -> reseal.v1.Nack
 	12, // 3: reseal.v1.SyncRequest.probe_report:type_name -> reseal.v1.ProbeReport
-	5,  // 4: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
-	9,  // 5: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
-	13, // 6: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
-	10, // 7: reseal.v1.SyncResponse.move:type_name -> reseal.v1.Move
-	2,  // 8: reseal.v1.SyncResponse.preview_order:type_name -> reseal.v1.PreviewOrder
-	11, // 9: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
-	14, // 10: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 11: reseal.v1.Hello.crashed:type_name -> reseal.v1.CrashedConfiguration
-	6,  // 12: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
-	15, // 13: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
-	16, // 14: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
-	15, // 15: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
-	17, // 16: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	0,  // 17: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
-	1,  // 18: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
-	18, // [18:19] is the sub-list for method output_type
-	17, // [17:18] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	13, // 4: reseal.v1.SyncRequest.failures_report:type_name -> reseal.v1.FailuresReport
+	5,  // 5: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
+	9,  // 6: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
+	14, // 7: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
+	10, // 8: reseal.v1.SyncResponse.move:type_name -> reseal.v1.Move
+	2,  // 9: reseal.v1.SyncResponse.preview_order:type_name -> reseal.v1.PreviewOrder
+	15, // 10: reseal.v1.SyncResponse.failures_order:type_name -> reseal.v1.FailuresOrder
+	11, // 11: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
+	16, // 12: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 13: reseal.v1.Hello.crashed:type_name -> reseal.v1.CrashedConfiguration
+	6,  // 14: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
+	17, // 15: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
+	18, // 16: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
+	17, // 17: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
+	19, // 18: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	0,  // 19: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
+	1,  // 20: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
+	20, // [20:21] is the sub-list for method output_type
+	19, // [19:20] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_feed_proto_init() }
@@ -1108,6 +1149,7 @@ func file_reseal_v1_feed_proto_init() {
 	if File_reseal_v1_feed_proto != nil {
 		return
 	}
+	file_reseal_v1_failure_proto_init()
 	file_reseal_v1_options_proto_init()
 	file_reseal_v1_probe_proto_init()
 	file_reseal_v1_resource_proto_init()
@@ -1116,6 +1158,7 @@ func file_reseal_v1_feed_proto_init() {
 		(*SyncRequest_Ack)(nil),
 		(*SyncRequest_Nack)(nil),
 		(*SyncRequest_ProbeReport)(nil),
+		(*SyncRequest_FailuresReport)(nil),
 	}
 	file_reseal_v1_feed_proto_msgTypes[1].OneofWrappers = []any{
 		(*SyncResponse_Update)(nil),
@@ -1123,6 +1166,7 @@ func file_reseal_v1_feed_proto_init() {
 		(*SyncResponse_ProbeOrder)(nil),
 		(*SyncResponse_Move)(nil),
 		(*SyncResponse_PreviewOrder)(nil),
+		(*SyncResponse_FailuresOrder)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

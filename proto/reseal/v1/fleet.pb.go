@@ -861,7 +861,7 @@ var File_reseal_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x15reseal/v1/fleet.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14reseal/v1/feed.proto\x1a\x17reseal/v1/options.proto\x1a\x17reseal/v1/preview.proto\x1a\x15reseal/v1/probe.proto\x1a\x17reseal/v1/replica.proto\"\xb3\x01\n" +
+	"\x15reseal/v1/fleet.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/failure.proto\x1a\x14reseal/v1/feed.proto\x1a\x17reseal/v1/options.proto\x1a\x17reseal/v1/preview.proto\x1a\x15reseal/v1/probe.proto\x1a\x17reseal/v1/replica.proto\"\xb3\x01\n" +
 	"\x10ListEdgesRequest\x12O\n" +
 	"\fmatch_labels\x18\x01 \x03(\v2,.reseal.v1.ListEdgesRequest.MatchLabelsEntryR\vmatchLabels\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x1a>\n" +
@@ -936,7 +936,7 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12+\n" +
 	"\x05order\x18\x02 \x01(\v2\x15.reseal.v1.ProbeOrderR\x05order\"F\n" +
 	"\x14ProbeBackendResponse\x12.\n" +
-	"\x06report\x18\x01 \x01(\v2\x16.reseal.v1.ProbeReportR\x06report2\x91\x04\n" +
+	"\x06report\x18\x01 \x01(\v2\x16.reseal.v1.ProbeReportR\x06report2\xea\x04\n" +
 	"\fFleetService\x12N\n" +
 	"\tListEdges\x12\x1b.reseal.v1.ListEdgesRequest\x1a\x1c.reseal.v1.ListEdgesResponse\"\x06\xd2\xea\x1b\x02\x03\x06\x12S\n" +
 	"\n" +
@@ -944,7 +944,8 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\fListReplicas\x12\x1e.reseal.v1.ListReplicasRequest\x1a\x1f.reseal.v1.ListReplicasResponse\"\x06\xd2\xea\x1b\x02\x03\x06\x12N\n" +
 	"\tDrainEdge\x12\x1b.reseal.v1.DrainEdgeRequest\x1a\x1c.reseal.v1.DrainEdgeResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12W\n" +
 	"\fProbeBackend\x12\x1e.reseal.v1.ProbeBackendRequest\x1a\x1f.reseal.v1.ProbeBackendResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12Z\n" +
-	"\rPreviewChange\x12\x1f.reseal.v1.PreviewChangeRequest\x1a .reseal.v1.PreviewChangeResponse\"\x06\xd2\xea\x1b\x02\x04\x06B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
+	"\rPreviewChange\x12\x1f.reseal.v1.PreviewChangeRequest\x1a .reseal.v1.PreviewChangeResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12W\n" +
+	"\fListFailures\x12\x1e.reseal.v1.ListFailuresRequest\x1a\x1f.reseal.v1.ListFailuresResponse\"\x06\xd2\xea\x1b\x02\x04\x06B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
 
 var (
 	file_reseal_v1_fleet_proto_rawDescOnce sync.Once
@@ -986,7 +987,9 @@ var file_reseal_v1_fleet_proto_goTypes = []any{
 	(*ProbeOrder)(nil),            // 22: reseal.v1.ProbeOrder
 	(*ProbeReport)(nil),           // 23: reseal.v1.ProbeReport
 	(*PreviewChangeRequest)(nil),  // 24: reseal.v1.PreviewChangeRequest
-	(*PreviewChangeResponse)(nil), // 25: reseal.v1.PreviewChangeResponse
+	(*ListFailuresRequest)(nil),   // 25: reseal.v1.ListFailuresRequest
+	(*PreviewChangeResponse)(nil), // 26: reseal.v1.PreviewChangeResponse
+	(*ListFailuresResponse)(nil),  // 27: reseal.v1.ListFailuresResponse
 }
 var file_reseal_v1_fleet_proto_depIdxs = []int32{
 	12, // 0: reseal.v1.ListEdgesRequest.match_labels:type_name -> reseal.v1.ListEdgesRequest.MatchLabelsEntry
@@ -1014,14 +1017,16 @@ var file_reseal_v1_fleet_proto_depIdxs = []int32{
 	8,  // 22: reseal.v1.FleetService.DrainEdge:input_type -> reseal.v1.DrainEdgeRequest
 	10, // 23: reseal.v1.FleetService.ProbeBackend:input_type -> reseal.v1.ProbeBackendRequest
 	24, // 24: reseal.v1.FleetService.PreviewChange:input_type -> reseal.v1.PreviewChangeRequest
-	2,  // 25: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
-	6,  // 26: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
-	4,  // 27: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
-	9,  // 28: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
-	11, // 29: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
-	25, // 30: reseal.v1.FleetService.PreviewChange:output_type -> reseal.v1.PreviewChangeResponse
-	25, // [25:31] is the sub-list for method output_type
-	19, // [19:25] is the sub-list for method input_type
+	25, // 25: reseal.v1.FleetService.ListFailures:input_type -> reseal.v1.ListFailuresRequest
+	2,  // 26: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
+	6,  // 27: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
+	4,  // 28: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
+	9,  // 29: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
+	11, // 30: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
+	26, // 31: reseal.v1.FleetService.PreviewChange:output_type -> reseal.v1.PreviewChangeResponse
+	27, // 32: reseal.v1.FleetService.ListFailures:output_type -> reseal.v1.ListFailuresResponse
+	26, // [26:33] is the sub-list for method output_type
+	19, // [19:26] is the sub-list for method input_type
 	19, // [19:19] is the sub-list for extension type_name
 	19, // [19:19] is the sub-list for extension extendee
 	0,  // [0:19] is the sub-list for field type_name
@@ -1032,6 +1037,7 @@ func file_reseal_v1_fleet_proto_init() {
 	if File_reseal_v1_fleet_proto != nil {
 		return
 	}
+	file_reseal_v1_failure_proto_init()
 	file_reseal_v1_feed_proto_init()
 	file_reseal_v1_options_proto_init()
 	file_reseal_v1_preview_proto_init()

@@ -25,6 +25,7 @@ const (
 	FleetService_DrainEdge_FullMethodName     = "/reseal.v1.FleetService/DrainEdge"
 	FleetService_ProbeBackend_FullMethodName  = "/reseal.v1.FleetService/ProbeBackend"
 	FleetService_PreviewChange_FullMethodName = "/reseal.v1.FleetService/PreviewChange"
+	FleetService_ListFailures_FullMethodName  = "/reseal.v1.FleetService/ListFailures"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -63,6 +64,10 @@ type FleetServiceClient interface {
 	// most. The errors are those of AdminService.Apply; RESOURCE_EXHAUSTED while another
 	// preview runs.
 	PreviewChange(ctx context.Context, in *PreviewChangeRequest, opts ...grpc.CallOption) (*PreviewChangeResponse, error)
+	// ListFailures asks the connected edges for the last requests that they could not
+	// serve well, for 1 s at most. Hosts and paths that clients asked for are in them, so
+	// it takes an operator. NOT_FOUND when the edge that is named is not connected.
+	ListFailures(ctx context.Context, in *ListFailuresRequest, opts ...grpc.CallOption) (*ListFailuresResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -142,6 +147,16 @@ func (c *fleetServiceClient) PreviewChange(ctx context.Context, in *PreviewChang
 	return out, nil
 }
 
+func (c *fleetServiceClient) ListFailures(ctx context.Context, in *ListFailuresRequest, opts ...grpc.CallOption) (*ListFailuresResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListFailuresResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListFailures_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServiceServer is the server API for FleetService service.
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
@@ -178,6 +193,10 @@ type FleetServiceServer interface {
 	// most. The errors are those of AdminService.Apply; RESOURCE_EXHAUSTED while another
 	// preview runs.
 	PreviewChange(context.Context, *PreviewChangeRequest) (*PreviewChangeResponse, error)
+	// ListFailures asks the connected edges for the last requests that they could not
+	// serve well, for 1 s at most. Hosts and paths that clients asked for are in them, so
+	// it takes an operator. NOT_FOUND when the edge that is named is not connected.
+	ListFailures(context.Context, *ListFailuresRequest) (*ListFailuresResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -205,6 +224,9 @@ func (UnimplementedFleetServiceServer) ProbeBackend(context.Context, *ProbeBacke
 }
 func (UnimplementedFleetServiceServer) PreviewChange(context.Context, *PreviewChangeRequest) (*PreviewChangeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PreviewChange not implemented")
+}
+func (UnimplementedFleetServiceServer) ListFailures(context.Context, *ListFailuresRequest) (*ListFailuresResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListFailures not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -328,6 +350,24 @@ func _FleetService_PreviewChange_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_ListFailures_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListFailuresRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListFailures(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListFailures_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListFailures(ctx, req.(*ListFailuresRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -354,6 +394,10 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PreviewChange",
 			Handler:    _FleetService_PreviewChange_Handler,
+		},
+		{
+			MethodName: "ListFailures",
+			Handler:    _FleetService_ListFailures_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,150 @@
+package feed
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+const (
+	// failuresTimeout bounds the wait for edges' reports. Another replica waits twice
+	// as long.
+	failuresTimeout = time.Second
+	// askedAtOnce bounds the edges that are asked at a time, and so what is held of
+	// their reports.
+	askedAtOnce = 256
+	// edgeFailures is how many an edge is asked for.
+	edgeFailures = 128
+	// Bounds of an answer.
+	defaultFailures = 100
+	maxFailures     = 1000
+)
+
+// failing are the questions that an edge has not answered yet.
+type failing struct {
+	mu     sync.Mutex
+	newest uint64
+	asked  map[uint64]chan<- *resealv1.FailuresReport
+}
+
+// begin notes a question. Its answer goes into reports, which has room.
+func (f *failing) begin(reports chan<- *resealv1.FailuresReport) (id uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.asked == nil {
+		f.asked = map[uint64]chan<- *resealv1.FailuresReport{}
+	}
+	f.newest++
+	f.asked[f.newest] = reports
+	return f.newest
+}
+
+func (f *failing) end(id uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.asked, id)
+}
+
+// answer takes a report. One that nobody waits for is dropped.
+func (f *failing) answer(report *resealv1.FailuresReport) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if reports := f.asked[report.GetId()]; reports != nil {
+		delete(f.asked, report.GetId())
+		reports <- report
+	}
+}
+
+// ListFailures implements resealv1.FleetServiceServer.
+func (s *Server) ListFailures(ctx context.Context, request *resealv1.ListFailuresRequest) (*resealv1.ListFailuresResponse, error) {
+	if request.GetLimit() < 0 || request.GetLimit() > maxFailures {
+		return nil, status.Errorf(codes.InvalidArgument, "limit: must be from 1 to %d, or 0 for %d", maxFailures, defaultFailures)
+	}
+	limit := int(cmp.Or(request.GetLimit(), defaultFailures))
+	streams := s.table.streams(request.GetEdge())
+	if len(streams) == 0 && request.GetEdge() != "" {
+		return nil, status.Errorf(codes.NotFound, "edge %q: %s", request.GetEdge(), errNotConnected)
+	}
+	ctx, cancel := context.WithTimeout(ctx, failuresTimeout)
+	defer cancel()
+	var (
+		mu       sync.Mutex
+		response = &resealv1.ListFailuresResponse{}
+		asking   sync.WaitGroup
+		next     = make(chan *session)
+	)
+	for range min(askedAtOnce, len(streams)) {
+		asking.Go(func() {
+			for stream := range next {
+				found, ok := stream.failures(ctx, request, limit)
+				mu.Lock()
+				if !ok {
+					response.SilentEdges = append(response.SilentEdges, stream.id)
+				}
+				response.Failures = newestFailures(append(response.Failures, found...), limit)
+				mu.Unlock()
+			}
+		})
+	}
+	for _, stream := range streams {
+		next <- stream
+	}
+	close(next)
+	asking.Wait()
+	slices.Sort(response.SilentEdges)
+	return response, nil
+}
+
+// newestFailures sorts failures, the oldest first, and keeps the newest.
+func newestFailures(all []*resealv1.Failure, limit int) []*resealv1.Failure {
+	slices.SortStableFunc(all, func(a, b *resealv1.Failure) int { return a.GetTime().AsTime().Compare(b.GetTime().AsTime()) })
+	return slices.Clone(all[max(0, len(all)-limit):])
+}
+
+// failures asks the edge. ok is false when it does not answer in time, or not as it
+// should.
+func (c *session) failures(ctx context.Context, request *resealv1.ListFailuresRequest, limit int) (found []*resealv1.Failure, ok bool) {
+	reports := make(chan *resealv1.FailuresReport, 1)
+	id := c.failing.begin(reports)
+	defer c.failing.end(id)
+	if ctx.Err() != nil || !c.order(order{&resealv1.SyncResponse{Message: &resealv1.SyncResponse_FailuresOrder{FailuresOrder: &resealv1.FailuresOrder{
+		Id: id, Pool: request.GetPool(), Listener: request.GetListener(), Limit: int32(min(limit, edgeFailures)),
+	}}}, nil}) {
+		return nil, false
+	}
+	select {
+	case report := <-reports:
+		if len(report.GetFailures()) > edgeFailures || proto.Size(report) > maxReport {
+			return nil, false
+		}
+		makeVisible(report.ProtoReflect())
+		for _, f := range report.GetFailures() {
+			f.Edge = c.id
+		}
+		return report.GetFailures(), true
+	case <-c.done:
+	case <-ctx.Done():
+	}
+	return nil, false
+}
+
+// streams are those of the connected edges, or of the one that id names.
+func (t *table) streams(id string) []*session {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var found []*session
+	for _, row := range t.edges {
+		if row.stream != nil && (id == "" || row.id == id) {
+			found = append(found, row.stream)
+		}
+	}
+	return found
+}
