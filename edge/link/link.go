@@ -30,6 +30,15 @@ const (
 	// has just started gives each of a fleet's handshakes its turn: an edge that gave
 	// up soon would have it do the work again. Another address is tried meanwhile.
 	connectTimeout = 30 * time.Second
+	// A connection on which nothing has come for pingAfter is asked for a sign of life, and
+	// given up without one within pingTimeout. That is long for the same reason: to a
+	// fleet that comes back a replica has much to send, and those that gave it up would have
+	// it begin again. What the kernel of the other side does not acknowledge is given up
+	// after silence: a host or a network that is gone is found sooner than a process that
+	// is busy.
+	pingAfter   = 10 * time.Second
+	pingTimeout = 20 * time.Second
+	silence     = 5 * time.Second
 )
 
 // Config is what Dial needs.
@@ -40,7 +49,8 @@ type Config struct {
 	Shuffled bool
 	// Credentials secure the connection. Required.
 	Credentials credentials.TransportCredentials
-	// Dial makes the TCP connection. Default: net.Dialer.
+	// Dial makes the TCP connection. Default: net.Dialer, with a connection that ends when
+	// what was sent is not acknowledged for 5 s.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Mover moves the connection to another replica when it is asked to. Nil: it
 	// stays.
@@ -50,6 +60,9 @@ type Config struct {
 // Dial returns a connection to whichever replica answers. It is made when it is
 // first used, and made again for ever.
 func Dial(config Config) (*grpc.ClientConn, error) {
+	if config.Dial == nil {
+		config.Dial = dialTCP
+	}
 	replicas := manual.NewBuilderWithScheme("reseal")
 	replicas.InitialState(stateOf(config.Addresses))
 	if config.Mover != nil {
@@ -58,19 +71,17 @@ func Dial(config Config) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{
 		grpc.WithResolvers(replicas),
 		grpc.WithTransportCredentials(config.Credentials),
+		grpc.WithContextDialer(config.Dial),
 		grpc.WithDefaultServiceConfig(fmt.Sprintf(`{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":%t}}]}`, config.Shuffled)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 5 * time.Second},
 			MinConnectTimeout: connectTimeout,
 		}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage)),
 		grpc.WithWriteBufferSize(writeBuffer),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithNoProxy(),
-	}
-	if config.Dial != nil {
-		options = append(options, grpc.WithContextDialer(config.Dial))
 	}
 	conn, err := grpc.NewClient("reseal:///controlplane", options...)
 	if err != nil {

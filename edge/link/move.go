@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
@@ -74,14 +75,21 @@ func (m *Mover) move(ctx context.Context, preferred []string) {
 	m.replicas.UpdateState(stateOf(wanted))
 	defer m.replicas.UpdateState(stateOf(m.addresses)) // one that is in use stays in use
 	m.conn.Connect()
-	timeout := time.NewTimer(moveTimeout)
-	defer timeout.Stop()
+	ctx, cancel := context.WithTimeout(ctx, moveTimeout)
+	defer cancel()
 	select {
 	case <-connected:
-		_ = before.Close()
-	case <-timeout.C:
 	case <-ctx.Done():
+		return
 	}
+	// Only now is there somewhere to go: with other addresses before, gRPC would begin
+	// again, at the first.
+	for state := m.conn.GetState(); state != connectivity.Ready; state = m.conn.GetState() {
+		if !m.conn.WaitForStateChange(ctx, state) {
+			return
+		}
+	}
+	_ = before.Close()
 }
 
 func stateOf(addresses []string) resolver.State {
@@ -96,11 +104,6 @@ func stateOf(addresses []string) resolver.State {
 func (m *Mover) attach(config *Config, replicas *manual.Resolver) {
 	m.addresses, m.replicas = config.Addresses, replicas
 	dial := config.Dial
-	if dial == nil {
-		dial = func(ctx context.Context, address string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
-		}
-	}
 	config.Dial = func(ctx context.Context, address string) (net.Conn, error) {
 		conn, err := dial(ctx, address)
 		if err != nil {
