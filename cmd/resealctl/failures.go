@@ -39,11 +39,11 @@ but hosts and paths are shown, so it takes the role operator.`,
 	cmd.Flags().StringVar(&f.request.Edge, "edge", "", "only those of this `edge`")
 	cmd.Flags().StringVar(&f.request.Pool, "pool", "", "only those of this `pool`")
 	cmd.Flags().StringVar(&f.request.Listener, "listener", "", "only those of this `listener`")
-	cmd.Flags().Int32Var(&f.request.Limit, "limit", 100, "how many to show at most, up to 1000")
+	cmd.Flags().Int32Var(&f.request.Limit, "limit", resealv1.DefaultFailures, fmt.Sprintf("how many to show at most, up to %d", resealv1.MaxFailures))
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "stay and show those that come")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if f.request.Limit < 1 || f.request.Limit > 1000 {
-			return usagef("--limit must be from 1 to 1000")
+		if f.request.Limit < 1 || f.request.Limit > resealv1.MaxFailures {
+			return usagef("--limit must be from 1 to %d", resealv1.MaxFailures)
 		}
 		if watch && f.format.structured() {
 			return usagef("either --watch or -o %s, not both", f.format)

@@ -1,7 +1,6 @@
 package feed
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -23,9 +22,6 @@ const (
 	askedAtOnce = 256
 	// edgeFailures is how many an edge is asked for.
 	edgeFailures = 128
-	// Bounds of an answer.
-	defaultFailures = 100
-	maxFailures     = 1000
 )
 
 // failing are the questions that an edge has not answered yet.
@@ -65,12 +61,15 @@ func (f *failing) answer(report *resealv1.FailuresReport) {
 
 // ListFailures implements resealv1.FleetServiceServer.
 func (s *Server) ListFailures(ctx context.Context, request *resealv1.ListFailuresRequest) (*resealv1.ListFailuresResponse, error) {
-	if request.GetLimit() < 0 || request.GetLimit() > maxFailures {
-		return nil, status.Errorf(codes.InvalidArgument, "limit: must be from 1 to %d, or 0 for %d", maxFailures, defaultFailures)
+	if request.GetLimit() < 0 || request.GetLimit() > resealv1.MaxFailures {
+		return nil, status.Errorf(codes.InvalidArgument, "limit: must be from 1 to %d, or 0 for %d", resealv1.MaxFailures, resealv1.DefaultFailures)
 	}
-	limit := int(cmp.Or(request.GetLimit(), defaultFailures))
-	streams := s.table.streams(request.GetEdge())
-	if len(streams) == 0 && request.GetEdge() != "" {
+	var streams []*session
+	if request.GetEdge() == "" {
+		streams = s.table.streams()
+	} else if stream := s.table.stream(request.GetEdge()); stream != nil {
+		streams = []*session{stream}
+	} else {
 		return nil, status.Errorf(codes.NotFound, "edge %q: %s", request.GetEdge(), errNotConnected)
 	}
 	ctx, cancel := context.WithTimeout(ctx, failuresTimeout)
@@ -84,12 +83,12 @@ func (s *Server) ListFailures(ctx context.Context, request *resealv1.ListFailure
 	for range min(askedAtOnce, len(streams)) {
 		asking.Go(func() {
 			for stream := range next {
-				found, ok := stream.failures(ctx, request, limit)
+				found, ok := stream.failures(ctx, request)
 				mu.Lock()
 				if !ok {
 					response.SilentEdges = append(response.SilentEdges, stream.id)
 				}
-				response.Failures = newestFailures(append(response.Failures, found...), limit)
+				response.Failures = request.Newest(append(response.Failures, found...))
 				mu.Unlock()
 			}
 		})
@@ -103,20 +102,14 @@ func (s *Server) ListFailures(ctx context.Context, request *resealv1.ListFailure
 	return response, nil
 }
 
-// newestFailures sorts failures, the oldest first, and keeps the newest.
-func newestFailures(all []*resealv1.Failure, limit int) []*resealv1.Failure {
-	slices.SortStableFunc(all, func(a, b *resealv1.Failure) int { return a.GetTime().AsTime().Compare(b.GetTime().AsTime()) })
-	return slices.Clone(all[max(0, len(all)-limit):])
-}
-
 // failures asks the edge. ok is false when it does not answer in time, or not as it
 // should.
-func (c *session) failures(ctx context.Context, request *resealv1.ListFailuresRequest, limit int) (found []*resealv1.Failure, ok bool) {
+func (c *session) failures(ctx context.Context, request *resealv1.ListFailuresRequest) (found []*resealv1.Failure, ok bool) {
 	reports := make(chan *resealv1.FailuresReport, 1)
 	id := c.failing.begin(reports)
 	defer c.failing.end(id)
 	if ctx.Err() != nil || !c.order(order{&resealv1.SyncResponse{Message: &resealv1.SyncResponse_FailuresOrder{FailuresOrder: &resealv1.FailuresOrder{
-		Id: id, Pool: request.GetPool(), Listener: request.GetListener(), Limit: int32(min(limit, edgeFailures)),
+		Id: id, Pool: request.GetPool(), Listener: request.GetListener(), Limit: int32(min(request.Most(), edgeFailures)),
 	}}}, nil}) {
 		return nil, false
 	}
@@ -134,17 +127,4 @@ func (c *session) failures(ctx context.Context, request *resealv1.ListFailuresRe
 	case <-ctx.Done():
 	}
 	return nil, false
-}
-
-// streams are those of the connected edges, or of the one that id names.
-func (t *table) streams(id string) []*session {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var found []*session
-	for _, row := range t.edges {
-		if row.stream != nil && (id == "" || row.id == id) {
-			found = append(found, row.stream)
-		}
-	}
-	return found
 }

@@ -101,7 +101,7 @@ func TestListFailures(t *testing.T) {
 		}{
 			{&resealv1.ListFailuresRequest{Edge: "a"}, codes.OK, 2},
 			{&resealv1.ListFailuresRequest{Edge: "nobody"}, codes.NotFound, 0},
-			{&resealv1.ListFailuresRequest{Limit: maxFailures + 1}, codes.InvalidArgument, 0},
+			{&resealv1.ListFailuresRequest{Limit: resealv1.MaxFailures + 1}, codes.InvalidArgument, 0},
 			{&resealv1.ListFailuresRequest{Limit: -1}, codes.InvalidArgument, 0},
 		} {
 			response, err := p.server.ListFailures(t.Context(), of.request)

@@ -22,14 +22,7 @@ func (s *Server) Move(_ context.Context, n int, move *resealv1.Move) int {
 
 // some are the streams of at most n edges, at random.
 func (t *table) some(n int) []*session {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var streams []*session
-	for _, row := range t.edges {
-		if row.stream != nil {
-			streams = append(streams, row.stream)
-		}
-	}
+	streams := t.streams()
 	rand.Shuffle(len(streams), func(i, j int) { streams[i], streams[j] = streams[j], streams[i] })
 	return streams[:min(n, len(streams))]
 }

@@ -285,6 +285,19 @@ func (t *table) connected() int {
 	return count
 }
 
+// streams are those of all connected edges.
+func (t *table) streams() []*session {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var streams []*session
+	for _, row := range t.edges {
+		if row.stream != nil {
+			streams = append(streams, row.stream)
+		}
+	}
+	return streams
+}
+
 // expire forgets edges that left too long ago.
 func (t *table) expire() {
 	t.mu.Lock()

@@ -214,18 +214,18 @@ func (f *Fleet) holder(ctx context.Context, id string) (*peer, error) {
 		}
 	}
 	if missing := list.GetUnanswered(); len(missing) > 0 {
-		return nil, status.Errorf(codes.Unavailable, "edge %q is connected to no replica that answers; %s", id, named(missing))
+		return nil, notReached(id, missing)
 	}
 	return nil, status.Errorf(codes.NotFound, "edge %q: the edge is not connected", id)
 }
 
-// named says which replicas did not answer, and why.
-func named(missing []*resealv1.UnansweredReplica) string {
+// notReached is the error for an edge that only replicas may have which did not answer.
+func notReached(edge string, missing []*resealv1.UnansweredReplica) error {
 	var parts []string
 	for _, m := range missing {
 		parts = append(parts, fmt.Sprintf("replica %s did not: %s", m.GetId(), m.GetReason()))
 	}
-	return strings.Join(parts, "; ")
+	return status.Errorf(codes.Unavailable, "edge %q is connected to no replica that answers; %s", edge, strings.Join(parts, "; "))
 }
 
 // ProbeBackend implements resealv1.FleetServiceServer.
@@ -248,22 +248,15 @@ func (f *Fleet) ListFailures(ctx context.Context, request *resealv1.ListFailures
 	if f.FromReplica(ctx) {
 		return f.Fleet.ListFailures(ctx, request)
 	}
-	type result struct {
-		said *resealv1.ListFailuresResponse
-		err  error
+	own := func(ctx context.Context) (*resealv1.ListFailuresResponse, error) {
+		return f.Fleet.ListFailures(ctx, request)
 	}
-	own := make(chan result, 1)
-	go func() {
-		said, err := f.Fleet.ListFailures(ctx, request)
-		own <- result{said, err}
-	}()
-	answers := ask(ctx, f.group, func(ctx context.Context, conn grpc.ClientConnInterface) (*resealv1.ListFailuresResponse, error) {
+	here, answers := askAll(ctx, f.group, own, func(ctx context.Context, conn grpc.ClientConnInterface) (*resealv1.ListFailuresResponse, error) {
 		return resealv1.NewFleetServiceClient(conn).ListFailures(ctx, request)
 	})
-	here := <-own
 	merged := &resealv1.ListFailuresResponse{Unanswered: unanswered(f.group, answers)}
 	found := false
-	for _, a := range append(answers, answer[*resealv1.ListFailuresResponse]{said: here.said, err: here.err}) {
+	for _, a := range append(answers, here) {
 		switch {
 		case a.err == nil:
 			found = true
@@ -274,17 +267,12 @@ func (f *Fleet) ListFailures(ctx context.Context, request *resealv1.ListFailures
 		}
 	}
 	if !found && len(merged.GetUnanswered()) > 0 {
-		return nil, status.Errorf(codes.Unavailable, "edge %q is connected to no replica that answers; %s", request.GetEdge(), named(merged.GetUnanswered()))
+		return nil, notReached(request.GetEdge(), merged.GetUnanswered())
 	}
 	if !found {
 		return nil, here.err
 	}
-	slices.SortStableFunc(merged.Failures, func(a, b *resealv1.Failure) int { return a.GetTime().AsTime().Compare(b.GetTime().AsTime()) })
-	limit := int(cmp.Or(request.GetLimit(), defaultFailures))
-	merged.Failures = merged.Failures[max(0, len(merged.Failures)-limit):]
+	merged.Failures = request.Newest(merged.Failures)
 	slices.Sort(merged.SilentEdges)
 	return merged, nil
 }
-
-// defaultFailures is the limit of ListFailures that asks for none.
-const defaultFailures = 100

@@ -114,6 +114,17 @@ func ask[T any](ctx context.Context, g *Group, question func(context.Context, gr
 	return answers
 }
 
+// askAll asks the others while this replica answers itself.
+func askAll[T any](
+	ctx context.Context, g *Group, own func(context.Context) (T, error), question func(context.Context, grpc.ClientConnInterface) (T, error),
+) (here answer[T], others []answer[T]) {
+	var answering sync.WaitGroup
+	answering.Go(func() { here.said, here.err = own(ctx) })
+	others = ask(ctx, g, question)
+	answering.Wait()
+	return here, others
+}
+
 // heard notes whether a replica answered.
 func (g *Group) heard(p *peer, err error) {
 	if silent(err) {

@@ -38,25 +38,16 @@ func (t *Tally) GetStats(ctx context.Context, request *resealv1.GetStatsRequest)
 	if t.FromReplica(ctx) {
 		return t.Tally.GetStats(ctx, request)
 	}
-	type result struct {
-		stats *resealv1.GetStatsResponse
-		err   error
-	}
-	own := make(chan result, 1)
-	go func() {
-		stats, err := t.Tally.GetStats(ctx, request)
-		own <- result{stats, err}
-	}()
-	answers := ask(ctx, t.group, func(ctx context.Context, conn grpc.ClientConnInterface) (*resealv1.GetStatsResponse, error) {
+	own := func(ctx context.Context) (*resealv1.GetStatsResponse, error) { return t.Tally.GetStats(ctx, request) }
+	here, answers := askAll(ctx, t.group, own, func(ctx context.Context, conn grpc.ClientConnInterface) (*resealv1.GetStatsResponse, error) {
 		return resealv1.NewTallyServiceClient(conn).GetStats(ctx, request)
 	})
-	here := <-own
 	if here.err != nil && status.Code(here.err) != codes.NotFound {
 		return nil, here.err
 	}
 	var found []*resealv1.GetStatsResponse
 	if here.err == nil {
-		found = append(found, here.stats)
+		found = append(found, here.said)
 	}
 	for _, a := range answers {
 		if a.err == nil {
@@ -67,7 +58,7 @@ func (t *Tally) GetStats(ctx context.Context, request *resealv1.GetStatsRequest)
 	switch {
 	case len(found) > 0:
 	case len(missing) > 0:
-		return nil, status.Errorf(codes.Unavailable, "edge %q is connected to no replica that answers; %s", request.GetEdge(), named(missing))
+		return nil, notReached(request.GetEdge(), missing)
 	default:
 		return nil, here.err
 	}

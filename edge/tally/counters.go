@@ -171,14 +171,14 @@ type reasons struct {
 	size   int
 }
 
-func (r *reasons) count(reason string) { r.counter(reason).(*atomic.Uint64).Add(1) }
+func (r *reasons) count(reason string) { r.counter(reason).Add(1) }
 
-// counter is the *atomic.Uint64 of a reason.
-func (r *reasons) counter(reason string) any {
-	if found, ok := r.counts.Load(reason); ok {
-		return found
+func (r *reasons) counter(reason string) *atomic.Uint64 {
+	found, ok := r.counts.Load(reason)
+	if !ok {
+		found = r.add(reason)
 	}
-	return r.add(reason)
+	return found.(*atomic.Uint64)
 }
 
 func (r *reasons) add(reason string) any {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync/atomic"
 
 	"github.com/reseal/reseal/edge/exchange"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
@@ -120,9 +119,7 @@ func (i *Inheritance) Take(data []byte) error {
 	if err := json.Unmarshal(data, &now); err != nil {
 		return fmt.Errorf("counters of another process: %w", err)
 	}
-	i.add(now.Pools, i.before.Pools, i.tally.pool)
-	i.add(now.Listeners, i.before.Listeners, i.tally.listener)
-	i.before = now
+	i.become(now)
 	return nil
 }
 
@@ -137,10 +134,7 @@ func (i *Inheritance) End() {
 		}
 		return ended
 	}
-	now := snapshot{last(i.before.Pools), last(i.before.Listeners)}
-	i.add(now.Pools, i.before.Pools, i.tally.pool)
-	i.add(now.Listeners, i.before.Listeners, i.tally.listener)
-	i.before = now
+	i.become(snapshot{last(i.before.Pools), last(i.before.Listeners)})
 }
 
 func isGauge(key string) bool {
@@ -148,34 +142,31 @@ func isGauge(key string) bool {
 	return ok && cell.Counter.Gauge
 }
 
-// pool is Pool if fresh is set, and otherwise nil for one that there is not.
-func (t *Tally) pool(name string, fresh bool) *Counters {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if fresh {
-		return lookUp(t.pools, name, t.newPool)
-	}
-	return t.pools[name]
+// become adds what now has grown by.
+func (i *Inheritance) become(now snapshot) {
+	i.add(now.Pools, i.before.Pools, i.tally.pools, i.tally.Pool)
+	i.add(now.Listeners, i.before.Listeners, i.tally.listeners, i.tally.Listener)
+	i.before = now
 }
 
-// listener is the same for listeners.
-func (t *Tally) listener(name string, fresh bool) *Counters {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if fresh {
-		return lookUp(t.listeners, name, t.newListener)
-	}
-	return t.listeners[name]
-}
-
-// add adds the difference. What was not there before is new.
-func (i *Inheritance) add(now, before map[string]counted, find func(name string, fresh bool) *Counters) {
+// add adds the difference to those that there are, and makes those that were not there
+// before.
+func (i *Inheritance) add(now, before map[string]counted, present map[string]*Counters, create func(name string) *Counters) {
 	for _, name := range slices.Sorted(maps.Keys(now)) {
 		old, known := before[name]
-		if c := find(name, !known); c != nil {
+		if !known {
+			create(name).grow(now[name], counted{})
+		} else if c := i.tally.find(present, name); c != nil {
 			c.grow(now[name], old)
 		}
 	}
+}
+
+// find is nil when there is none of the name.
+func (t *Tally) find(all map[string]*Counters, name string) *Counters {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return all[name]
 }
 
 func (c *Counters) grow(now, before counted) {
@@ -186,7 +177,7 @@ func (c *Counters) grow(now, before counted) {
 	}
 	for reason, n := range now.Errors {
 		if grown := n - min(n, before.Errors[reason]); grown > 0 {
-			c.errors.counter(reason).(*atomic.Uint64).Add(grown)
+			c.errors.counter(reason).Add(grown)
 		}
 	}
 	if c.epochs != nil {

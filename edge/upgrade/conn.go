@@ -57,7 +57,7 @@ type channel struct {
 	files []*os.File // received, of messages that are yet to be read
 }
 
-// Pair makes the two ends of a channel: a connection, and the file that a successor
+// pair makes the two ends of a channel: a connection, and the file that a successor
 // inherits.
 func pair() (*net.UnixConn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

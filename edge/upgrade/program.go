@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -91,18 +92,10 @@ func (p Program) Start() (*Child, error) {
 }
 
 func environment() []string {
-	var kept []string
-	for _, entry := range os.Environ() {
+	return slices.DeleteFunc(os.Environ(), func(entry string) bool {
 		name, _, _ := strings.Cut(entry, "=")
-		drop := false
-		for _, other := range notInherited {
-			drop = drop || name == other
-		}
-		if !drop {
-			kept = append(kept, entry)
-		}
-	}
-	return kept
+		return slices.Contains(notInherited, name)
+	})
 }
 
 // PID is its process id.

@@ -133,7 +133,7 @@ func agree(h hello) int {
 	return common
 }
 
-// close closes the files of parts that nobody wants.
+// closeFiles closes the files of parts that nobody wants.
 func closeFiles(parts []Part) {
 	for _, part := range parts {
 		if part.File != nil {
