@@ -33,6 +33,7 @@ import (
 	"github.com/reseal/reseal/controlplane/intent"
 	"github.com/reseal/reseal/controlplane/keyring"
 	"github.com/reseal/reseal/controlplane/replicas"
+	"github.com/reseal/reseal/controlplane/rollout"
 	"github.com/reseal/reseal/controlplane/sessions"
 	"github.com/reseal/reseal/controlplane/store"
 	"github.com/reseal/reseal/controlplane/tally"
@@ -267,10 +268,12 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Unseal:     c.store.Unseal,
 		Edge:       c.edge,
 		Drained:    orders.Drained,
+		Aimed:      true,
 		Logger:     c.cfg.Logger.With("part", "feed"),
 		Registerer: c.registry,
 	})
-	assignments := &tally.Assignments{}
+	var rolloutServer *rollout.Server
+	served := &serving{store: c.store, record: func() *rollout.Record { return rolloutServer.Record() }}
 	tallyServer := tally.New(tally.Config{
 		Edge: c.edgeID,
 		Assigned: func(ctx context.Context) (pools, listeners map[string]bool) {
@@ -278,7 +281,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 			if err != nil {
 				labels = nil // what is not known now counts as what was never given
 			}
-			return assignments.Of(c.store.Snapshot(), labels)
+			return served.assigned(labels)
 		},
 		Live:       feedServer.Live,
 		Logger:     c.cfg.Logger.With("part", "tally"),
@@ -287,6 +290,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	adminServer := admin.New(admin.Config{
 		Store:    c.store,
 		Author:   c.author,
+		Annotate: func(revisions []*resealv1.Revision) { rolloutServer.Annotate(revisions) },
 		Codes:    storeCodes,
 		Validate: manifest.Validate,
 		Logger:   c.cfg.Logger.With("part", "admin"),
@@ -307,10 +311,8 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Registerer: c.registry,
 	})
 	sessionServer := sessions.New(sessions.Config{
-		Edge: c.edge,
-		Pools: func(labels map[string]string) []string {
-			return sessions.SharedPools(c.store.Snapshot(), labels)
-		},
+		Edge:     c.edge,
+		Pools:    served.shared,
 		Revision: func() int64 { return c.store.Snapshot().Revision() },
 		Roots:    c.roots,
 		Logger:   c.cfg.Logger.With("part", "sessions"),
@@ -342,7 +344,9 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	fleetServer := replicas.NewFleet(group, everywhere)
 	labels := fleetServer.Labels
 	c.edges.Store(&labels)
-	resealv1.RegisterFleetServiceServer(server, fleetServer)
+	rolloutServer = c.newRollout(kept, listener.Addr(), feedServer, fleetServer)
+	everywhere.Rollout = rolloutServer
+	resealv1.RegisterFleetServiceServer(server, replicas.NewFleet(group, everywhere))
 	resealv1.RegisterTallyServiceServer(server, replicas.NewTally(group, everywhere))
 	resealv1.RegisterEnrollmentServiceServer(server, c.trust)
 	resealv1.RegisterKeyringServiceServer(server, keyringServer)
@@ -372,7 +376,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		return nil
 	})
 	for _, run := range []func(context.Context) error{
-		c.trust.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, door.Run, links.Run,
+		c.trust.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, rolloutServer.Run, door.Run, links.Run,
 		relay(group, sessionServer),
 		func(ctx context.Context) error { return group.Balance(ctx, feedServer.Move) },
 		func(ctx context.Context) error { return c.joinGroup(ctx, group) },

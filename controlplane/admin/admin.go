@@ -57,6 +57,9 @@ type Config struct {
 	Codes []ErrorCode
 	// Validate checks the fields of one resource. Default: anything is valid.
 	Validate func(*resealv1.Resource) []*resealv1.Violation
+	// Annotate adds to kept revisions what became of them on their way to the edges.
+	// Default: nothing.
+	Annotate func([]*resealv1.Revision)
 	// Logger gets changes and internal errors. Default: slog.Default().
 	Logger *slog.Logger
 }
@@ -73,6 +76,9 @@ func New(cfg Config) resealv1.AdminServiceServer {
 	}
 	if cfg.Validate == nil {
 		cfg.Validate = func(*resealv1.Resource) []*resealv1.Violation { return nil }
+	}
+	if cfg.Annotate == nil {
+		cfg.Annotate = func([]*resealv1.Revision) {}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -131,6 +137,7 @@ func (s *server) ListRevisions(ctx context.Context, req *resealv1.ListRevisionsR
 	if err != nil {
 		return nil, s.status(ctx, "ListRevisions", err)
 	}
+	s.cfg.Annotate(resp.GetRevisions())
 	return resp, nil
 }
 

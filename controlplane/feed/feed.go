@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -62,6 +63,9 @@ type Config struct {
 	// changes that calls FollowDrain. Nil: only what DrainEdge says counts, while
 	// the edge is live.
 	Drained func(id string) *resealv1.Drain
+	// Aimed says that Aim decides what edges are to serve, and that they wait for it.
+	// Default: they serve the newest revision.
+	Aimed bool
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: none.
@@ -83,6 +87,7 @@ type Server struct {
 	lines   *fleet.Lines
 	stopped chan struct{} // closed when Run has ended
 	history singleflight.Group
+	aims    atomic.Pointer[aim] // written under mu
 
 	previewing chan struct{} // has room for one
 
@@ -107,9 +112,11 @@ func New(config Config) *Server {
 
 		previewing: make(chan struct{}, 1),
 	}
+	s.aims.Store(&aim{})
 	s.encoder = newEncoder(config.Unseal, &s.work)
 	s.metrics = newMetrics(config.Registerer, s)
 	s.table = newTable(func(took time.Duration) { s.metrics.convergence.Observe(took.Seconds()) })
+	s.table.target = func(row *edge) int64 { return s.aims.Load().revision(row.id, row.hello.GetLabels()) }
 	return s
 }
 
@@ -153,6 +160,7 @@ func (s *Server) follow(ctx context.Context) error {
 		}
 		revision = snapshot.Revision()
 		s.publish(snapshot)
+		s.resolve(ctx)
 	}
 }
 
@@ -166,22 +174,23 @@ func (s *Server) publish(snapshot *resealv1.Snapshot) {
 		// Another cluster, or one that was restored from a backup. The old
 		// numbers mean nothing any more.
 		s.encoder, s.past = newEncoder(s.config.Unseal, &s.work), nil
+		now := *s.aims.Load()
+		now.newest, now.before, now.after = nil, nil, nil
+		s.aims.Store(&now)
 		s.table.startAnew()
 	default:
 		s.keepLocked(old)
 	}
 	s.encoder.retain(snapshot)
 	s.newest = newGeneration(snapshot, s.encoder, time.Now())
+	before, now := s.publishedLocked(s.newest)
 	close(s.published)
 	s.published = make(chan struct{})
 	// Under the lock, so that no edge acks a revision that the table does not
 	// know yet.
 	s.table.publish(s.newest.revision(), s.newest.seen)
 	s.mu.Unlock()
-	if old != nil {
-		old.retire()
-	}
-	s.lines.Wake()
+	s.turn(before, now)
 	s.config.Logger.Debug("revision published", "revision", snapshot.Revision(), "resources", snapshot.Len())
 }
 
@@ -236,8 +245,11 @@ func (s *Server) at(ctx context.Context, revision int64) *generation {
 func (s *Server) remembered(revision int64) *generation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.newest != nil && s.newest.revision() == revision {
-		return s.newest
+	now := s.aims.Load()
+	for _, g := range []*generation{s.newest, now.before, now.after} {
+		if g != nil && g.revision() == revision {
+			return g
+		}
 	}
 	i := slices.IndexFunc(s.past, func(g *generation) bool { return g.revision() == revision })
 	if i < 0 {

@@ -249,11 +249,11 @@ func (c *session) Next() (fleet.Outgoing, error) {
 			}
 		}}, nil
 	}
-	newest, _ := c.server.current()
-	if newest == nil {
+	wanted := c.server.aims.Load().of(c.id, c.labels, c.hello.GetRevision() > 0 || c.target != nil)
+	if wanted == nil {
 		return fleet.Outgoing{}, nil
 	}
-	update, err := c.advance(newest)
+	update, err := c.advance(wanted)
 	if update == nil || err != nil {
 		return fleet.Outgoing{}, err
 	}
@@ -281,6 +281,9 @@ func (c *session) holds(ctx context.Context, hello *resealv1.Hello) (*view, erro
 	}
 	if hello.GetRevision() <= 0 || hello.GetClusterId() != newest.snapshot.ClusterID() {
 		return nil, nil
+	}
+	if wanted := c.server.aims.Load().of(c.id, c.labels, true); wanted != nil {
+		newest = wanted
 	}
 	now, err := c.view(newest)
 	if err != nil {
@@ -327,9 +330,9 @@ func (c *session) caughtUp(ctx context.Context, hello *resealv1.Hello) (*generat
 	}
 }
 
-// view is what the edge should hold of the newest generation.
+// view is what the edge should hold of a generation.
 func (c *session) view(g *generation) (*view, error) {
-	found, err := g.view(c.labels, g.encoder.newestForm)
+	found, err := c.server.view(g, c.labels)
 	if err != nil {
 		// The edge learns that it is not its fault, the log says what it is.
 		c.server.config.Logger.Error("configuration can't be sent", "edge", c.id, "revision", g.revision(), "error", err)
@@ -338,13 +341,13 @@ func (c *session) view(g *generation) (*view, error) {
 	return found, nil
 }
 
-// advance returns the update to the newest generation, nil when the edge has it or
+// advance returns the update to the generation that is wanted, nil when the edge has it or
 // still owes an answer.
-func (c *session) advance(newest *generation) (*fleet.Prepared, error) {
-	if c.target != nil && (!c.answered || !c.repair.due && c.target.clusterID == newest.snapshot.ClusterID() && c.target.revision == newest.revision()) {
+func (c *session) advance(wanted *generation) (*fleet.Prepared, error) {
+	if c.target != nil && (!c.answered || !c.repair.due && c.target.clusterID == wanted.snapshot.ClusterID() && c.target.revision == wanted.revision()) {
 		return nil, nil
 	}
-	next, err := c.view(newest)
+	next, err := c.view(wanted)
 	if err != nil {
 		return nil, err
 	}
@@ -355,7 +358,7 @@ func (c *session) advance(newest *generation) (*fleet.Prepared, error) {
 	if base != nil && base.clusterID != next.clusterID {
 		base = nil
 	}
-	made, err := next.update(base, c.heldRevision, newest.encoder.marshal)
+	made, err := next.update(base, c.heldRevision, wanted.encoder.marshal)
 	if err != nil {
 		c.server.config.Logger.Error("update can't be marshalled", "edge", c.id, "revision", next.revision, "error", err)
 		return nil, status.Errorf(codes.Internal, "revision %d can't be marshalled", next.revision)
@@ -367,14 +370,14 @@ func (c *session) advance(newest *generation) (*fleet.Prepared, error) {
 	if c.target != nil {
 		c.before = past{c.target.revision, c.targetSeen, len(c.target.held)}
 	}
-	c.target, c.targetSeen, c.answered = next, newest.seen, false
+	c.target, c.targetSeen, c.answered = next, wanted.seen, false
 	c.repair.due = false
 	c.deadline.Reset(answerTimeout)
 	c.server.metrics.updates.WithLabelValues(made.kind).Inc()
 	if made.resources > 0 {
 		c.server.metrics.resources.WithLabelValues(made.kind).Add(float64(made.resources))
 	}
-	c.server.table.sent(c, made.resources)
+	c.server.table.sent(c, next.revision, made.resources)
 	c.server.table.intend(c, next.hash)
 	return made.message, nil
 }

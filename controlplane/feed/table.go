@@ -28,10 +28,10 @@ var errNotConnected = errors.New("the edge is not connected to this replica")
 // table holds the live edges.
 type table struct {
 	converged func(time.Duration) // a revision got its last ack
+	target    func(*edge) int64   // the revision that an edge should serve; takes no lock
 
 	mu         sync.Mutex
 	edges      map[string]*edge
-	revision   int64 // the newest that was published
 	converging []published
 	changed    chan struct{} // closed at the next change
 }
@@ -45,7 +45,10 @@ type edge struct {
 	connectedAt    time.Time
 	disconnectedAt time.Time
 	acked          int64
+	sent           int64          // the revision that it was sent last
 	nack           *resealv1.Nack // nil: the newest answer is an ack
+	before         *resealv1.Nack // the answer to the revision before, likewise
+	answered       int64          // the revision that was answered last
 	convergence    time.Duration
 	resources      int
 	resourcesSent  int64
@@ -63,7 +66,7 @@ type published struct {
 }
 
 func newTable(converged func(time.Duration)) *table {
-	return &table{converged: converged, edges: map[string]*edge{}, changed: make(chan struct{})}
+	return &table{converged: converged, target: func(*edge) int64 { return 0 }, edges: map[string]*edge{}, changed: make(chan struct{})}
 }
 
 // connect makes stream the one of its edge. It returns the stream that it
@@ -87,7 +90,7 @@ func (t *table) connect(stream *session, hello *resealv1.Hello, address string) 
 	replaced := row.stream
 	if row.hello.GetBootId() != hello.GetBootId() {
 		t.ackLocked(row, 0)
-		row.convergence, row.nack, row.hashes = 0, nil, hashes{}
+		row.convergence, row.nack, row.before, row.answered, row.hashes = 0, nil, nil, 0, hashes{}
 	}
 	row.stream, row.hello, row.address = stream, hello, address
 	row.connectedAt, row.disconnectedAt = now, time.Time{}
@@ -157,7 +160,6 @@ func (t *table) rowLocked(stream *session) *edge {
 func (t *table) publish(revision int64, seen time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.revision = revision
 	if len(t.edges) > 0 {
 		next := published{revision: revision, seen: seen}
 		for _, row := range t.edges {
@@ -173,11 +175,12 @@ func (t *table) publish(revision int64, seen time.Time) {
 	t.changedLocked()
 }
 
-// sent notes that resources were sent on stream.
-func (t *table) sent(stream *session, resources int) {
+// sent notes that a revision was sent on stream, with some resources.
+func (t *table) sent(stream *session, revision int64, resources int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if row := t.rowLocked(stream); row != nil {
+		row.sent = revision
 		row.resourcesSent += int64(resources)
 		t.changedLocked()
 	}
@@ -198,7 +201,8 @@ func (t *table) acked(stream *session, revision int64, seen time.Time, resources
 		row.convergence = now.Sub(later(seen, row.connectedAt))
 	}
 	t.ackLocked(row, revision)
-	row.nack, row.resources = nil, resources
+	row.answer(revision, nil)
+	row.resources = resources
 	for i := range t.converging {
 		if t.converging[i].revision <= revision {
 			t.converging[i].lastAck = now
@@ -214,7 +218,7 @@ func (t *table) startAnew() {
 	defer t.mu.Unlock()
 	t.converging = nil
 	for _, row := range t.edges {
-		row.acked, row.convergence, row.nack = 0, 0, nil
+		row.acked, row.convergence, row.nack, row.before, row.answered, row.sent = 0, 0, nil, nil, 0, 0
 	}
 }
 
@@ -230,7 +234,8 @@ func (t *table) nacked(stream *session, nack *resealv1.Nack, resources int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if row := t.rowLocked(stream); row != nil {
-		row.nack, row.resources = nack, resources
+		row.answer(nack.GetRevision(), nack)
+		row.resources = resources
 		t.changedLocked()
 	}
 }
@@ -351,7 +356,7 @@ func (t *table) list(id string, labels map[string]string) ([]*resealv1.Edge, <-c
 	var edges []*resealv1.Edge
 	for _, row := range t.edges {
 		if row.live(now) && (id == "" || row.id == id) && fleet.Selects(selector, row.hello.GetLabels()) {
-			edges = append(edges, row.describe(t.revision))
+			edges = append(edges, row.describe(t.target(row)))
 		}
 	}
 	slices.SortFunc(edges, func(a, b *resealv1.Edge) int { return cmp.Compare(a.GetId(), b.GetId()) })
@@ -363,7 +368,7 @@ func (t *table) countStates() map[resealv1.Edge_State]int {
 	defer t.mu.Unlock()
 	counts := map[resealv1.Edge_State]int{}
 	for _, row := range t.edges {
-		counts[row.state(t.revision)]++
+		counts[row.state(t.target(row))]++
 	}
 	return counts
 }
@@ -406,6 +411,8 @@ func (e *edge) describe(target int64) *resealv1.Edge {
 		AckedHash:      e.hashes.acked,
 		RunningHash:    e.hashes.running,
 		Drifted:        e.drifted(),
+		SentRevision:   e.sent,
+		RefusedNewly:   e.refusedNewly(),
 	}
 	if e.convergence > 0 {
 		described.Convergence = durationpb.New(e.convergence)

@@ -31,6 +31,9 @@ type Services struct {
 	Preview Preview
 	// Orders keeps what operators order edges. Required.
 	Orders Orders
+	// Rollout answers for the rollout, whichever replica carries it out. Nil: there is
+	// none to answer for.
+	Rollout Rollout
 }
 
 // TallyServer is the TallyService of one replica.

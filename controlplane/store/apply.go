@@ -24,7 +24,7 @@ import (
 // wrong with stored resources that it leaves as they are is a warning.
 func (s *Store) Apply(ctx context.Context, author string, req *resealv1.ApplyRequest) (*resealv1.ApplyResponse, error) {
 	revision, p, err := s.mutate(ctx, mutation{
-		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(),
+		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(), now: req.GetNow(),
 		allowLarge: req.GetAllowLargeChange(),
 		plan:       func(st *state) (*plan, error) { return s.planApply(st, req.GetResources()) },
 	})
@@ -38,7 +38,7 @@ func (s *Store) Apply(ctx context.Context, author string, req *resealv1.ApplyReq
 // are those of Apply, and ErrNotFound when one does not exist.
 func (s *Store) Delete(ctx context.Context, author string, req *resealv1.DeleteRequest) (*resealv1.DeleteResponse, error) {
 	revision, p, err := s.mutate(ctx, mutation{
-		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(),
+		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(), now: req.GetNow(),
 		allowLarge: req.GetAllowLargeChange(), shrinks: true,
 		plan: func(st *state) (*plan, error) { return planDelete(st, req.GetResources()) },
 	})

@@ -45,7 +45,7 @@ type transaction struct {
 func (s *Store) transaction(base *base, m mutation, p *plan, changes []change) (*transaction, error) {
 	head := &record{
 		Sequence: base.sequence + 1, ApplyID: uuid.NewString(), Author: m.author, Message: m.message,
-		Time: time.Now().UTC(), RolledBackTo: p.rolledBackTo, LargeAllowed: len(p.large) > 0, Count: len(changes),
+		Time: time.Now().UTC(), RolledBackTo: p.rolledBackTo, LargeAllowed: len(p.large) > 0, Now: m.now, Count: len(changes),
 	}
 	tx := &transaction{id: head.ApplyID, sequence: head.Sequence}
 	size := &sizes{}

@@ -149,6 +149,32 @@ func (s *Store) Revisions(ctx context.Context, req *resealv1.ListRevisionsReques
 	return resp, nil
 }
 
+// Origin says how a kept revision was made: its number in the history, from 1, by whom,
+// and whether with ApplyRequest.now. The number is 0 when it is not kept.
+func (s *Store) Origin(revision int64) (change int64, by string, now bool) {
+	for _, entry := range slices.Backward(s.published.Load().state.history) {
+		if entry.revision != revision {
+			continue
+		}
+		r, err := decodeRecord(entry.value)
+		if err != nil {
+			return 0, "", false
+		}
+		return entry.sequence, r.Author, r.Now
+	}
+	return 0, "", false
+}
+
+// RevisionOf is the revision of a number in the history, 0 when it is not kept.
+func (s *Store) RevisionOf(change int64) int64 {
+	for _, entry := range s.published.Load().state.history {
+		if entry.sequence == change {
+			return entry.revision
+		}
+	}
+	return 0
+}
+
 // describe is an entry of the history as callers see it. later holds, and is
 // given, the resources that differ from the newest state.
 func (s *Store) describe(st *state, e entry, later map[string]*resealv1.Resource) (*resealv1.Revision, error) {
@@ -171,7 +197,7 @@ func (s *Store) describe(st *state, e entry, later map[string]*resealv1.Resource
 	}
 	return &resealv1.Revision{
 		Revision: e.revision, Author: r.Author, Message: r.Message, Time: timestamppb.New(r.Time),
-		Changes: s.report(changes), RolledBackTo: r.RolledBackTo, LargeChangeAllowed: r.LargeAllowed,
+		Changes: s.report(changes), RolledBackTo: r.RolledBackTo, LargeChangeAllowed: r.LargeAllowed, Now: r.Now,
 	}, nil
 }
 

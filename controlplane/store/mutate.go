@@ -26,6 +26,7 @@ type mutation struct {
 	message  string
 	expected int64 // 0: any
 	dryRun   bool
+	now      bool // see record
 	// shrinks says that it makes room: it is tried in a full store too.
 	shrinks bool
 	// allowLarge lets it be large.

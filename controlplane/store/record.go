@@ -48,6 +48,8 @@ type record struct {
 	RolledBackTo int64 `json:"rolledBackTo,omitempty"`
 	// LargeAllowed is set when the change was large, which its author allowed.
 	LargeAllowed bool `json:"largeAllowed,omitempty"`
+	// Now is ApplyRequest.now.
+	Now bool `json:"now,omitempty"`
 	// Count is the number of resources that changed.
 	Count int `json:"count"`
 	// Undo leads back to the state before the change.

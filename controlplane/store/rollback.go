@@ -18,7 +18,7 @@ import (
 // ErrNotKept.
 func (s *Store) Rollback(ctx context.Context, author string, req *resealv1.RollbackRequest) (*resealv1.RollbackResponse, error) {
 	revision, p, err := s.mutate(ctx, mutation{
-		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(),
+		author: author, message: req.GetMessage(), expected: req.GetExpectedRevision(), dryRun: req.GetDryRun(), now: req.GetNow(),
 		allowLarge: req.GetAllowLargeChange(),
 		plan:       func(st *state) (*plan, error) { return s.planRollback(st, req.GetToRevision()) },
 	})

@@ -73,7 +73,7 @@ func TestExplainPaths(t *testing.T) {
 
 func TestExplainRefuses(t *testing.T) {
 	for path, want := range map[string]string{
-		"":                  `"" is not a kind; it is one of BackendPool, TLSPolicy, Listener, Route, Certificate or Keyring`,
+		"":                  `"" is not a kind; it is one of BackendPool, TLSPolicy, Listener, Route, Certificate, Keyring or RolloutPolicy`,
 		"BackendPol":        `"BackendPol" is not a kind; did you mean "BackendPool"?`,
 		"pool.conections":   `BackendPool has no field "conections"; did you mean "connections"?`,
 		"keyring.colour":    `Keyring has no field "colour"; it has rotationInterval, retireAfter, maxActiveAge, edgeSelector`,

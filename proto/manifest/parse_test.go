@@ -240,7 +240,7 @@ func TestParseRefuses(t *testing.T) {
 		"null map value": {header[:len(header)-2] + ", labels: {a: }}\nspec: {dns: {name: a, port: 1}}\n", `f:3:30: BackendPool/p: metadata.labels["a"]: is empty; it must be text`},
 		"control":        {"a: \x01\n", "f:1: not valid YAML: control characters are not allowed"},
 		"not UTF-8":      {"a: \xff\n", "f:1: not valid YAML: invalid leading UTF-8 octet"},
-		"nested list":    {"apiVersion: reseal/v1\nkind: List\nitems:\n  - {apiVersion: reseal/v1, kind: List}\n", `f:4:29: List: kind: unknown kind "List"; it is one of BackendPool, TLSPolicy, Listener, Route, Certificate or Keyring`},
+		"nested list":    {"apiVersion: reseal/v1\nkind: List\nitems:\n  - {apiVersion: reseal/v1, kind: List}\n", `f:4:29: List: kind: unknown kind "List"; it is one of BackendPool, TLSPolicy, Listener, Route, Certificate, Keyring or RolloutPolicy`},
 		"list of text":   {"apiVersion: reseal/v1\nkind: List\nitem: []\nitems: x\n", "f:3:1: List: item: unknown field; did you mean \"items\"?\nf:4:1: List: items: is not a list"},
 	}
 	for name, test := range tests {

@@ -378,7 +378,7 @@ func TestValidateMetadata(t *testing.T) {
 
 // What comes over the wire can hold more than a manifest.
 func TestValidateWire(t *testing.T) {
-	want := []string{": has no spec; its kind is one of BackendPool, TLSPolicy, Listener, Route, Certificate or Keyring"}
+	want := []string{": has no spec; its kind is one of BackendPool, TLSPolicy, Listener, Route, Certificate, Keyring or RolloutPolicy"}
 	for _, r := range []*resealv1.Resource{nil, {}, {Metadata: &resealv1.Metadata{Name: "a"}}} {
 		if diff := cmp.Diff(want, describe(Validate(r))); diff != "" {
 			t.Errorf("no spec (-want +got):\n%s", diff)

@@ -67,6 +67,8 @@ func check(c *checker, r *resealv1.Resource) []*resealv1.Violation {
 		c.certificate(spec)
 	case *resealv1.Keyring:
 		c.keyring(spec)
+	case *resealv1.RolloutPolicy:
+		c.rolloutPolicy(spec)
 	}
 	return c.violations
 }
@@ -214,6 +216,7 @@ func mayBeZero(field protoreflect.FullName) bool {
 		"reseal.v1.Connections.close_timeout",
 		"reseal.v1.ListenerTimeouts.drain",
 		"reseal.v1.Keyring.retire_after",
+		"reseal.v1.RolloutStage.soak",
 	}, field)
 }
 

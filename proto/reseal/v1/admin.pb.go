@@ -97,8 +97,11 @@ type ApplyRequest struct {
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// The change may be large.
 	AllowLargeChange bool `protobuf:"varint,5,opt,name=allow_large_change,json=allowLargeChange,proto3" json:"allow_large_change,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Shorten what each stage of the rollout takes to 2 s. The stages stay, and so do
+	// the gates. The history says so.
+	Now           bool `protobuf:"varint,10,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyRequest) Reset() {
@@ -162,6 +165,13 @@ func (x *ApplyRequest) GetMessage() string {
 func (x *ApplyRequest) GetAllowLargeChange() bool {
 	if x != nil {
 		return x.AllowLargeChange
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetNow() bool {
+	if x != nil {
+		return x.Now
 	}
 	return false
 }
@@ -539,6 +549,7 @@ type DeleteRequest struct {
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// As in ApplyRequest.
 	AllowLargeChange bool `protobuf:"varint,5,opt,name=allow_large_change,json=allowLargeChange,proto3" json:"allow_large_change,omitempty"`
+	Now              bool `protobuf:"varint,10,opt,name=now,proto3" json:"now,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -604,6 +615,13 @@ func (x *DeleteRequest) GetMessage() string {
 func (x *DeleteRequest) GetAllowLargeChange() bool {
 	if x != nil {
 		return x.AllowLargeChange
+	}
+	return false
+}
+
+func (x *DeleteRequest) GetNow() bool {
+	if x != nil {
+		return x.Now
 	}
 	return false
 }
@@ -918,8 +936,13 @@ type Revision struct {
 	RolledBackTo int64 `protobuf:"varint,6,opt,name=rolled_back_to,json=rolledBackTo,proto3" json:"rolled_back_to,omitempty"`
 	// The change was large, and whoever made it said that it may be.
 	LargeChangeAllowed bool `protobuf:"varint,7,opt,name=large_change_allowed,json=largeChangeAllowed,proto3" json:"large_change_allowed,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// What became of it on the way to the edges, for people, such as "undone: edge e1
+	// refused it". Empty: it went to all of them, or that is no longer known.
+	Rollout string `protobuf:"bytes,10,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	// Set when it was made with ApplyRequest.now.
+	Now           bool `protobuf:"varint,11,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Revision) Reset() {
@@ -1001,6 +1024,20 @@ func (x *Revision) GetLargeChangeAllowed() bool {
 	return false
 }
 
+func (x *Revision) GetRollout() string {
+	if x != nil {
+		return x.Rollout
+	}
+	return ""
+}
+
+func (x *Revision) GetNow() bool {
+	if x != nil {
+		return x.Now
+	}
+	return false
+}
+
 // RollbackRequest names the revision to go back to.
 type RollbackRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1014,6 +1051,7 @@ type RollbackRequest struct {
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// As in ApplyRequest.
 	AllowLargeChange bool `protobuf:"varint,5,opt,name=allow_large_change,json=allowLargeChange,proto3" json:"allow_large_change,omitempty"`
+	Now              bool `protobuf:"varint,10,opt,name=now,proto3" json:"now,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1079,6 +1117,13 @@ func (x *RollbackRequest) GetMessage() string {
 func (x *RollbackRequest) GetAllowLargeChange() bool {
 	if x != nil {
 		return x.AllowLargeChange
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetNow() bool {
+	if x != nil {
+		return x.Now
 	}
 	return false
 }
@@ -1160,13 +1205,15 @@ var File_reseal_v1_admin_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x15reseal/v1/admin.proto\x12\treseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x18reseal/v1/resource.proto\"\xcf\x01\n" +
+	"\x15reseal/v1/admin.proto\x12\treseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x18reseal/v1/resource.proto\"\xe1\x01\n" +
 	"\fApplyRequest\x121\n" +
 	"\tresources\x18\x01 \x03(\v2\x13.reseal.v1.ResourceR\tresources\x12+\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03R\x10expectedRevision\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12,\n" +
-	"\x12allow_large_change\x18\x05 \x01(\bR\x10allowLargeChange\"\xad\x01\n" +
+	"\x12allow_large_change\x18\x05 \x01(\bR\x10allowLargeChange\x12\x10\n" +
+	"\x03now\x18\n" +
+	" \x01(\bR\x03now\"\xad\x01\n" +
 	"\rApplyResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12+\n" +
 	"\achanges\x18\x02 \x03(\v2\x11.reseal.v1.ChangeR\achanges\x120\n" +
@@ -1197,13 +1244,15 @@ const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"]\n" +
 	"\fListResponse\x121\n" +
 	"\tresources\x18\x01 \x03(\v2\x13.reseal.v1.ResourceR\tresources\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xd3\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\xe5\x01\n" +
 	"\rDeleteRequest\x124\n" +
 	"\tresources\x18\x01 \x03(\v2\x16.reseal.v1.ResourceRefR\tresources\x12+\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03R\x10expectedRevision\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12,\n" +
-	"\x12allow_large_change\x18\x05 \x01(\bR\x10allowLargeChange\"|\n" +
+	"\x12allow_large_change\x18\x05 \x01(\bR\x10allowLargeChange\x12\x10\n" +
+	"\x03now\x18\n" +
+	" \x01(\bR\x03now\"|\n" +
 	"\x0eDeleteResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12+\n" +
 	"\achanges\x18\x02 \x03(\v2\x11.reseal.v1.ChangeR\achanges\x12!\n" +
@@ -1223,7 +1272,7 @@ const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\x05limit\x18\x01 \x01(\x05R\x05limit\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"J\n" +
 	"\x15ListRevisionsResponse\x121\n" +
-	"\trevisions\x18\x01 \x03(\v2\x13.reseal.v1.RevisionR\trevisions\"\x8d\x02\n" +
+	"\trevisions\x18\x01 \x03(\v2\x13.reseal.v1.RevisionR\trevisions\"\xb9\x02\n" +
 	"\bRevision\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x16\n" +
 	"\x06author\x18\x02 \x01(\tR\x06author\x12\x18\n" +
@@ -1231,14 +1280,19 @@ const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12+\n" +
 	"\achanges\x18\x05 \x03(\v2\x11.reseal.v1.ChangeR\achanges\x12$\n" +
 	"\x0erolled_back_to\x18\x06 \x01(\x03R\frolledBackTo\x120\n" +
-	"\x14large_change_allowed\x18\a \x01(\bR\x12largeChangeAllowed\"\xc0\x01\n" +
+	"\x14large_change_allowed\x18\a \x01(\bR\x12largeChangeAllowed\x12\x18\n" +
+	"\arollout\x18\n" +
+	" \x01(\tR\arollout\x12\x10\n" +
+	"\x03now\x18\v \x01(\bR\x03now\"\xd2\x01\n" +
 	"\x0fRollbackRequest\x12\x1f\n" +
 	"\vto_revision\x18\x01 \x01(\x03R\n" +
 	"toRevision\x12+\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03R\x10expectedRevision\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12,\n" +
-	"\x12allow_large_change\x18\x05 \x01(\bR\x10allowLargeChange\"\xa4\x01\n" +
+	"\x12allow_large_change\x18\x05 \x01(\bR\x10allowLargeChange\x12\x10\n" +
+	"\x03now\x18\n" +
+	" \x01(\bR\x03now\"\xa4\x01\n" +
 	"\x10RollbackResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12+\n" +
 	"\achanges\x18\x02 \x03(\v2\x11.reseal.v1.ChangeR\achanges\x12$\n" +

@@ -145,6 +145,26 @@ func (k *Keyring) WithDefaults() *Keyring {
 	return k
 }
 
+// DefaultRollout is the name of the RolloutPolicy that counts.
+const DefaultRollout = "default"
+
+// WithDefaults returns a copy of p with defaults filled in, but for the soak of
+// stages, whose default depends on the fleet.
+func (p *RolloutPolicy) WithDefaults() *RolloutPolicy {
+	p = cloneOrNew(p)
+	if len(p.Stages) == 0 {
+		p.Stages = []*RolloutStage{{Percent: 1}, {Percent: 10}, {Percent: 100}}
+	}
+	p.Gates = orNew(p.Gates)
+	for gate, allowed := range map[**RolloutGate]uint32{&p.Gates.Errors: 5, &p.Gates.FullHandshakes: 50} {
+		*gate = orNew(*gate)
+		setUint(&(*gate).AllowedPercent, allowed)
+		setUint(&(*gate).MinSamples, 20)
+	}
+	setEnum(&p.OnFailure, RolloutPolicy_ON_FAILURE_UNDO)
+	return p
+}
+
 // cloneOrNew copies m, or makes one when m is nil.
 func cloneOrNew[T any, M interface {
 	*T

@@ -423,7 +423,8 @@ type Edge struct {
 	State Edge_State `protobuf:"varint,6,opt,name=state,proto3,enum=reseal.v1.Edge_State" json:"state,omitempty"`
 	// The revision that it acked last.
 	AckedRevision int64 `protobuf:"varint,7,opt,name=acked_revision,json=ackedRevision,proto3" json:"acked_revision,omitempty"`
-	// The newest revision that it should serve.
+	// The newest revision that it should serve. While a change is on its way to the
+	// edges (GetRollout), some have another one than others.
 	TargetRevision int64 `protobuf:"varint,8,opt,name=target_revision,json=targetRevision,proto3" json:"target_revision,omitempty"`
 	// Set while its newest answer is a refusal.
 	Nack *Nack `protobuf:"bytes,9,opt,name=nack,proto3" json:"nack,omitempty"`
@@ -455,7 +456,12 @@ type Edge struct {
 	RunningHash []byte `protobuf:"bytes,32,opt,name=running_hash,json=runningHash,proto3" json:"running_hash,omitempty"`
 	// Whether it acked what it should serve, and serves something else. The whole
 	// configuration is sent to it again then.
-	Drifted       bool `protobuf:"varint,33,opt,name=drifted,proto3" json:"drifted,omitempty"`
+	Drifted bool `protobuf:"varint,33,opt,name=drifted,proto3" json:"drifted,omitempty"`
+	// The revision that it was sent last by this process of the control plane. 0: none,
+	// as when it held what it should when it connected.
+	SentRevision int64 `protobuf:"varint,19,opt,name=sent_revision,json=sentRevision,proto3" json:"sent_revision,omitempty"`
+	// Whether nack says something that its answer to the revision before did not.
+	RefusedNewly  bool `protobuf:"varint,20,opt,name=refused_newly,json=refusedNewly,proto3" json:"refused_newly,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -640,6 +646,20 @@ func (x *Edge) GetRunningHash() []byte {
 func (x *Edge) GetDrifted() bool {
 	if x != nil {
 		return x.Drifted
+	}
+	return false
+}
+
+func (x *Edge) GetSentRevision() int64 {
+	if x != nil {
+		return x.SentRevision
+	}
+	return 0
+}
+
+func (x *Edge) GetRefusedNewly() bool {
+	if x != nil {
+		return x.RefusedNewly
 	}
 	return false
 }
@@ -861,7 +881,7 @@ var File_reseal_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x15reseal/v1/fleet.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/failure.proto\x1a\x14reseal/v1/feed.proto\x1a\x17reseal/v1/options.proto\x1a\x17reseal/v1/preview.proto\x1a\x15reseal/v1/probe.proto\x1a\x17reseal/v1/replica.proto\"\xb3\x01\n" +
+	"\x15reseal/v1/fleet.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/failure.proto\x1a\x14reseal/v1/feed.proto\x1a\x17reseal/v1/options.proto\x1a\x17reseal/v1/preview.proto\x1a\x15reseal/v1/probe.proto\x1a\x17reseal/v1/replica.proto\x1a\x17reseal/v1/rollout.proto\"\xb3\x01\n" +
 	"\x10ListEdgesRequest\x12O\n" +
 	"\fmatch_labels\x18\x01 \x03(\v2,.reseal.v1.ListEdgesRequest.MatchLabelsEntryR\vmatchLabels\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x1a>\n" +
@@ -888,7 +908,7 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x05edges\x18\x01 \x03(\v2\x0f.reseal.v1.EdgeR\x05edges\x12<\n" +
 	"\n" +
 	"unanswered\x18\x02 \x03(\v2\x1c.reseal.v1.UnansweredReplicaR\n" +
-	"unanswered\"\xbf\b\n" +
+	"unanswered\"\x89\t\n" +
 	"\x04Edge\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
 	"\x06labels\x18\x02 \x03(\v2\x1b.reseal.v1.Edge.LabelsEntryR\x06labels\x12\x18\n" +
@@ -914,7 +934,9 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"acked_hash\x18\x1f \x01(\fR\tackedHash\x12!\n" +
 	"\frunning_hash\x18  \x01(\fR\vrunningHash\x12\x18\n" +
-	"\adrifted\x18! \x01(\bR\adrifted\x1a9\n" +
+	"\adrifted\x18! \x01(\bR\adrifted\x12#\n" +
+	"\rsent_revision\x18\x13 \x01(\x03R\fsentRevision\x12#\n" +
+	"\rrefused_newly\x18\x14 \x01(\bR\frefusedNewly\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x01\n" +
@@ -936,7 +958,7 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12+\n" +
 	"\x05order\x18\x02 \x01(\v2\x15.reseal.v1.ProbeOrderR\x05order\"F\n" +
 	"\x14ProbeBackendResponse\x12.\n" +
-	"\x06report\x18\x01 \x01(\v2\x16.reseal.v1.ProbeReportR\x06report2\xea\x04\n" +
+	"\x06report\x18\x01 \x01(\v2\x16.reseal.v1.ProbeReportR\x06report2\x9e\b\n" +
 	"\fFleetService\x12N\n" +
 	"\tListEdges\x12\x1b.reseal.v1.ListEdgesRequest\x1a\x1c.reseal.v1.ListEdgesResponse\"\x06\xd2\xea\x1b\x02\x03\x06\x12S\n" +
 	"\n" +
@@ -945,7 +967,13 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\tDrainEdge\x12\x1b.reseal.v1.DrainEdgeRequest\x1a\x1c.reseal.v1.DrainEdgeResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12W\n" +
 	"\fProbeBackend\x12\x1e.reseal.v1.ProbeBackendRequest\x1a\x1f.reseal.v1.ProbeBackendResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12Z\n" +
 	"\rPreviewChange\x12\x1f.reseal.v1.PreviewChangeRequest\x1a .reseal.v1.PreviewChangeResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12W\n" +
-	"\fListFailures\x12\x1e.reseal.v1.ListFailuresRequest\x1a\x1f.reseal.v1.ListFailuresResponse\"\x06\xd2\xea\x1b\x02\x04\x06B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
+	"\fListFailures\x12\x1e.reseal.v1.ListFailuresRequest\x1a\x1f.reseal.v1.ListFailuresResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12P\n" +
+	"\n" +
+	"GetRollout\x12\x1c.reseal.v1.GetRolloutRequest\x1a\x1d.reseal.v1.GetRolloutResponse\"\x05\xd2\xea\x1b\x01\x03\x12X\n" +
+	"\fWatchRollout\x12\x1e.reseal.v1.WatchRolloutRequest\x1a\x1f.reseal.v1.WatchRolloutResponse\"\x05\xd2\xea\x1b\x01\x030\x01\x12V\n" +
+	"\fPauseRollout\x12\x1e.reseal.v1.PauseRolloutRequest\x1a\x1f.reseal.v1.PauseRolloutResponse\"\x05\xd2\xea\x1b\x01\x04\x12Y\n" +
+	"\rResumeRollout\x12\x1f.reseal.v1.ResumeRolloutRequest\x1a .reseal.v1.ResumeRolloutResponse\"\x05\xd2\xea\x1b\x01\x04\x12S\n" +
+	"\vUndoRollout\x12\x1d.reseal.v1.UndoRolloutRequest\x1a\x1e.reseal.v1.UndoRolloutResponse\"\x05\xd2\xea\x1b\x01\x04B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
 
 var (
 	file_reseal_v1_fleet_proto_rawDescOnce sync.Once
@@ -988,8 +1016,18 @@ var file_reseal_v1_fleet_proto_goTypes = []any{
 	(*ProbeReport)(nil),           // 23: reseal.v1.ProbeReport
 	(*PreviewChangeRequest)(nil),  // 24: reseal.v1.PreviewChangeRequest
 	(*ListFailuresRequest)(nil),   // 25: reseal.v1.ListFailuresRequest
-	(*PreviewChangeResponse)(nil), // 26: reseal.v1.PreviewChangeResponse
-	(*ListFailuresResponse)(nil),  // 27: reseal.v1.ListFailuresResponse
+	(*GetRolloutRequest)(nil),     // 26: reseal.v1.GetRolloutRequest
+	(*WatchRolloutRequest)(nil),   // 27: reseal.v1.WatchRolloutRequest
+	(*PauseRolloutRequest)(nil),   // 28: reseal.v1.PauseRolloutRequest
+	(*ResumeRolloutRequest)(nil),  // 29: reseal.v1.ResumeRolloutRequest
+	(*UndoRolloutRequest)(nil),    // 30: reseal.v1.UndoRolloutRequest
+	(*PreviewChangeResponse)(nil), // 31: reseal.v1.PreviewChangeResponse
+	(*ListFailuresResponse)(nil),  // 32: reseal.v1.ListFailuresResponse
+	(*GetRolloutResponse)(nil),    // 33: reseal.v1.GetRolloutResponse
+	(*WatchRolloutResponse)(nil),  // 34: reseal.v1.WatchRolloutResponse
+	(*PauseRolloutResponse)(nil),  // 35: reseal.v1.PauseRolloutResponse
+	(*ResumeRolloutResponse)(nil), // 36: reseal.v1.ResumeRolloutResponse
+	(*UndoRolloutResponse)(nil),   // 37: reseal.v1.UndoRolloutResponse
 }
 var file_reseal_v1_fleet_proto_depIdxs = []int32{
 	12, // 0: reseal.v1.ListEdgesRequest.match_labels:type_name -> reseal.v1.ListEdgesRequest.MatchLabelsEntry
@@ -1018,15 +1056,25 @@ var file_reseal_v1_fleet_proto_depIdxs = []int32{
 	10, // 23: reseal.v1.FleetService.ProbeBackend:input_type -> reseal.v1.ProbeBackendRequest
 	24, // 24: reseal.v1.FleetService.PreviewChange:input_type -> reseal.v1.PreviewChangeRequest
 	25, // 25: reseal.v1.FleetService.ListFailures:input_type -> reseal.v1.ListFailuresRequest
-	2,  // 26: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
-	6,  // 27: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
-	4,  // 28: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
-	9,  // 29: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
-	11, // 30: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
-	26, // 31: reseal.v1.FleetService.PreviewChange:output_type -> reseal.v1.PreviewChangeResponse
-	27, // 32: reseal.v1.FleetService.ListFailures:output_type -> reseal.v1.ListFailuresResponse
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
+	26, // 26: reseal.v1.FleetService.GetRollout:input_type -> reseal.v1.GetRolloutRequest
+	27, // 27: reseal.v1.FleetService.WatchRollout:input_type -> reseal.v1.WatchRolloutRequest
+	28, // 28: reseal.v1.FleetService.PauseRollout:input_type -> reseal.v1.PauseRolloutRequest
+	29, // 29: reseal.v1.FleetService.ResumeRollout:input_type -> reseal.v1.ResumeRolloutRequest
+	30, // 30: reseal.v1.FleetService.UndoRollout:input_type -> reseal.v1.UndoRolloutRequest
+	2,  // 31: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
+	6,  // 32: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
+	4,  // 33: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
+	9,  // 34: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
+	11, // 35: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
+	31, // 36: reseal.v1.FleetService.PreviewChange:output_type -> reseal.v1.PreviewChangeResponse
+	32, // 37: reseal.v1.FleetService.ListFailures:output_type -> reseal.v1.ListFailuresResponse
+	33, // 38: reseal.v1.FleetService.GetRollout:output_type -> reseal.v1.GetRolloutResponse
+	34, // 39: reseal.v1.FleetService.WatchRollout:output_type -> reseal.v1.WatchRolloutResponse
+	35, // 40: reseal.v1.FleetService.PauseRollout:output_type -> reseal.v1.PauseRolloutResponse
+	36, // 41: reseal.v1.FleetService.ResumeRollout:output_type -> reseal.v1.ResumeRolloutResponse
+	37, // 42: reseal.v1.FleetService.UndoRollout:output_type -> reseal.v1.UndoRolloutResponse
+	31, // [31:43] is the sub-list for method output_type
+	19, // [19:31] is the sub-list for method input_type
 	19, // [19:19] is the sub-list for extension type_name
 	19, // [19:19] is the sub-list for extension extendee
 	0,  // [0:19] is the sub-list for field type_name
@@ -1043,6 +1091,7 @@ func file_reseal_v1_fleet_proto_init() {
 	file_reseal_v1_preview_proto_init()
 	file_reseal_v1_probe_proto_init()
 	file_reseal_v1_replica_proto_init()
+	file_reseal_v1_rollout_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

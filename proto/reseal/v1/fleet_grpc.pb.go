@@ -26,6 +26,11 @@ const (
 	FleetService_ProbeBackend_FullMethodName  = "/reseal.v1.FleetService/ProbeBackend"
 	FleetService_PreviewChange_FullMethodName = "/reseal.v1.FleetService/PreviewChange"
 	FleetService_ListFailures_FullMethodName  = "/reseal.v1.FleetService/ListFailures"
+	FleetService_GetRollout_FullMethodName    = "/reseal.v1.FleetService/GetRollout"
+	FleetService_WatchRollout_FullMethodName  = "/reseal.v1.FleetService/WatchRollout"
+	FleetService_PauseRollout_FullMethodName  = "/reseal.v1.FleetService/PauseRollout"
+	FleetService_ResumeRollout_FullMethodName = "/reseal.v1.FleetService/ResumeRollout"
+	FleetService_UndoRollout_FullMethodName   = "/reseal.v1.FleetService/UndoRollout"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -68,6 +73,31 @@ type FleetServiceClient interface {
 	// serve well, for 1 s at most. Hosts and paths that clients asked for are in them, so
 	// it takes an operator. NOT_FOUND when the edge that is named is not connected.
 	ListFailures(ctx context.Context, in *ListFailuresRequest, opts ...grpc.CallOption) (*ListFailuresResponse, error)
+	// GetRollout shows how far the newest change has come.
+	//
+	// Every change reaches the edges in stages (RolloutPolicy), and begins with few of
+	// them. It is stopped, and taken back from those that have it, when they refuse it,
+	// crash, stay away or do worse than before. A further change takes the place of one
+	// that is under way, and begins with the first stage: the edges that have the older
+	// one get the newer one if they are in that stage, and otherwise what all serve. If
+	// changes come so fast that none would ever reach all edges, the newest waits until
+	// the one under way is through. Edges that serve nothing yet get a change at once, as
+	// they have nothing to lose. Ticket keys don't go by stages, nor do revocations.
+	GetRollout(ctx context.Context, in *GetRolloutRequest, opts ...grpc.CallOption) (*GetRolloutResponse, error)
+	// WatchRollout sends the same, and again when something in it changed, at most
+	// twice a second.
+	WatchRollout(ctx context.Context, in *WatchRolloutRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRolloutResponse], error)
+	// PauseRollout holds a change where it is, and further ones behind it.
+	// FAILED_PRECONDITION when none is under way.
+	PauseRollout(ctx context.Context, in *PauseRolloutRequest, opts ...grpc.CallOption) (*PauseRolloutResponse, error)
+	// ResumeRollout lets a change go on that is paused or halted, from the stage where
+	// it is, and one that was undone from the first stage. FAILED_PRECONDITION when
+	// there is none.
+	ResumeRollout(ctx context.Context, in *ResumeRolloutRequest, opts ...grpc.CallOption) (*ResumeRolloutResponse, error)
+	// UndoRollout takes a change back from the edges that have it, while it is under
+	// way, paused or halted. FAILED_PRECONDITION when it has gone to all edges: that is
+	// for AdminService.Rollback.
+	UndoRollout(ctx context.Context, in *UndoRolloutRequest, opts ...grpc.CallOption) (*UndoRolloutResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -157,6 +187,65 @@ func (c *fleetServiceClient) ListFailures(ctx context.Context, in *ListFailuresR
 	return out, nil
 }
 
+func (c *fleetServiceClient) GetRollout(ctx context.Context, in *GetRolloutRequest, opts ...grpc.CallOption) (*GetRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_GetRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) WatchRollout(ctx context.Context, in *WatchRolloutRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRolloutResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_WatchRollout_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRolloutRequest, WatchRolloutResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type FleetService_WatchRolloutClient = grpc.ServerStreamingClient[WatchRolloutResponse]
+
+func (c *fleetServiceClient) PauseRollout(ctx context.Context, in *PauseRolloutRequest, opts ...grpc.CallOption) (*PauseRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_PauseRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ResumeRollout(ctx context.Context, in *ResumeRolloutRequest, opts ...grpc.CallOption) (*ResumeRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_ResumeRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) UndoRollout(ctx context.Context, in *UndoRolloutRequest, opts ...grpc.CallOption) (*UndoRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UndoRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_UndoRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServiceServer is the server API for FleetService service.
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
@@ -197,6 +286,31 @@ type FleetServiceServer interface {
 	// serve well, for 1 s at most. Hosts and paths that clients asked for are in them, so
 	// it takes an operator. NOT_FOUND when the edge that is named is not connected.
 	ListFailures(context.Context, *ListFailuresRequest) (*ListFailuresResponse, error)
+	// GetRollout shows how far the newest change has come.
+	//
+	// Every change reaches the edges in stages (RolloutPolicy), and begins with few of
+	// them. It is stopped, and taken back from those that have it, when they refuse it,
+	// crash, stay away or do worse than before. A further change takes the place of one
+	// that is under way, and begins with the first stage: the edges that have the older
+	// one get the newer one if they are in that stage, and otherwise what all serve. If
+	// changes come so fast that none would ever reach all edges, the newest waits until
+	// the one under way is through. Edges that serve nothing yet get a change at once, as
+	// they have nothing to lose. Ticket keys don't go by stages, nor do revocations.
+	GetRollout(context.Context, *GetRolloutRequest) (*GetRolloutResponse, error)
+	// WatchRollout sends the same, and again when something in it changed, at most
+	// twice a second.
+	WatchRollout(*WatchRolloutRequest, grpc.ServerStreamingServer[WatchRolloutResponse]) error
+	// PauseRollout holds a change where it is, and further ones behind it.
+	// FAILED_PRECONDITION when none is under way.
+	PauseRollout(context.Context, *PauseRolloutRequest) (*PauseRolloutResponse, error)
+	// ResumeRollout lets a change go on that is paused or halted, from the stage where
+	// it is, and one that was undone from the first stage. FAILED_PRECONDITION when
+	// there is none.
+	ResumeRollout(context.Context, *ResumeRolloutRequest) (*ResumeRolloutResponse, error)
+	// UndoRollout takes a change back from the edges that have it, while it is under
+	// way, paused or halted. FAILED_PRECONDITION when it has gone to all edges: that is
+	// for AdminService.Rollback.
+	UndoRollout(context.Context, *UndoRolloutRequest) (*UndoRolloutResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -227,6 +341,21 @@ func (UnimplementedFleetServiceServer) PreviewChange(context.Context, *PreviewCh
 }
 func (UnimplementedFleetServiceServer) ListFailures(context.Context, *ListFailuresRequest) (*ListFailuresResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListFailures not implemented")
+}
+func (UnimplementedFleetServiceServer) GetRollout(context.Context, *GetRolloutRequest) (*GetRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) WatchRollout(*WatchRolloutRequest, grpc.ServerStreamingServer[WatchRolloutResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) PauseRollout(context.Context, *PauseRolloutRequest) (*PauseRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) ResumeRollout(context.Context, *ResumeRolloutRequest) (*ResumeRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) UndoRollout(context.Context, *UndoRolloutRequest) (*UndoRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UndoRollout not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -368,6 +497,89 @@ func _FleetService_ListFailures_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_GetRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).GetRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_GetRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).GetRollout(ctx, req.(*GetRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_WatchRollout_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchRolloutRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FleetServiceServer).WatchRollout(m, &grpc.GenericServerStream[WatchRolloutRequest, WatchRolloutResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type FleetService_WatchRolloutServer = grpc.ServerStreamingServer[WatchRolloutResponse]
+
+func _FleetService_PauseRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).PauseRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_PauseRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).PauseRollout(ctx, req.(*PauseRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ResumeRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ResumeRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ResumeRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ResumeRollout(ctx, req.(*ResumeRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_UndoRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UndoRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).UndoRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_UndoRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).UndoRollout(ctx, req.(*UndoRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -399,11 +611,32 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ListFailures",
 			Handler:    _FleetService_ListFailures_Handler,
 		},
+		{
+			MethodName: "GetRollout",
+			Handler:    _FleetService_GetRollout_Handler,
+		},
+		{
+			MethodName: "PauseRollout",
+			Handler:    _FleetService_PauseRollout_Handler,
+		},
+		{
+			MethodName: "ResumeRollout",
+			Handler:    _FleetService_ResumeRollout_Handler,
+		},
+		{
+			MethodName: "UndoRollout",
+			Handler:    _FleetService_UndoRollout_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "WatchEdges",
 			Handler:       _FleetService_WatchEdges_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchRollout",
+			Handler:       _FleetService_WatchRollout_Handler,
 			ServerStreams: true,
 		},
 	},

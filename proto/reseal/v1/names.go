@@ -7,7 +7,7 @@ import (
 )
 
 // Kinds are the kinds of resources, in the order in which they are shown.
-var Kinds = []string{"BackendPool", "TLSPolicy", "Listener", "Route", "Certificate", "Keyring"}
+var Kinds = []string{"BackendPool", "TLSPolicy", "Listener", "Route", "Certificate", "Keyring", "RolloutPolicy"}
 
 // Kind is the kind of r as written in manifests, for example "BackendPool".
 // It is "" when no spec is set.

@@ -27,7 +27,7 @@ const (
 )
 
 // Resource is one declarative object. Its kind is the member of spec that is
-// set: BackendPool, TLSPolicy, Listener, Route, Certificate or Keyring. A
+// set: BackendPool, TLSPolicy, Listener, Route, Certificate, Keyring or RolloutPolicy. A
 // resource is identified by (kind, metadata.name).
 //
 // As a manifest it is written with apiVersion "reseal/v1", kind, metadata and
@@ -46,6 +46,7 @@ type Resource struct {
 	//	*Resource_Route
 	//	*Resource_Certificate
 	//	*Resource_Keyring
+	//	*Resource_RolloutPolicy
 	Spec          isResource_Spec `protobuf_oneof:"spec"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -149,6 +150,15 @@ func (x *Resource) GetKeyring() *Keyring {
 	return nil
 }
 
+func (x *Resource) GetRolloutPolicy() *RolloutPolicy {
+	if x != nil {
+		if x, ok := x.Spec.(*Resource_RolloutPolicy); ok {
+			return x.RolloutPolicy
+		}
+	}
+	return nil
+}
+
 type isResource_Spec interface {
 	isResource_Spec()
 }
@@ -183,6 +193,11 @@ type Resource_Keyring struct {
 	Keyring *Keyring `protobuf:"bytes,15,opt,name=keyring,proto3,oneof"`
 }
 
+type Resource_RolloutPolicy struct {
+	// How changes reach the fleet.
+	RolloutPolicy *RolloutPolicy `protobuf:"bytes,16,opt,name=rollout_policy,json=rolloutPolicy,proto3,oneof"`
+}
+
 func (*Resource_BackendPool) isResource_Spec() {}
 
 func (*Resource_TlsPolicy) isResource_Spec() {}
@@ -194,6 +209,8 @@ func (*Resource_Route) isResource_Spec() {}
 func (*Resource_Certificate) isResource_Spec() {}
 
 func (*Resource_Keyring) isResource_Spec() {}
+
+func (*Resource_RolloutPolicy) isResource_Spec() {}
 
 // Metadata names a resource. The fields from uid on are assigned by the
 // control plane; what a client sends there is ignored.
@@ -431,7 +448,7 @@ var File_reseal_v1_resource_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_resource_proto_rawDesc = "" +
 	"\n" +
-	"\x18reseal/v1/resource.proto\x12\treseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1creseal/v1/backend_pool.proto\x1a\x1breseal/v1/certificate.proto\x1a\x17reseal/v1/keyring.proto\x1a\x18reseal/v1/listener.proto\x1a\x15reseal/v1/route.proto\x1a\x1areseal/v1/tls_policy.proto\"\x80\x03\n" +
+	"\x18reseal/v1/resource.proto\x12\treseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1creseal/v1/backend_pool.proto\x1a\x1breseal/v1/certificate.proto\x1a\x17reseal/v1/keyring.proto\x1a\x18reseal/v1/listener.proto\x1a\x1ereseal/v1/rollout_policy.proto\x1a\x15reseal/v1/route.proto\x1a\x1areseal/v1/tls_policy.proto\"\xc3\x03\n" +
 	"\bResource\x12/\n" +
 	"\bmetadata\x18\x01 \x01(\v2\x13.reseal.v1.MetadataR\bmetadata\x12;\n" +
 	"\fbackend_pool\x18\n" +
@@ -441,7 +458,8 @@ const file_reseal_v1_resource_proto_rawDesc = "" +
 	"\blistener\x18\f \x01(\v2\x13.reseal.v1.ListenerH\x00R\blistener\x12(\n" +
 	"\x05route\x18\r \x01(\v2\x10.reseal.v1.RouteH\x00R\x05route\x12:\n" +
 	"\vcertificate\x18\x0e \x01(\v2\x16.reseal.v1.CertificateH\x00R\vcertificate\x12.\n" +
-	"\akeyring\x18\x0f \x01(\v2\x12.reseal.v1.KeyringH\x00R\akeyringB\x06\n" +
+	"\akeyring\x18\x0f \x01(\v2\x12.reseal.v1.KeyringH\x00R\akeyring\x12A\n" +
+	"\x0erollout_policy\x18\x10 \x01(\v2\x18.reseal.v1.RolloutPolicyH\x00R\rrolloutPolicyB\x06\n" +
 	"\x04spec\"\xde\x03\n" +
 	"\bMetadata\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
@@ -496,7 +514,8 @@ var file_reseal_v1_resource_proto_goTypes = []any{
 	(*Route)(nil),                 // 9: reseal.v1.Route
 	(*Certificate)(nil),           // 10: reseal.v1.Certificate
 	(*Keyring)(nil),               // 11: reseal.v1.Keyring
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*RolloutPolicy)(nil),         // 12: reseal.v1.RolloutPolicy
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_reseal_v1_resource_proto_depIdxs = []int32{
 	1,  // 0: reseal.v1.Resource.metadata:type_name -> reseal.v1.Metadata
@@ -506,16 +525,17 @@ var file_reseal_v1_resource_proto_depIdxs = []int32{
 	9,  // 4: reseal.v1.Resource.route:type_name -> reseal.v1.Route
 	10, // 5: reseal.v1.Resource.certificate:type_name -> reseal.v1.Certificate
 	11, // 6: reseal.v1.Resource.keyring:type_name -> reseal.v1.Keyring
-	4,  // 7: reseal.v1.Metadata.labels:type_name -> reseal.v1.Metadata.LabelsEntry
-	5,  // 8: reseal.v1.Metadata.annotations:type_name -> reseal.v1.Metadata.AnnotationsEntry
-	12, // 9: reseal.v1.Metadata.created_at:type_name -> google.protobuf.Timestamp
-	12, // 10: reseal.v1.Metadata.updated_at:type_name -> google.protobuf.Timestamp
-	2,  // 11: reseal.v1.Violation.resource:type_name -> reseal.v1.ResourceRef
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	12, // 7: reseal.v1.Resource.rollout_policy:type_name -> reseal.v1.RolloutPolicy
+	4,  // 8: reseal.v1.Metadata.labels:type_name -> reseal.v1.Metadata.LabelsEntry
+	5,  // 9: reseal.v1.Metadata.annotations:type_name -> reseal.v1.Metadata.AnnotationsEntry
+	13, // 10: reseal.v1.Metadata.created_at:type_name -> google.protobuf.Timestamp
+	13, // 11: reseal.v1.Metadata.updated_at:type_name -> google.protobuf.Timestamp
+	2,  // 12: reseal.v1.Violation.resource:type_name -> reseal.v1.ResourceRef
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_resource_proto_init() }
@@ -527,6 +547,7 @@ func file_reseal_v1_resource_proto_init() {
 	file_reseal_v1_certificate_proto_init()
 	file_reseal_v1_keyring_proto_init()
 	file_reseal_v1_listener_proto_init()
+	file_reseal_v1_rollout_policy_proto_init()
 	file_reseal_v1_route_proto_init()
 	file_reseal_v1_tls_policy_proto_init()
 	file_reseal_v1_resource_proto_msgTypes[0].OneofWrappers = []any{
@@ -536,6 +557,7 @@ func file_reseal_v1_resource_proto_init() {
 		(*Resource_Route)(nil),
 		(*Resource_Certificate)(nil),
 		(*Resource_Keyring)(nil),
+		(*Resource_RolloutPolicy)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
