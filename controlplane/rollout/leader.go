@@ -151,6 +151,11 @@ func edgesOf(edges []*resealv1.Edge, candidate int64, touched func(map[string]st
 			ID: e.GetId(), Labels: e.GetLabels(), Touched: touched(e.GetLabels()), Connected: e.GetDisconnectedAt() == nil,
 			Sent: e.GetSentRevision(), Acked: e.GetAckedRevision(), Refused: refusal(e), Started: e.GetStartedAt().AsTime(),
 		}
+		for _, c := range e.GetCrashed() {
+			if c.GetRevision() == candidate {
+				found[i].Crashes += int(c.GetCrashes())
+			}
+		}
 		if !found[i].Connected {
 			found[i].Away = now.Sub(e.GetDisconnectedAt().AsTime())
 		}

@@ -549,9 +549,10 @@ type DeleteRequest struct {
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// As in ApplyRequest.
 	AllowLargeChange bool `protobuf:"varint,5,opt,name=allow_large_change,json=allowLargeChange,proto3" json:"allow_large_change,omitempty"`
-	Now              bool `protobuf:"varint,10,opt,name=now,proto3" json:"now,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// As in ApplyRequest.
+	Now           bool `protobuf:"varint,10,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteRequest) Reset() {
@@ -1051,9 +1052,10 @@ type RollbackRequest struct {
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// As in ApplyRequest.
 	AllowLargeChange bool `protobuf:"varint,5,opt,name=allow_large_change,json=allowLargeChange,proto3" json:"allow_large_change,omitempty"`
-	Now              bool `protobuf:"varint,10,opt,name=now,proto3" json:"now,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// As in ApplyRequest.
+	Now           bool `protobuf:"varint,10,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RollbackRequest) Reset() {
