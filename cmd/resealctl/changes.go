@@ -23,6 +23,7 @@ type changeFlags struct {
 	message          string
 	allowLarge       bool
 	expectedRevision int64
+	now              bool
 }
 
 func (f *changeFlags) registerFiles(cmd *cobra.Command) {
@@ -33,6 +34,7 @@ func (f *changeFlags) registerFiles(cmd *cobra.Command) {
 func (f *changeFlags) registerChange(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "check and report, but change nothing")
 	cmd.Flags().StringVarP(&f.message, "message", "m", "", "why, for the history")
+	cmd.Flags().BoolVar(&f.now, "now", false, "shorten each stage of the rollout to 2s; the first stage and the gates stay")
 	cmd.Flags().BoolVar(&f.allowLarge, "allow-large-change", false, "the change may remove much, or leave a resource to no edge")
 	f.registerExpected(cmd)
 }
@@ -116,6 +118,7 @@ func (a *app) apply(ctx context.Context, flags changeFlags) ([]manifest.Object, 
 		ExpectedRevision: flags.expectedRevision,
 		DryRun:           flags.dryRun,
 		Message:          flags.message,
+		Now:              flags.now,
 		AllowLargeChange: flags.allowLarge,
 	}
 	for _, object := range objects {
@@ -270,6 +273,7 @@ func (a *app) delete(ctx context.Context, f *format, flags changeFlags, refs []*
 		ExpectedRevision: flags.expectedRevision,
 		DryRun:           flags.dryRun,
 		Message:          flags.message,
+		Now:              flags.now,
 		AllowLargeChange: flags.allowLarge,
 	})
 	if err != nil {

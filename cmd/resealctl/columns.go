@@ -79,6 +79,12 @@ var kindColumns = map[string][]column{
 		keyringColumn("MAXACTIVEAGE", func(k *resealv1.Keyring) string { return configured(k.GetMaxActiveAge()) }),
 		keyringColumn("SELECTOR", func(k *resealv1.Keyring) string { return selector(k.GetEdgeSelector()) }),
 	},
+	"RolloutPolicy": {
+		{"STAGES", false, func(r *resealv1.Resource) string { return rolloutStages(r.GetRolloutPolicy().WithDefaults()) }},
+		{"ONFAILURE", false, func(r *resealv1.Resource) string {
+			return resealv1.Label(r.GetRolloutPolicy().WithDefaults().GetOnFailure())
+		}},
+	},
 }
 
 func poolColumn(header string, wide bool, cell func(*resealv1.BackendPool) string) column {
@@ -99,6 +105,22 @@ func certificateColumn(header string, wide bool, cell func(*resealv1.Certificate
 
 func policyColumn(header string, wide bool, cell func(*resealv1.TLSPolicy) string) column {
 	return column{header, wide, func(r *resealv1.Resource) string { return cell(r.GetTlsPolicy().WithDefaults()) }}
+}
+
+// rolloutStages are the stages of a policy: "1 edge, 10%, site=a".
+func rolloutStages(p *resealv1.RolloutPolicy) string {
+	var texts []string
+	for _, stage := range p.GetStages() {
+		switch {
+		case stage.GetEdgeSelector() != nil:
+			texts = append(texts, selector(stage.GetEdgeSelector()))
+		case stage.GetEdges() > 0:
+			texts = append(texts, fmt.Sprintf("%d edges", stage.GetEdges()))
+		default:
+			texts = append(texts, fmt.Sprintf("%d%%", stage.GetPercent()))
+		}
+	}
+	return joinSome(texts, 4)
 }
 
 func keyringColumn(header string, cell func(*resealv1.Keyring) string) column {

@@ -115,14 +115,18 @@ type revisionView struct {
 	Message      string `json:"message"`
 	RolledBackTo int64  `json:"rolledBackTo,omitempty"`
 	// LargeChangeAllowed is set when the change needed --allow-large-change.
-	LargeChangeAllowed bool         `json:"largeChangeAllowed,omitempty"`
-	Changes            []changeView `json:"changes"`
+	LargeChangeAllowed bool `json:"largeChangeAllowed,omitempty"`
+	// Rollout is what became of it on its way to the edges, if that is worth telling.
+	Rollout string       `json:"rollout,omitempty"`
+	Now     bool         `json:"now,omitempty"`
+	Changes []changeView `json:"changes"`
 }
 
 func viewRevision(r *resealv1.Revision, resources bool) (revisionView, error) {
 	view := revisionView{
 		Revision: r.GetRevision(), Time: utcStamp(r.GetTime()), Author: r.GetAuthor(),
-		Message: r.GetMessage(), RolledBackTo: r.GetRolledBackTo(), LargeChangeAllowed: r.GetLargeChangeAllowed(), Changes: viewChanges(r.GetChanges()),
+		Message: r.GetMessage(), RolledBackTo: r.GetRolledBackTo(), LargeChangeAllowed: r.GetLargeChangeAllowed(),
+		Rollout: r.GetRollout(), Now: r.GetNow(), Changes: viewChanges(r.GetChanges()),
 	}
 	for i, c := range r.GetChanges() {
 		if !resources {
@@ -145,6 +149,12 @@ func revisionMessage(r *resealv1.Revision) string {
 	message := r.GetMessage()
 	if to := r.GetRolledBackTo(); to > 0 {
 		message = strings.TrimSpace(fmt.Sprintf("rollback to %d %s", to, message))
+	}
+	if r.GetNow() {
+		message = strings.TrimSpace(message + " (--now)")
+	}
+	if text := r.GetRollout(); text != "" {
+		message = strings.TrimSpace(message + " [" + printable(text) + "]")
 	}
 	return orNone(message)
 }
@@ -204,6 +214,7 @@ func (a *app) rollback(ctx context.Context, f *format, flags changeFlags, to int
 		ExpectedRevision: flags.expectedRevision,
 		DryRun:           flags.dryRun,
 		Message:          flags.message,
+		Now:              flags.now,
 		AllowLargeChange: flags.allowLarge,
 	})
 	if err != nil {

@@ -167,20 +167,11 @@ func (r *Record) verdict() {
 // Verdict says what became of a revision on its way to the edges, "" when there is
 // nothing to say.
 func (r *Record) Verdict(revision int64) string {
-	phase, reason := resealv1.Rollout_PHASE_UNSPECIFIED, ""
+	text := ""
 	for _, v := range r.Verdicts {
 		if v.Revision == revision {
-			phase, reason = v.Phase, v.Reason
+			text = resealv1.Label(v.Phase) + ": " + v.Reason
 		}
 	}
-	if revision == r.Candidate && r.underWay() {
-		phase, reason = r.Phase, r.Reason
-	}
-	switch {
-	case phase == resealv1.Rollout_PHASE_UNSPECIFIED:
-		return ""
-	case reason == "":
-		return resealv1.Label(phase)
-	}
-	return resealv1.Label(phase) + ": " + reason
+	return text
 }
