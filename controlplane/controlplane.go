@@ -344,7 +344,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	fleetServer := replicas.NewFleet(group, everywhere)
 	labels := fleetServer.Labels
 	c.edges.Store(&labels)
-	rolloutServer = c.newRollout(kept, listener.Addr(), feedServer, fleetServer)
+	rolloutServer = c.newRollout(kept, listener.Addr(), feedServer, fleetServer, replicas.NewTally(group, everywhere))
 	everywhere.Rollout = rolloutServer
 	resealv1.RegisterFleetServiceServer(server, replicas.NewFleet(group, everywhere))
 	resealv1.RegisterTallyServiceServer(server, replicas.NewTally(group, everywhere))

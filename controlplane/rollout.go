@@ -7,6 +7,9 @@ import (
 	"net"
 	"slices"
 	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/reseal/reseal/controlplane/etcd"
 	"github.com/reseal/reseal/controlplane/feed"
@@ -19,7 +22,7 @@ import (
 )
 
 // newRollout makes what brings changes to the edges in stages.
-func (c *ControlPlane) newRollout(kept *etcd.Store, listening net.Addr, server *feed.Server, edges *replicas.Fleet) *rollout.Server {
+func (c *ControlPlane) newRollout(kept *etcd.Store, listening net.Addr, server *feed.Server, edges *replicas.Fleet, counters *replicas.Tally) *rollout.Server {
 	return rollout.New(rollout.Config{
 		Client: kept.Client,
 		Name:   leaderName(c.cfg.ReplicaName, listening),
@@ -34,6 +37,9 @@ func (c *ControlPlane) newRollout(kept *etcd.Store, listening net.Addr, server *
 				missing = append(missing, fmt.Sprintf("%s (%s)", replica.GetId(), replica.GetReason()))
 			}
 			return list.GetEdges(), missing, nil
+		},
+		Stats: func(ctx context.Context, since time.Duration) (*resealv1.GetStatsResponse, error) {
+			return counters.GetStats(ctx, &resealv1.GetStatsRequest{Since: durationpb.New(since)})
 		},
 		Touched:    server.Touched,
 		Aim:        server.Aim,

@@ -16,10 +16,13 @@ const (
 	// lookInterval is the least time between two looks at the fleet while a change is
 	// on its way.
 	lookInterval = 250 * time.Millisecond
+	// longestInterval is the most, however long a look takes: much of it may be waiting
+	// for edges and replicas that don't answer.
+	longestInterval = 2 * time.Second
 	// retryInterval is the pause after a look that failed.
 	retryInterval = time.Second
 	// lookTimeout bounds one look.
-	lookTimeout = 5 * time.Second
+	lookTimeout = 15 * time.Second
 )
 
 // errStale means that a write was based on what has changed: nothing was written.
@@ -57,7 +60,7 @@ func (s *Server) lead(ctx context.Context, fence office.Fence) error {
 		if err == nil && next != r {
 			err = s.commit(ctx, next, revision, fence)
 		}
-		interval := max(lookInterval, 9*time.Since(begun))
+		interval := min(max(lookInterval, 9*time.Since(begun)), longestInterval)
 		switch {
 		case errors.Is(err, office.ErrDeposed):
 			return err
@@ -118,8 +121,8 @@ func (s *Server) fleet(ctx context.Context, r *Record, newest *resealv1.Snapshot
 	f.Missing = missing
 	f.Edges = edgesOf(edges, candidate, s.config.Touched(ctx, r.Base, candidate), time.Now())
 	s.count(r, edges)
-	if s.config.Shares != nil && r.Candidate == candidate && r.underWay() && r.Stage > 0 {
-		if f.Shares, err = s.config.Shares(ctx, r); err != nil {
+	if r.Candidate == candidate && r.Phase == resealv1.Rollout_PHASE_RUNNING && r.Stage > 0 {
+		if f.Shares, err = s.compare(ctx, r, f); err != nil {
 			return nil, fmt.Errorf("compare the edges: %w", err)
 		}
 	}
