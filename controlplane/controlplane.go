@@ -344,10 +344,11 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	fleetServer := replicas.NewFleet(group, everywhere)
 	labels := fleetServer.Labels
 	c.edges.Store(&labels)
-	rolloutServer = c.newRollout(kept, listener.Addr(), feedServer, fleetServer, replicas.NewTally(group, everywhere))
+	fleetTally := replicas.NewTally(group, everywhere)
+	rolloutServer = c.newRollout(kept, listener.Addr(), feedServer, fleetServer, fleetTally)
 	everywhere.Rollout = rolloutServer
 	resealv1.RegisterFleetServiceServer(server, replicas.NewFleet(group, everywhere))
-	resealv1.RegisterTallyServiceServer(server, replicas.NewTally(group, everywhere))
+	resealv1.RegisterTallyServiceServer(server, fleetTally)
 	resealv1.RegisterEnrollmentServiceServer(server, c.trust)
 	resealv1.RegisterKeyringServiceServer(server, keyringServer)
 	resealv1.RegisterSessionServiceServer(server, sessionServer)

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/reseal/reseal/controlplane/etcd"
@@ -38,8 +40,19 @@ func (c *ControlPlane) newRollout(kept *etcd.Store, listening net.Addr, server *
 			}
 			return list.GetEdges(), missing, nil
 		},
-		Stats: func(ctx context.Context, since time.Duration) (*resealv1.GetStatsResponse, error) {
-			return counters.GetStats(ctx, &resealv1.GetStatsRequest{Since: durationpb.New(since)})
+		Stats: func(ctx context.Context, edge string, since time.Duration) (*resealv1.EdgeStats, error) {
+			request := &resealv1.GetStatsRequest{Edge: edge}
+			if since > 0 {
+				request.Since = durationpb.New(since)
+			}
+			stats, err := counters.GetStats(ctx, request)
+			if err != nil {
+				return nil, err
+			}
+			if len(stats.GetEdges()) != 1 {
+				return nil, status.Errorf(codes.NotFound, "edge %q reports nothing", edge)
+			}
+			return stats.GetEdges()[0], nil
 		},
 		Touched:    server.Touched,
 		Aim:        server.Aim,

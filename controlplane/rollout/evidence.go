@@ -3,149 +3,211 @@ package rollout
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 const (
-	// compareInterval is the least time between two questions to all edges for what
-	// they counted.
+	// maxSampled bounds the edges of each side that are compared: what is wrong with
+	// a change shows on any, and no look may cost more in a larger fleet.
+	maxSampled = 10
+	// compareInterval is the least time between two comparisons.
 	compareInterval = time.Second
-	// pastWindow is what counts as an edge's own past.
-	pastWindow = 5 * time.Minute
-	// longestWindow is how far back counters are kept.
-	longestWindow = time.Hour
+	// pastWindow is how far back an edge's own past goes.
+	pastWindow = time.Minute
 )
 
-// evidence is what the leader found out of one stage. It belongs to the goroutine that
-// leads.
+// Stats are the counters of one edge, since its start, or in a window if since is above
+// 0. NOT_FOUND: the edge does not report now.
+type Stats func(ctx context.Context, edge string, since time.Duration) (*resealv1.EdgeStats, error)
+
+// evidence compares the edges of one stage. It belongs to the leader.
 type evidence struct {
+	stats Stats
+
 	candidate int64
 	entered   time.Time
-	asked     time.Time
-	shares    *Shares
-	past      map[string]counted // of edges before the candidate; nil: not looked for yet
+	compared  time.Time
+	last      *Shares
+	edges     map[string]*witness
 }
 
-// counted is what an edge counted in some time: one share for each that is compared.
-type counted struct{ backendErrors, clientErrors, backendFull, clientFull Share }
+// witness is an edge that is compared.
+type witness struct {
+	moved bool
+	boot  time.Time // when its process started
+	base  tallies   // when it was looked at first in this stage
+	past  tallies   // before, for moved ones
+	now   tallies
+}
 
-// compare compares the edges that have the candidate with the others, and with what they
-// did before.
-func (s *Server) compare(ctx context.Context, r *Record, f *Fleet) (*Shares, error) {
-	gates := r.Policy.GetGates()
-	if s.config.Stats == nil || gates.GetErrors().GetOff() && gates.GetFullHandshakes().GetOff() {
-		return nil, nil
+// tallies are counters by the name of a pool or listener.
+type tallies map[spot]tally
+
+// spot is a pool or a listener.
+type spot struct {
+	backend bool
+	name    string
+}
+
+type tally struct{ requests, failed, handshakes, full uint64 }
+
+func (e *evidence) shares(ctx context.Context, r *Record, edges []Edge) (*Shares, error) {
+	if e.candidate != r.Candidate || !e.entered.Equal(r.Entered) {
+		*e = evidence{stats: e.stats, candidate: r.Candidate, entered: r.Entered, edges: map[string]*witness{}}
 	}
-	now, e := time.Now(), &s.evidence
-	if e.candidate != r.Candidate {
-		*e = evidence{candidate: r.Candidate}
+	if time.Since(e.compared) < compareInterval {
+		return e.last, nil
 	}
-	if e.shares != nil && e.entered.Equal(r.Entered) && now.Sub(e.asked) < compareInterval && now.Sub(r.Entered) < r.Soak {
-		return e.shares, nil
-	}
-	if e.past == nil {
-		since, err := s.counted(ctx, now.Sub(r.Begun))
-		if err != nil {
-			return nil, err
+	var moved, others int
+	asked := map[string]*witness{}
+	for _, edge := range edges {
+		has := r.Has(edge.ID, edge.Labels)
+		ready := edge.Connected && edge.Touched && (edge.Acked == r.Candidate) == has
+		count := &others
+		if has {
+			count = &moved
 		}
-		if e.past, err = s.counted(ctx, now.Sub(r.Begun)+pastWindow); err != nil {
-			return nil, err
+		w := e.edges[edge.ID]
+		switch {
+		case !ready || w == nil && *count >= maxSampled:
+			continue
+		case w == nil || w.moved != has || !w.boot.Equal(edge.Started):
+			w = &witness{moved: has, boot: edge.Started}
 		}
-		for id, c := range e.past {
-			e.past[id] = c.less(since[id])
-		}
+		*count++
+		asked[edge.ID] = w
 	}
-	recent, err := s.counted(ctx, now.Sub(r.Entered))
-	if err != nil {
+	e.edges = asked
+	if err := e.ask(ctx); err != nil {
 		return nil, err
 	}
-	e.entered, e.asked, e.shares = r.Entered, now, share(r, f, recent, e.past)
-	return e.shares, nil
+	e.compared, e.last = time.Now(), e.compare()
+	return e.last, nil
 }
 
-// counted asks the edges for what they counted in the time just past.
-func (s *Server) counted(ctx context.Context, since time.Duration) (map[string]counted, error) {
-	since = min(max(since, time.Second), longestWindow)
-	stats, err := s.config.Stats(ctx, since)
-	if err != nil {
-		return nil, fmt.Errorf("ask for what edges counted: %w", err)
+// ask reads the counters of all witnesses. One that does not report is left out.
+func (e *evidence) ask(ctx context.Context) error {
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	for id, w := range e.edges {
+		group.Go(func() error {
+			now, err := e.stats(ctx, id, 0)
+			if status.Code(err) == codes.NotFound {
+				mu.Lock()
+				defer mu.Unlock()
+				delete(e.edges, id)
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("edge %s: %w", id, err)
+			}
+			w.now = talliesOf(now)
+			if w.base == nil {
+				w.base = w.now
+				if w.moved {
+					if past, err := e.stats(ctx, id, pastWindow); err == nil {
+						w.past = talliesOf(past)
+					}
+				}
+			}
+			return nil
+		})
 	}
-	edges := make(map[string]counted, len(stats.GetEdges()))
-	for _, edge := range stats.GetEdges() {
-		edges[edge.GetEdge()] = countedBy(edge)
-	}
-	return edges, nil
+	return group.Wait()
 }
 
-func countedBy(edge *resealv1.EdgeStats) counted {
-	var c counted
-	for _, pool := range edge.GetPools() {
-		c.backendErrors = c.backendErrors.plus(failures(pool))
-		// The first handshakes after a change of what sessions depend on are full, and
-		// no sign of trouble.
-		full := fullHandshakes(pool)
-		meant := pool.GetMisses()["no_session"] + pool.GetMisses()["policy_changed"]
-		full.Count -= min(full.Count, meant)
-		c.backendFull = c.backendFull.plus(full)
-	}
-	for _, listener := range edge.GetListeners() {
-		c.clientErrors = c.clientErrors.plus(failures(listener))
-		c.clientFull = c.clientFull.plus(fullHandshakes(listener))
-	}
-	return c
-}
+// once are the reasons of full handshakes that a changed identity costs once: they are
+// no fault of the change.
+var once = []string{"policy_changed", "policy_mismatch", "no_session"}
 
-func failures(s *resealv1.Stats) Share {
-	var failed uint64
-	for _, n := range s.GetErrors() {
-		failed += n
-	}
-	return Share{Count: failed, Of: max(s.GetRequests(), failed)}
-}
-
-func fullHandshakes(s *resealv1.Stats) Share {
-	h := s.GetHandshakes()
-	return Share{Count: h.GetFull(), Of: h.GetFull() + h.GetResumedSessionId() + h.GetResumedTicket() + h.GetResumedPsk()}
-}
-
-// share adds up what edges counted that the change touches.
-func share(r *Record, f *Fleet, recent, before map[string]counted) *Shares {
-	var moved, others, past counted
-	for _, edge := range f.Edges {
-		switch {
-		case !edge.Touched:
-		case r.Has(edge.ID, edge.Labels):
-			moved, past = moved.plus(recent[edge.ID]), past.plus(before[edge.ID])
-		default:
-			others = others.plus(recent[edge.ID])
+func talliesOf(stats *resealv1.EdgeStats) tallies {
+	found := tallies{}
+	add := func(backend bool, all []*resealv1.Stats) {
+		for _, s := range all {
+			h := s.GetHandshakes()
+			t := tally{requests: s.GetRequests(), failed: s.GetServerErrors(), full: h.GetFull()}
+			for _, n := range s.GetErrors() {
+				t.failed += n
+			}
+			for _, reason := range once {
+				t.full -= min(t.full, s.GetMisses()[reason])
+			}
+			t.handshakes = t.full + h.GetResumedSessionId() + h.GetResumedTicket() + h.GetResumedPsk()
+			t.failed = min(t.failed, t.requests)
+			found[spot{backend, s.GetName()}] = t
 		}
 	}
-	return &Shares{
-		Errors: []Compared{
-			{"requests to backends failed", moved.backendErrors, past.backendErrors, others.backendErrors, true},
-			{"requests of clients failed", moved.clientErrors, past.clientErrors, others.clientErrors, true},
-		},
-		FullHandshakes: []Compared{
-			{"handshakes with backends were full", moved.backendFull, past.backendFull, others.backendFull, false},
-			{"handshakes with clients were full", moved.clientFull, past.clientFull, others.clientFull, false},
-		},
+	add(true, stats.GetPools())
+	add(false, stats.GetListeners())
+	return found
+}
+
+// since is what was counted after base: what is new began at 0.
+func (t tallies) since(base tallies) tallies {
+	grown := tallies{}
+	for key, now := range t {
+		before := base[key]
+		if now.requests < before.requests || now.handshakes < before.handshakes {
+			before = tally{}
+		}
+		grown[key] = tally{
+			now.requests - before.requests, now.failed - min(now.failed, before.failed),
+			now.handshakes - before.handshakes, now.full - min(now.full, before.full),
+		}
 	}
+	return grown
 }
 
-func (c counted) plus(o counted) counted {
-	return counted{c.backendErrors.plus(o.backendErrors), c.clientErrors.plus(o.clientErrors), c.backendFull.plus(o.backendFull), c.clientFull.plus(o.clientFull)}
+// compare adds up what each side did.
+func (e *evidence) compare() *Shares {
+	legs := map[bool]string{false: "clients", true: "backends"}
+	shares := &Shares{}
+	for _, backend := range []bool{false, true} {
+		requests := Compared{What: "requests of " + legs[backend] + " failed", FromNothing: true}
+		if backend {
+			requests.What = "requests to backends failed"
+		}
+		handshakes := Compared{What: "handshakes with " + legs[backend] + " were full"}
+		for _, w := range e.edges {
+			now := w.now.since(w.base).sum(backend)
+			if !w.moved {
+				requests.Others.add(now.failed, now.requests)
+				handshakes.Others.add(now.full, now.handshakes)
+				continue
+			}
+			past := w.past.sum(backend)
+			requests.Moved.add(now.failed, now.requests)
+			requests.Past.add(past.failed, past.requests)
+			handshakes.Moved.add(now.full, now.handshakes)
+			handshakes.Past.add(past.full, past.handshakes)
+		}
+		shares.Errors = append(shares.Errors, requests)
+		shares.FullHandshakes = append(shares.FullHandshakes, handshakes)
+	}
+	return shares
 }
 
-func (c counted) less(o counted) counted {
-	return counted{c.backendErrors.less(o.backendErrors), c.clientErrors.less(o.clientErrors), c.backendFull.less(o.backendFull), c.clientFull.less(o.clientFull)}
+func (s *Share) add(count, of uint64) {
+	s.Count += count
+	s.Of += of
 }
 
-func (s Share) plus(o Share) Share { return Share{s.Count + o.Count, s.Of + o.Of} }
-
-// less is what s counted that o did not; an edge that has started again meanwhile counts
-// nothing.
-func (s Share) less(o Share) Share {
-	return Share{s.Count - min(s.Count, o.Count), s.Of - min(s.Of, o.Of)}
+func (t tallies) sum(backend bool) tally {
+	var sum tally
+	for key, one := range t {
+		if key.backend == backend {
+			sum.requests += one.requests
+			sum.failed += one.failed
+			sum.handshakes += one.handshakes
+			sum.full += one.full
+		}
+	}
+	return sum
 }

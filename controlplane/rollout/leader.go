@@ -16,13 +16,10 @@ const (
 	// lookInterval is the least time between two looks at the fleet while a change is
 	// on its way.
 	lookInterval = 250 * time.Millisecond
-	// longestInterval is the most, however long a look takes: much of it may be waiting
-	// for edges and replicas that don't answer.
-	longestInterval = 2 * time.Second
 	// retryInterval is the pause after a look that failed.
 	retryInterval = time.Second
 	// lookTimeout bounds one look.
-	lookTimeout = 15 * time.Second
+	lookTimeout = 5 * time.Second
 )
 
 // errStale means that a write was based on what has changed: nothing was written.
@@ -37,13 +34,13 @@ func (s *Server) stand(ctx context.Context) {
 		s.config.Logger.Info("this replica rolls changes out")
 		s.metrics.leader.Set(1)
 		defer s.metrics.leader.Set(0)
-		return s.lead(ctx, fence)
+		return s.lead(ctx, fence, &evidence{stats: s.config.Stats})
 	})
 }
 
 // lead does what is due after every change, and looks again and again while one is on
 // its way.
-func (s *Server) lead(ctx context.Context, fence office.Fence) error {
+func (s *Server) lead(ctx context.Context, fence office.Fence, seen *evidence) error {
 	for ctx.Err() == nil {
 		r, revision, changed, ok := s.current()
 		newest := s.config.Source.Snapshot()
@@ -56,11 +53,11 @@ func (s *Server) lead(ctx context.Context, fence office.Fence) error {
 			continue
 		}
 		begun := time.Now()
-		next, err := s.look(ctx, r, newest)
+		next, err := s.look(ctx, r, newest, seen)
 		if err == nil && next != r {
 			err = s.commit(ctx, next, revision, fence)
 		}
-		interval := min(max(lookInterval, 9*time.Since(begun)), longestInterval)
+		interval := max(lookInterval, 9*time.Since(begun))
 		switch {
 		case errors.Is(err, office.ErrDeposed):
 			return err
@@ -87,10 +84,10 @@ func (s *Server) pause(ctx context.Context, d time.Duration, changed <-chan stru
 }
 
 // look finds out what is next.
-func (s *Server) look(ctx context.Context, r *Record, newest *resealv1.Snapshot) (*Record, error) {
+func (s *Server) look(ctx context.Context, r *Record, newest *resealv1.Snapshot, seen *evidence) (*Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	f, err := s.fleet(ctx, r, newest)
+	f, err := s.fleet(ctx, r, newest, seen)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +95,7 @@ func (s *Server) look(ctx context.Context, r *Record, newest *resealv1.Snapshot)
 }
 
 // fleet is what is known now.
-func (s *Server) fleet(ctx context.Context, r *Record, newest *resealv1.Snapshot) (*Fleet, error) {
+func (s *Server) fleet(ctx context.Context, r *Record, newest *resealv1.Snapshot, seen *evidence) (*Fleet, error) {
 	f := &Fleet{Cluster: newest.ClusterID(), Newest: newest.Revision(), Policy: policyOf(newest)}
 	f.Change, f.By, f.Now = s.config.Source.Origin(f.Newest)
 	if r == nil || r.Cluster != f.Cluster || r.Base > f.Newest {
@@ -121,8 +118,8 @@ func (s *Server) fleet(ctx context.Context, r *Record, newest *resealv1.Snapshot
 	f.Missing = missing
 	f.Edges = edgesOf(edges, candidate, s.config.Touched(ctx, r.Base, candidate), time.Now())
 	s.count(r, edges)
-	if r.Candidate == candidate && r.Phase == resealv1.Rollout_PHASE_RUNNING && r.Stage > 0 {
-		if f.Shares, err = s.compare(ctx, r, f); err != nil {
+	if s.config.Stats != nil && r.Candidate == candidate && r.Phase == resealv1.Rollout_PHASE_RUNNING && r.Stage > 0 {
+		if f.Shares, err = seen.shares(ctx, r, f.Edges); err != nil {
 			return nil, fmt.Errorf("compare the edges: %w", err)
 		}
 	}

@@ -67,9 +67,8 @@ type Config struct {
 	// Touched says whether edges with labels serve something at base, and are to hold
 	// something else at candidate. Required.
 	Touched func(ctx context.Context, base, candidate int64) func(labels map[string]string) bool
-	// Stats is what the edges of all replicas counted in the time just past. Nil: what
-	// edges do is not compared.
-	Stats func(ctx context.Context, since time.Duration) (*resealv1.GetStatsResponse, error)
+	// Stats reads the counters of an edge. Nil: nothing is compared.
+	Stats Stats
 	// Aim is told what this replica's edges are to serve. Required.
 	Aim Aim
 	// Author names the caller. Default "unknown".
@@ -92,8 +91,6 @@ type Server struct {
 	office  string
 	metrics *metrics
 	stopped chan struct{} // closed when Run has ended
-
-	evidence evidence // of the goroutine that leads
 
 	mu       sync.Mutex
 	loaded   bool

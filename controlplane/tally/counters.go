@@ -17,6 +17,7 @@ const (
 	failed
 	opened
 	reused
+	serverErrors
 	plain
 )
 
@@ -61,6 +62,8 @@ func (c *counters) stats() *resealv1.Stats {
 		Closes:   toMap(c.shares[byClose]),
 		ClosesBy: toMap(c.shares[byCloser]),
 		Epochs:   toEpochs(c.epochs),
+
+		ServerErrors: c.plain[serverErrors],
 	}
 }
 

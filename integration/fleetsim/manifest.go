@@ -21,9 +21,18 @@ var (
 	Realistic = Size{Pools: 200, Listeners: 50, Routes: 200}
 )
 
-// Manifest is a configuration of a size.
+// atOnce has changes go to all edges at once: how long they take is what is measured.
+const atOnce = `---
+apiVersion: reseal/v1
+kind: RolloutPolicy
+metadata: {name: default}
+spec: {stages: [{percent: 100}]}
+`
+
+// Manifest is a configuration of a size, of which changes go to all edges at once.
 func (s Size) Manifest(authority *peers.Authority) (string, error) {
 	var text strings.Builder
+	text.WriteString(atOnce)
 	for i := range s.Pools {
 		text.WriteString(s.Pool(authority, i, 0))
 	}
