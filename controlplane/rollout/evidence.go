@@ -95,6 +95,7 @@ func (e *evidence) shares(ctx context.Context, r *Record, edges []Edge) (*Shares
 // ask reads the counters of all witnesses. One that does not report is left out.
 func (e *evidence) ask(ctx context.Context) error {
 	var mu sync.Mutex
+	var silent []string
 	group, ctx := errgroup.WithContext(ctx)
 	for id, w := range e.edges {
 		group.Go(func() error {
@@ -102,7 +103,7 @@ func (e *evidence) ask(ctx context.Context) error {
 			if status.Code(err) == codes.NotFound {
 				mu.Lock()
 				defer mu.Unlock()
-				delete(e.edges, id)
+				silent = append(silent, id)
 				return nil
 			}
 			if err != nil {
@@ -120,7 +121,11 @@ func (e *evidence) ask(ctx context.Context) error {
 			return nil
 		})
 	}
-	return group.Wait()
+	err := group.Wait()
+	for _, id := range silent {
+		delete(e.edges, id)
+	}
+	return err
 }
 
 // once are the reasons of full handshakes that a changed identity costs once: they are

@@ -17,9 +17,9 @@ import (
 func TestEvidence(t *testing.T) {
 	for _, spoil := range []bool{false, true} {
 		r, f, i := begun(t, 3, nil)
-		ill, round, asked := f.Edges[i].ID, uint64(1), 0
+		ill, round := f.Edges[i].ID, uint64(1)
 		e := &evidence{stats: func(_ context.Context, edge string, since time.Duration) (*resealv1.EdgeStats, error) {
-			if asked++; edge == f.Edges[(i+1)%3].ID {
+			if edge == f.Edges[(i+1)%3].ID {
 				return nil, status.Error(codes.NotFound, "it does not report")
 			}
 			listener := &resealv1.Stats{Name: "web", Requests: 100 * round}
