@@ -123,7 +123,6 @@ func (s sum) add(all []*resealv1.Stats) {
 
 func addStats(total, more *resealv1.Stats) {
 	total.Requests += more.GetRequests()
-	total.ServerErrors += more.GetServerErrors()
 	h, from := total.Handshakes, more.GetHandshakes()
 	h.Full += from.GetFull()
 	h.ResumedSessionId += from.GetResumedSessionId()

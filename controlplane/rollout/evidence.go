@@ -137,7 +137,7 @@ func talliesOf(stats *resealv1.EdgeStats) tallies {
 	add := func(backend bool, all []*resealv1.Stats) {
 		for _, s := range all {
 			h := s.GetHandshakes()
-			t := tally{requests: s.GetRequests(), failed: s.GetServerErrors(), full: h.GetFull()}
+			t := tally{requests: s.GetRequests(), full: h.GetFull()}
 			for _, n := range s.GetErrors() {
 				t.failed += n
 			}

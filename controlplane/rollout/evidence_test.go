@@ -24,7 +24,7 @@ func TestEvidence(t *testing.T) {
 			}
 			listener := &resealv1.Stats{Name: "web", Requests: 100 * round}
 			if since == 0 && edge == ill && spoil {
-				listener.ServerErrors = 80 * (round - 1)
+				listener.Errors = map[string]uint64{"no_route": 80 * (round - 1)}
 			}
 			return &resealv1.EdgeStats{Edge: edge, Listeners: []*resealv1.Stats{listener}}, nil
 		}}

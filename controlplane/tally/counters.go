@@ -17,7 +17,6 @@ const (
 	failed
 	opened
 	reused
-	serverErrors
 	plain
 )
 
@@ -62,8 +61,6 @@ func (c *counters) stats() *resealv1.Stats {
 		Closes:   toMap(c.shares[byClose]),
 		ClosesBy: toMap(c.shares[byCloser]),
 		Epochs:   toEpochs(c.epochs),
-
-		ServerErrors: c.plain[serverErrors],
 	}
 }
 

@@ -176,8 +176,6 @@ func (d *draft) read(data []byte, words *vocabularies) bool {
 			ok = readCount(f.bytes, words[byCloser], &d.shares[byCloser])
 		case 9<<3 | text:
 			ok = d.readEpoch(f.bytes, words[byMiss])
-		case 10<<3 | varint:
-			d.plain[serverErrors] = f.value
 		}
 	}
 	return ok && !f.broken

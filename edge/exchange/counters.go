@@ -144,11 +144,6 @@ var (
 		Frontend: Metric{"reseal_requests_total", "Requests of clients by status code; 0 is a connection of protocol tls that ended well."},
 		Labels:   []Label{{Name: "code", Values: codes(), Other: maxCode}},
 		Rare:     true,
-		Report: func(stats *resealv1.Stats, at []int, n int64) {
-			if at[0] >= 500 && at[0] < maxCode {
-				stats.ServerErrors += uint64(n)
-			}
-		},
 	})
 )
 

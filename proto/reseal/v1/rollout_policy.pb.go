@@ -234,12 +234,12 @@ type RolloutGates struct {
 	// How many edges that were sent the change may be away for more than 10s.
 	// Default 0.
 	Disconnects uint32 `protobuf:"varint,3,opt,name=disconnects,proto3" json:"disconnects,omitempty"`
-	// Requests that failed, in percent of all: those that edges answer for a reason of
-	// their own and those that they answer with a 5xx status. Default 5 more than
-	// before.
+	// Requests that failed for a reason of the edge's own, in percent of all, on each
+	// leg. Statuses that backends answer don't count. Default 5 more than before.
 	Errors *RolloutGate `protobuf:"bytes,4,opt,name=errors,proto3" json:"errors,omitempty"`
-	// Full handshakes, in percent of all, on each leg, but for those that a changed
-	// identity or policy costs once. Default 50 more than before.
+	// Full handshakes, in percent of all, on each leg; those with backends for which
+	// there was no session yet, or which the change itself makes full, don't count.
+	// Default 50 more than before.
 	FullHandshakes *RolloutGate `protobuf:"bytes,5,opt,name=full_handshakes,json=fullHandshakes,proto3" json:"full_handshakes,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache

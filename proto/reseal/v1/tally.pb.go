@@ -455,9 +455,7 @@ type Stats struct {
 	// tickets came last. What it counted of an epoch that it gives up it adds to
 	// number 0, and it begins at 0 when tickets of that epoch come again: the sum
 	// over all of them never goes back. Sorted by keyring and number.
-	Epochs []*EpochStats `protobuf:"bytes,9,rep,name=epochs,proto3" json:"epochs,omitempty"`
-	// Listeners: requests that were answered with a 5xx status.
-	ServerErrors  uint64 `protobuf:"varint,10,opt,name=server_errors,json=serverErrors,proto3" json:"server_errors,omitempty"`
+	Epochs        []*EpochStats `protobuf:"bytes,9,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -553,13 +551,6 @@ func (x *Stats) GetEpochs() []*EpochStats {
 		return x.Epochs
 	}
 	return nil
-}
-
-func (x *Stats) GetServerErrors() uint64 {
-	if x != nil {
-		return x.ServerErrors
-	}
-	return 0
 }
 
 // EpochStats are what became of the tickets of one epoch. Misses by key_unknown of
@@ -1176,7 +1167,7 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\apartial\x18\a \x01(\bR\apartial\"O\n" +
 	"\x0eReportResponse\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x12#\n" +
-	"\rtakes_partial\x18\x02 \x01(\bR\ftakesPartial\"\xcd\x05\n" +
+	"\rtakes_partial\x18\x02 \x01(\bR\ftakesPartial\"\xa8\x05\n" +
 	"\x05Stats\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x04R\brequests\x124\n" +
@@ -1188,9 +1179,7 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\vconnections\x18\x06 \x01(\v2\x1a.reseal.v1.ConnectionStatsR\vconnections\x124\n" +
 	"\x06closes\x18\a \x03(\v2\x1c.reseal.v1.Stats.ClosesEntryR\x06closes\x12;\n" +
 	"\tcloses_by\x18\b \x03(\v2\x1e.reseal.v1.Stats.ClosesByEntryR\bclosesBy\x12-\n" +
-	"\x06epochs\x18\t \x03(\v2\x15.reseal.v1.EpochStatsR\x06epochs\x12#\n" +
-	"\rserver_errors\x18\n" +
-	" \x01(\x04R\fserverErrors\x1a9\n" +
+	"\x06epochs\x18\t \x03(\v2\x15.reseal.v1.EpochStatsR\x06epochs\x1a9\n" +
 	"\vErrorsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
