@@ -19,8 +19,10 @@ const (
 	maxSampled = 10
 	// compareInterval is the least time between two comparisons.
 	compareInterval = time.Second
-	// pastWindow is how far back an edge's own past goes.
+	// pastWindow is how far back an edge's own past goes, before the change began.
 	pastWindow = time.Minute
+	// maxWindow is how far back Stats can look.
+	maxWindow = time.Hour
 )
 
 // Stats are the counters of one edge, since its start, or in a window if since is above
@@ -32,6 +34,7 @@ type evidence struct {
 	stats Stats
 
 	candidate int64
+	begun     time.Time // the first change since what all edges served
 	entered   time.Time
 	compared  time.Time
 	last      *Shares
@@ -43,7 +46,7 @@ type witness struct {
 	moved bool
 	boot  time.Time // when its process started
 	base  tallies   // when it was looked at first in this stage
-	past  tallies   // before, for moved ones
+	past  tallies   // before the change began, for moved ones
 	now   tallies
 }
 
@@ -60,7 +63,9 @@ type tally struct{ requests, failed, handshakes, full uint64 }
 
 func (e *evidence) shares(ctx context.Context, r *Record, edges []Edge) (*Shares, error) {
 	if e.candidate != r.Candidate || !e.entered.Equal(r.Entered) {
-		*e = evidence{stats: e.stats, candidate: r.Candidate, entered: r.Entered, edges: map[string]*witness{}}
+		*e = evidence{
+			stats: e.stats, candidate: r.Candidate, begun: r.Begun, entered: r.Entered, edges: map[string]*witness{},
+		}
 	}
 	if time.Since(e.compared) < compareInterval {
 		return e.last, nil
@@ -113,9 +118,7 @@ func (e *evidence) ask(ctx context.Context) error {
 			if w.base == nil {
 				w.base = w.now
 				if w.moved {
-					if past, err := e.stats(ctx, id, pastWindow); err == nil {
-						w.past = talliesOf(past)
-					}
+					w.past = e.past(ctx, id)
 				}
 			}
 			return nil
@@ -126,6 +129,26 @@ func (e *evidence) ask(ctx context.Context) error {
 		delete(e.edges, id)
 	}
 	return err
+}
+
+// past is what an edge counted before the change began: nothing of what the change did
+// may stand in it. Nil when that is not known any more.
+func (e *evidence) past(ctx context.Context, id string) tallies {
+	age := max(time.Since(e.begun), 0)
+	if age+pastWindow > maxWindow {
+		return nil
+	}
+	// The shorter window first: what is counted between the two calls is in the longer
+	// one alone.
+	meanwhile, err := e.stats(ctx, id, max(age, time.Millisecond))
+	if err != nil {
+		return nil
+	}
+	all, err := e.stats(ctx, id, age+pastWindow)
+	if err != nil {
+		return nil
+	}
+	return talliesOf(all).since(talliesOf(meanwhile))
 }
 
 // once are the reasons of full handshakes that a changed identity costs once: they are

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -43,4 +44,33 @@ func TestEvidence(t *testing.T) {
 			}
 		}
 	}
+}
+
+// An edge's own past is what it counted before the change began: that it fails requests
+// since then must not make its past look bad.
+func TestPastIsBeforeTheChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, f, _ := begun(t, 2, nil)
+		time.Sleep(time.Until(start) + 10*time.Minute)
+		r.Begun, r.Entered = time.Now(), time.Now()
+		time.Sleep(20 * time.Second)
+		// The edge serves 10 requests a second; since the change all fail.
+		e := &evidence{stats: func(_ context.Context, edge string, since time.Duration) (*resealv1.EdgeStats, error) {
+			failed := 10 * uint64(time.Since(r.Begun).Seconds())
+			all := 10 * uint64(since.Seconds())
+			if since == 0 {
+				all = 10 * uint64(time.Since(start).Seconds())
+			}
+			return &resealv1.EdgeStats{Edge: edge, Listeners: []*resealv1.Stats{{
+				Name: "web", Requests: all, Errors: map[string]uint64{"no_route": min(failed, all)},
+			}}}, nil
+		}}
+		shares, err := e.shares(t.Context(), r, f.Edges)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := shares.Errors[0].Past, (Share{Count: 0, Of: 600}); got != want {
+			t.Errorf("the past is %+v, want %+v", got, want)
+		}
+	})
 }
