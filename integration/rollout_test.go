@@ -2,8 +2,10 @@ package integration
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -57,11 +59,12 @@ func newStaged(t *testing.T) *staged {
 func (s *staged) load() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var workers sync.WaitGroup
-	for i := range s.edges {
+	const each = 8
+	for n := range each * len(s.edges) {
 		workers.Go(func() {
 			for ctx.Err() == nil {
-				_ = s.get(ctx, i)
-				time.Sleep(10 * time.Millisecond)
+				_ = s.get(ctx, n/each)
+				time.Sleep(each * 10 * time.Millisecond)
 			}
 		})
 	}
@@ -148,6 +151,17 @@ func TestRollout(t *testing.T) {
 		}
 		s.undone(t, s.Apply(s.pool(other.PEM(), "")), "failed on edges that have it", 30*time.Second)
 	})
+	t.Run("is answered with 5xx", func(t *testing.T) {
+		ill := s.server(func(w http.ResponseWriter) { w.WriteHeader(http.StatusInternalServerError) })
+		s.undone(t, s.Apply(s.Pool("app", []*peers.Backend{ill}, "")), "were answered with 5xx on edges that have it", 30*time.Second)
+	})
+	t.Run("makes clients wait", func(t *testing.T) {
+		slow := s.server(func(w http.ResponseWriter) {
+			time.Sleep(400 * time.Millisecond)
+			_, _ = w.Write(peers.Body(peers.Small))
+		})
+		s.undone(t, s.Apply(s.Pool("app", []*peers.Backend{slow}, "")), "waited longer than 300ms on edges that have it", 30*time.Second)
+	})
 	t.Run("makes an edge crash", func(t *testing.T) {
 		revision := s.Apply(s.pool(s.Authority.PEM(), "  timeouts: {responseHeader: 12s}\n"))
 		s.crash(revision, 0)
@@ -164,6 +178,24 @@ func TestRollout(t *testing.T) {
 		s.crash(revision, wait)
 		s.undone(t, revision, "crashed with it", 30*time.Second)
 	})
+}
+
+// server is a backend that does what serve does.
+func (s *staged) server(serve func(http.ResponseWriter)) *peers.Backend {
+	s.t.Helper()
+	pair, err := s.Authority.Issue(peers.ServerName)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	certificate, err := tls.X509KeyPair(pair.Certificate, pair.Key)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { serve(w) }))
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
+	server.StartTLS()
+	s.t.Cleanup(server.Close)
+	return &peers.Backend{Address: server.Listener.Addr().String()}
 }
 
 // crash kills the first edge that has a revision, some time after it took it.

@@ -240,8 +240,10 @@ type statsView struct {
 	Misses         map[string]uint64 `json:"misses"`
 	Connections    connectionsView   `json:"connections"`
 	Closes         map[string]uint64 `json:"closes"`
-	// Of listeners alone: clients' tickets, and the edges that don't know some
-	// of their keys.
+	// Of listeners alone: answers by class of status, and how long clients waited for
+	// them; clients' tickets, and the edges that don't know some of their keys.
+	Answers          map[string]uint64 `json:"answers,omitempty"`
+	Waits            map[string]uint64 `json:"waits,omitempty"`
 	Epochs           []epochStatsView  `json:"epochs,omitempty"`
 	KeyUnknownByEdge map[string]uint64 `json:"keyUnknownByEdge,omitempty"`
 }
@@ -325,6 +327,8 @@ func viewStats(all []*resealv1.Stats) []statsView {
 			Misses:      orEmpty(s.GetMisses()),
 			Connections: connectionsView{c.GetOpened(), c.GetReused(), c.GetActive(), c.GetIdle()},
 			Closes:      orEmpty(s.GetCloses()),
+			Answers:     s.GetAnswers(),
+			Waits:       s.GetWaits(),
 			Epochs:      viewEpochs(s.GetEpochs()),
 		}
 	}

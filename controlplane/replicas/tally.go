@@ -114,6 +114,7 @@ func (s sum) add(all []*resealv1.Stats) {
 			total = &resealv1.Stats{
 				Name: more.GetName(), Handshakes: &resealv1.Handshakes{}, Connections: &resealv1.ConnectionStats{},
 				Errors: map[string]uint64{}, Misses: map[string]uint64{}, Closes: map[string]uint64{}, ClosesBy: map[string]uint64{},
+				Answers: map[string]uint64{}, Waits: map[string]uint64{},
 			}
 			s[more.GetName()] = total
 		}
@@ -138,6 +139,8 @@ func addStats(total, more *resealv1.Stats) {
 	addCounts(total.Misses, more.GetMisses())
 	addCounts(total.Closes, more.GetCloses())
 	addCounts(total.ClosesBy, more.GetClosesBy())
+	addCounts(total.Answers, more.GetAnswers())
+	addCounts(total.Waits, more.GetWaits())
 	total.Epochs = addEpochs(total.Epochs, more.GetEpochs())
 }
 

@@ -46,6 +46,8 @@ type witness struct {
 	moved bool
 	boot  time.Time // when its process started
 	base  tallies   // when it was looked at first in this stage
+	warm  tallies   // a look later, when it has its connections to backends again
+	looks int
 	past  tallies   // before the change began, for moved ones
 	now   tallies
 }
@@ -59,7 +61,12 @@ type spot struct {
 	name    string
 }
 
-type tally struct{ requests, failed, handshakes, full uint64 }
+type tally struct {
+	requests, failed, handshakes, full uint64
+
+	answered, ill uint64                               // of listeners: with a status, with 5xx
+	waits         [len(resealv1.WaitBounds) + 1]uint64 // of listeners, as Stats.waits
+}
 
 func (e *evidence) shares(ctx context.Context, r *Record, edges []Edge) (*Shares, error) {
 	if e.candidate != r.Candidate || !e.entered.Equal(r.Entered) {
@@ -115,6 +122,9 @@ func (e *evidence) ask(ctx context.Context) error {
 				return fmt.Errorf("edge %s: %w", id, err)
 			}
 			w.now = talliesOf(now)
+			if w.looks++; w.looks <= 2 {
+				w.warm = w.now
+			}
 			if w.base == nil {
 				w.base = w.now
 				if w.moved {
@@ -151,6 +161,8 @@ func (e *evidence) past(ctx context.Context, id string) tallies {
 	return talliesOf(all).since(talliesOf(meanwhile))
 }
 
+var waitLabels = resealv1.WaitLabels()
+
 // once are the reasons of full handshakes that a changed identity costs once: they are
 // no fault of the change.
 var once = []string{"policy_changed", "policy_mismatch", "no_session"}
@@ -169,6 +181,15 @@ func talliesOf(stats *resealv1.EdgeStats) tallies {
 			}
 			t.handshakes = t.full + h.GetResumedSessionId() + h.GetResumedTicket() + h.GetResumedPsk()
 			t.failed = min(t.failed, t.requests)
+			for class, n := range s.GetAnswers() {
+				t.answered += n
+				if class == "5xx" {
+					t.ill += n
+				}
+			}
+			for i, bound := range waitLabels {
+				t.waits[i] = s.GetWaits()[bound]
+			}
 			found[spot{backend, s.GetName()}] = t
 		}
 	}
@@ -185,56 +206,105 @@ func (t tallies) since(base tallies) tallies {
 		if now.requests < before.requests || now.handshakes < before.handshakes {
 			before = tally{}
 		}
-		grown[key] = tally{
-			now.requests - before.requests, now.failed - min(now.failed, before.failed),
-			now.handshakes - before.handshakes, now.full - min(now.full, before.full),
-		}
+		grown[key] = now.minus(before)
 	}
 	return grown
 }
 
-// compare adds up what each side did.
-func (e *evidence) compare() *Shares {
-	legs := map[bool]string{false: "clients", true: "backends"}
-	shares := &Shares{}
-	for _, backend := range []bool{false, true} {
-		requests := Compared{What: "requests of " + legs[backend] + " failed", FromNothing: true}
-		if backend {
-			requests.What = "requests to backends failed"
-		}
-		handshakes := Compared{What: "handshakes with " + legs[backend] + " were full"}
-		for _, w := range e.edges {
-			now := w.now.since(w.base).sum(backend)
-			if !w.moved {
-				requests.Others.add(now.failed, now.requests)
-				handshakes.Others.add(now.full, now.handshakes)
-				continue
-			}
-			past := w.past.sum(backend)
-			requests.Moved.add(now.failed, now.requests)
-			requests.Past.add(past.failed, past.requests)
-			handshakes.Moved.add(now.full, now.handshakes)
-			handshakes.Past.add(past.full, past.handshakes)
-		}
-		shares.Errors = append(shares.Errors, requests)
-		shares.FullHandshakes = append(shares.FullHandshakes, handshakes)
+func (t tally) minus(base tally) tally {
+	t.requests -= min(t.requests, base.requests)
+	t.failed -= min(t.failed, base.failed)
+	t.handshakes -= min(t.handshakes, base.handshakes)
+	t.full -= min(t.full, base.full)
+	t.answered -= min(t.answered, base.answered)
+	t.ill -= min(t.ill, base.ill)
+	for i := range t.waits {
+		t.waits[i] -= min(t.waits[i], base.waits[i])
 	}
-	return shares
+	return t
 }
 
-func (s *Share) add(count, of uint64) {
-	s.Count += count
-	s.Of += of
+func (t tally) plus(more tally) tally {
+	t.requests += more.requests
+	t.failed += more.failed
+	t.handshakes += more.handshakes
+	t.full += more.full
+	t.answered += more.answered
+	t.ill += more.ill
+	for i := range t.waits {
+		t.waits[i] += more.waits[i]
+	}
+	return t
+}
+
+// waited are the requests that took longer than a bound, and all.
+func (t tally) waited(bound int) Share {
+	var s Share
+	for i, n := range t.waits {
+		s.Of += n
+		if i > bound {
+			s.Count += n
+		}
+	}
+	return s
+}
+
+// sides are what was counted on one leg by edges that have the candidate, by the same
+// edges before, and by others.
+type sides struct{ moved, past, others tally }
+
+func (e *evidence) sides(backend bool, from func(*witness) tallies) sides {
+	var sum sides
+	for _, w := range e.edges {
+		now := w.now.since(from(w)).sum(backend)
+		if w.moved {
+			sum.moved, sum.past = sum.moved.plus(now), sum.past.plus(w.past.sum(backend))
+		} else {
+			sum.others = sum.others.plus(now)
+		}
+	}
+	return sum
+}
+
+// compared are the shares that of finds.
+func (s sides) compared(what string, of func(tally) Share) Compared {
+	return Compared{What: what, Moved: of(s.moved), Past: of(s.past), Others: of(s.others)}
+}
+
+// compare finds the shares of what each side did.
+func (e *evidence) compare() *Shares {
+	failed := func(t tally) Share { return Share{t.failed, t.requests} }
+	full := func(t tally) Share { return Share{t.full, t.handshakes} }
+	base := func(w *witness) tallies { return w.base }
+	clients, backends := e.sides(false, base), e.sides(true, base)
+	warm := e.sides(false, func(w *witness) tallies { return w.warm })
+	shares := &Shares{
+		Errors: []Compared{
+			clients.compared("requests of clients failed", failed),
+			backends.compared("requests to backends failed", failed),
+			clients.compared("requests of clients were answered with 5xx", func(t tally) Share { return Share{t.ill, t.answered} }),
+		},
+		FullHandshakes: []Compared{
+			clients.compared("handshakes with clients were full", full),
+			backends.compared("handshakes with backends were full", full),
+		},
+	}
+	shares.Errors[0].FromNothing, shares.Errors[1].FromNothing = true, true
+	for i := len(resealv1.WaitBounds) - 1; i > 0; i-- { // the longest tells most
+		shares.Latency = append(shares.Latency, Compared{
+			What:  fmt.Sprintf("requests of clients waited longer than %s", resealv1.WaitBounds[i]),
+			Moved: warm.moved.waited(i), Past: warm.past.waited(i - 1), Others: warm.others.waited(i - 1),
+			Than: fmt.Sprintf(" longer than %s", resealv1.WaitBounds[i-1]),
+		})
+	}
+	return shares
 }
 
 func (t tallies) sum(backend bool) tally {
 	var sum tally
 	for key, one := range t {
 		if key.backend == backend {
-			sum.requests += one.requests
-			sum.failed += one.failed
-			sum.handshakes += one.handshakes
-			sum.full += one.full
+			sum = sum.plus(one)
 		}
 	}
 	return sum

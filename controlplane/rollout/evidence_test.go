@@ -74,3 +74,60 @@ func TestPastIsBeforeTheChange(t *testing.T) {
 		}
 	})
 }
+
+// What backends answer and how long clients wait counts, against something to compare
+// with, and for waits once the edge has its connections again.
+func TestStatusesAndWaits(t *testing.T) {
+	type counted struct {
+		answers, waits map[string]uint64
+	}
+	well := counted{map[string]uint64{"2xx": 100}, map[string]uint64{"10ms": 90, "30ms": 10}}
+	for name, test := range map[string]struct {
+		moved counted
+		want  string // in the reason
+	}{
+		"as before":             {well, ""},
+		"5xx of the backend":    {counted{map[string]uint64{"2xx": 60, "5xx": 40}, well.waits}, "40.0% of 200 requests of clients were answered with 5xx on edges that have it, 0.0% on edges without it"},
+		"4xx":                   {counted{map[string]uint64{"4xx": 100}, well.waits}, ""},
+		"a little slower":       {counted{well.answers, map[string]uint64{"10ms": 40, "30ms": 60}}, ""},
+		"much slower":           {counted{well.answers, map[string]uint64{"10ms": 40, "300ms": 60}}, "60.0% of 100 requests of clients waited longer than 100ms on edges that have it, 0.0% longer than 30ms on edges without it"},
+		"too few to say":        {counted{map[string]uint64{"5xx": 9}, map[string]uint64{"longer": 19}}, ""},
+		"slower than all there": {counted{well.answers, map[string]uint64{"longer": 100}}, "100.0% of 100 requests of clients waited longer than 10s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, f, i := begun(t, 4, nil)
+			round := uint64(0)
+			times := func(m map[string]uint64) map[string]uint64 {
+				grown := map[string]uint64{}
+				for key, n := range m {
+					grown[key] = n * round
+				}
+				return grown
+			}
+			e := &evidence{stats: func(_ context.Context, edge string, since time.Duration) (*resealv1.EdgeStats, error) {
+				is := well
+				if edge == f.Edges[i].ID {
+					is = test.moved
+				}
+				return &resealv1.EdgeStats{Edge: edge, Listeners: []*resealv1.Stats{{
+					Name: "web", Requests: 100 * round, Answers: times(is.answers), Waits: times(is.waits),
+				}}}, nil
+			}}
+			for ; round <= 2; round++ {
+				e.compared = time.Time{}
+				shares, err := e.shares(t.Context(), r, f.Edges)
+				if err != nil {
+					t.Fatal(err)
+				}
+				f.Shares = shares
+				if f.Shares.Latency[0].Moved.Of > 0 != (round == 2) {
+					t.Errorf("in round %d %d waits are compared", round, f.Shares.Latency[0].Moved.Of)
+				}
+			}
+			next := Step(start.Add(time.Second), r, f)
+			if stopped := next.Phase == resealv1.Rollout_PHASE_UNDONE; stopped != (test.want != "") || !strings.Contains(next.Reason, test.want) {
+				t.Errorf("%s: %q, want %q", next.Phase, next.Reason, test.want)
+			}
+		})
+	}
+}

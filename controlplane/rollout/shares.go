@@ -18,12 +18,15 @@ type Compared struct {
 	Moved, Past, Others Share
 	// FromNothing says that the share counts even with nothing to compare it with.
 	FromNothing bool
+	// Than is said of the others' shares, when they count something else.
+	Than string
 }
 
 // Shares are what is compared.
 type Shares struct {
 	Errors         []Compared
 	FullHandshakes []Compared
+	Latency        []Compared
 }
 
 // worse says what is worse with the candidate, "" when nothing is.
@@ -34,7 +37,7 @@ func (s *Shares) worse(gates *resealv1.RolloutGates) string {
 	for _, kind := range []struct {
 		gate     *resealv1.RolloutGate
 		compared []Compared
-	}{{gates.GetErrors(), s.Errors}, {gates.GetFullHandshakes(), s.FullHandshakes}} {
+	}{{gates.GetErrors(), s.Errors}, {gates.GetFullHandshakes(), s.FullHandshakes}, {gates.GetLatency(), s.Latency}} {
 		if kind.gate.GetOff() {
 			continue
 		}
@@ -58,7 +61,7 @@ func (c Compared) worse(gate *resealv1.RolloutGate) string {
 	for _, other := range []struct {
 		Share
 		who string
-	}{{c.Others, "of edges without it"}, {c.Past, "of the same edges before"}} {
+	}{{c.Others, "on edges without it"}, {c.Past, "on the same edges before"}} {
 		if other.Of < max(least, 1) {
 			continue
 		}
@@ -66,7 +69,7 @@ func (c Compared) worse(gate *resealv1.RolloutGate) string {
 		if share <= other.percent()+float64(gate.GetAllowedPercent()) {
 			return ""
 		}
-		text += fmt.Sprintf(", %.1f%% %s", other.percent(), other.who)
+		text += fmt.Sprintf(", %.1f%%%s %s", other.percent(), c.Than, other.who)
 	}
 	if !compared && (!c.FromNothing || share <= float64(gate.GetAllowedPercent())) {
 		return ""

@@ -26,6 +26,8 @@ const (
 	byMiss
 	byClose
 	byCloser
+	byAnswer
+	byWait
 	divided
 )
 
@@ -60,6 +62,8 @@ func (c *counters) stats() *resealv1.Stats {
 		},
 		Closes:   toMap(c.shares[byClose]),
 		ClosesBy: toMap(c.shares[byCloser]),
+		Answers:  toMap(c.shares[byAnswer]),
+		Waits:    toMap(c.shares[byWait]),
 		Epochs:   toEpochs(c.epochs),
 	}
 }

@@ -46,6 +46,8 @@ func newVocabularies() *vocabularies {
 		byMiss:   newVocabulary(labels(resealv1.MissReason(0).Descriptor())...),
 		byClose:  newVocabulary(labels(resealv1.CloseKind(0).Descriptor())...),
 		byCloser: newVocabulary("us", "peer"),
+		byAnswer: newVocabulary("1xx", "2xx", "3xx", "4xx", "5xx"),
+		byWait:   newVocabulary(resealv1.WaitLabels()...),
 	}
 }
 

@@ -176,6 +176,10 @@ func (d *draft) read(data []byte, words *vocabularies) bool {
 			ok = readCount(f.bytes, words[byCloser], &d.shares[byCloser])
 		case 9<<3 | text:
 			ok = d.readEpoch(f.bytes, words[byMiss])
+		case 10<<3 | text:
+			ok = readCount(f.bytes, words[byAnswer], &d.shares[byAnswer])
+		case 11<<3 | text:
+			ok = readCount(f.bytes, words[byWait], &d.shares[byWait])
 		}
 	}
 	return ok && !f.broken

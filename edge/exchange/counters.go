@@ -136,14 +136,31 @@ var (
 		Key:      "handshakes_refused",
 		Frontend: Metric{"reseal_handshakes_refused_total", "Connections of clients that were closed before the handshake, since too many waited."},
 	})
+	// Waits counts the requests of clients by how long they waited for the head of the
+	// answer: At(Wait(d)).
+	Waits = define(Counter{
+		Key:       "waits",
+		Labels:    []Label{{Name: "wait", Values: resealv1.WaitLabels()}},
+		Listeners: true,
+		Report: func(stats *resealv1.Stats, at []int, n int64) {
+			put(&stats.Waits, resealv1.WaitLabels()[at[0]], n)
+		},
+	})
 	// Answers counts the requests of clients by their status code (RFC 9110 section
 	// 15), and connections of protocol tls by the code that their end amounts to, 0
-	// when all went well: At(code). It stands last, since pools need no room for it.
+	// when all went well: At(code). Like Waits it stands last, since pools need no room
+	// for it.
 	Answers = define(Counter{
-		Key:      "answers",
-		Frontend: Metric{"reseal_requests_total", "Requests of clients by status code; 0 is a connection of protocol tls that ended well."},
-		Labels:   []Label{{Name: "code", Values: codes(), Other: maxCode}},
-		Rare:     true,
+		Key:       "answers",
+		Frontend:  Metric{"reseal_requests_total", "Requests of clients by status code; 0 is a connection of protocol tls that ended well."},
+		Labels:    []Label{{Name: "code", Values: codes(), Other: maxCode}},
+		Rare:      true,
+		Listeners: true,
+		Report: func(stats *resealv1.Stats, at []int, n int64) {
+			if code := at[0]; code >= 100 && code < maxCode {
+				put(&stats.Answers, classes[code/100], n)
+			}
+		},
 	})
 )
 
@@ -175,6 +192,7 @@ const (
 const maxCode = 600
 
 var (
+	classes  = [...]string{1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 	reasons  = values(resealv1.MissReason(0), "unspecified")
 	closers  = []string{ByUs: "us", ByPeer: "peer"}
 	versions = Label{Name: "version", Values: []string{TLSOther: "other", TLS12: "tls1.2", TLS13: "tls1.3"}}
@@ -190,6 +208,24 @@ func TLSVersion(version uint16) int {
 	default:
 		return TLSOther
 	}
+}
+
+// Wait is the value of the label of Waits.
+func Wait(d time.Duration) int {
+	for place, bound := range resealv1.WaitBounds {
+		if d <= bound {
+			return place
+		}
+	}
+	return len(resealv1.WaitBounds)
+}
+
+// put adds to a map of a report.
+func put(counts *map[string]uint64, key string, n int64) {
+	if *counts == nil {
+		*counts = map[string]uint64{}
+	}
+	(*counts)[key] += uint64(n)
 }
 
 // values are those of a label that shows an enum of the contract, by number.
@@ -225,6 +261,8 @@ type Counter struct {
 	Gauge bool
 	// Rare is set when the metric leaves out what is 0.
 	Rare bool
+	// Listeners is set for what pools don't count.
+	Listeners bool
 	// Report puts what is not 0 into a report, by the places of the labels' values.
 	// Nil: it is in none.
 	Report func(stats *resealv1.Stats, at []int, n int64)
@@ -286,13 +324,18 @@ func (c Cell) Key() string {
 	return key
 }
 
-// Cells are all numbers of the counter.
-func (c *Counter) Cells() []Cell {
+// Size is how many numbers the counter has.
+func (c *Counter) Size() int {
 	size := 1
 	for i := range c.Labels {
 		size *= len(c.Labels[i].Values)
 	}
-	cells := make([]Cell, size)
+	return size
+}
+
+// Cells are all numbers of the counter.
+func (c *Counter) Cells() []Cell {
+	cells := make([]Cell, c.Size())
 	for offset := range cells {
 		cells[offset] = Cell{c, offset}
 	}
@@ -304,7 +347,7 @@ var table []*Counter
 
 func define(c Counter) *Counter {
 	if last := len(table) - 1; last >= 0 {
-		c.first = table[last].first + len(table[last].Cells())
+		c.first = table[last].first + table[last].Size()
 	}
 	table = append(table, &c)
 	return &c

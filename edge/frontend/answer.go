@@ -76,6 +76,9 @@ func (q *request) respond(r *exchange.Response, end bool) error {
 		return err
 	}
 	q.status, q.answered = r.Status, true
+	if !q.tunnel {
+		q.client.slot.counters.Add(exchange.Waits.At(exchange.Wait(time.Since(q.started))), 1)
+	}
 	if end {
 		q.endAnswer()
 	}
@@ -257,6 +260,9 @@ func (q *request) finish() {
 	duration := time.Since(q.started)
 	slot.counters.Add(exchange.Answers.At(q.status), 1)
 	slot.counters.Request(!q.x.First, duration)
+	if !q.answered && !q.raw { // in vain
+		slot.counters.Add(exchange.Waits.At(exchange.Wait(duration)), 1)
+	}
 	q.log(duration)
 	if told := slot.frontend.cfg.Failed; told != nil && q.failed() {
 		told(q.failure(duration))

@@ -37,14 +37,26 @@ func (s side) metric(c *exchange.Counter) exchange.Metric {
 func (s side) cells() int {
 	size := 0
 	for _, counter := range exchange.Table() {
-		if s.metric(counter).Name != "" || counter.Report != nil {
-			size = counter.Cells()[0].Index() + len(counter.Cells())
+		shown := s.metric(counter).Name != "" || counter.Report != nil
+		if shown && (s == frontend || !counter.Listeners) {
+			size = counter.Cells()[0].Index() + counter.Size()
 		}
 	}
 	return size
 }
 
 var sizes = map[side]int{frontend: frontend.cells(), backend: backend.cells()}
+
+// reported are the numbers that reports hold.
+var reported = func() []exchange.Cell {
+	var cells []exchange.Cell
+	for _, counter := range exchange.Table() {
+		if counter.Report != nil {
+			cells = append(cells, counter.Cells()...)
+		}
+	}
+	return cells
+}()
 
 // Counters are those of a pool or of a listener. It is safe for concurrent use.
 type Counters struct {
@@ -145,14 +157,9 @@ func (c *Counters) stats() *resealv1.Stats {
 		Misses: map[string]uint64{}, Closes: map[string]uint64{}, ClosesBy: map[string]uint64{},
 	}
 	read := c.read()
-	for _, counter := range exchange.Table() {
-		if counter.Report == nil {
-			continue
-		}
-		for _, cell := range counter.Cells() {
-			if n := read.of(cell); n != 0 {
-				counter.Report(stats, cell.Places(), n)
-			}
+	for _, cell := range reported {
+		if n := read.of(cell); n != 0 {
+			cell.Counter.Report(stats, cell.Places(), n)
 		}
 	}
 	if c.epochs != nil {

@@ -71,6 +71,9 @@ func fill(t *Tally) {
 	answer(listener, 502, true, time.Millisecond)
 	answer(listener, 9999, true, time.Millisecond)
 	answer(listener, 0, false, time.Millisecond)
+	for _, d := range []time.Duration{10 * time.Millisecond, time.Minute} {
+		listener.Add(exchange.Waits.At(exchange.Wait(d)), 1)
+	}
 }
 
 func TestReport(t *testing.T) {
@@ -97,6 +100,8 @@ func TestReport(t *testing.T) {
 			Handshakes:  &resealv1.Handshakes{Full: 1},
 			Misses:      map[string]uint64{"not_offered": 1},
 			Connections: &resealv1.ConnectionStats{Opened: 1, Reused: 3},
+			Answers:     map[string]uint64{"2xx": 2, "5xx": 1},
+			Waits:       map[string]uint64{"10ms": 1, "longer": 1},
 		}},
 	}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {

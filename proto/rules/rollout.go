@@ -26,6 +26,8 @@ func (c *checker) rolloutPolicy(p *resealv1.RolloutPolicy) {
 		c.atMost(FieldPath(path, "percent"), stage.GetPercent(), 100)
 		c.labels(FieldPath(path, "edgeSelector.matchLabels"), stage.GetEdgeSelector().GetMatchLabels())
 	}
-	c.atMost("spec.gates.errors.allowedPercent", p.GetGates().GetErrors().GetAllowedPercent(), 100)
-	c.atMost("spec.gates.fullHandshakes.allowedPercent", p.GetGates().GetFullHandshakes().GetAllowedPercent(), 100)
+	gates := p.GetGates()
+	c.atMost("spec.gates.errors.allowedPercent", gates.GetErrors().GetAllowedPercent(), 100)
+	c.atMost("spec.gates.fullHandshakes.allowedPercent", gates.GetFullHandshakes().GetAllowedPercent(), 100)
+	c.atMost("spec.gates.latency.allowedPercent", gates.GetLatency().GetAllowedPercent(), 100)
 }

@@ -156,7 +156,7 @@ func (p *RolloutPolicy) WithDefaults() *RolloutPolicy {
 		p.Stages = []*RolloutStage{{Percent: 1}, {Percent: 10}, {Percent: 100}}
 	}
 	p.Gates = orNew(p.Gates)
-	for gate, allowed := range map[**RolloutGate]uint32{&p.Gates.Errors: 5, &p.Gates.FullHandshakes: 50} {
+	for gate, allowed := range map[**RolloutGate]uint32{&p.Gates.Errors: 5, &p.Gates.FullHandshakes: 50, &p.Gates.Latency: 50} {
 		*gate = orNew(*gate)
 		setUint(&(*gate).AllowedPercent, allowed)
 		setUint(&(*gate).MinSamples, 20)

@@ -235,14 +235,20 @@ type RolloutGates struct {
 	// Default 0.
 	Disconnects uint32 `protobuf:"varint,3,opt,name=disconnects,proto3" json:"disconnects,omitempty"`
 	// Requests that failed for a reason of the edge's own, in percent of all, on each
-	// leg. Statuses that backends answer don't count. Default 5 more than before.
+	// leg; and requests that were answered with a 5xx status, whoever gave it, where
+	// there is something to compare them with. Default 5 more than before.
 	Errors *RolloutGate `protobuf:"bytes,4,opt,name=errors,proto3" json:"errors,omitempty"`
 	// Full handshakes, in percent of all, on each leg; those with backends for which
 	// there was no session yet, or which the change itself makes full, don't count.
 	// Default 50 more than before.
 	FullHandshakes *RolloutGate `protobuf:"bytes,5,opt,name=full_handshakes,json=fullHandshakes,proto3" json:"full_handshakes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Requests that were not answered within 30ms, 100ms, 300ms, 1s, 3s or 10s, in
+	// percent of all. Each share is compared with the requests that took longer than a
+	// third of that before, so that only what got some three times slower counts.
+	// Default 50 more than those.
+	Latency       *RolloutGate `protobuf:"bytes,6,opt,name=latency,proto3" json:"latency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RolloutGates) Reset() {
@@ -306,6 +312,13 @@ func (x *RolloutGates) GetErrors() *RolloutGate {
 func (x *RolloutGates) GetFullHandshakes() *RolloutGate {
 	if x != nil {
 		return x.FullHandshakes
+	}
+	return nil
+}
+
+func (x *RolloutGates) GetLatency() *RolloutGate {
+	if x != nil {
+		return x.Latency
 	}
 	return nil
 }
@@ -394,13 +407,14 @@ const file_reseal_v1_rollout_policy_proto_rawDesc = "" +
 	"\apercent\x18\x01 \x01(\rR\apercent\x12\x14\n" +
 	"\x05edges\x18\x02 \x01(\rR\x05edges\x12<\n" +
 	"\redge_selector\x18\x03 \x01(\v2\x17.reseal.v1.EdgeSelectorR\fedgeSelector\x12-\n" +
-	"\x04soak\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04soak\"\xd1\x01\n" +
+	"\x04soak\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04soak\"\x83\x02\n" +
 	"\fRolloutGates\x12\x14\n" +
 	"\x05nacks\x18\x01 \x01(\rR\x05nacks\x12\x18\n" +
 	"\acrashes\x18\x02 \x01(\rR\acrashes\x12 \n" +
 	"\vdisconnects\x18\x03 \x01(\rR\vdisconnects\x12.\n" +
 	"\x06errors\x18\x04 \x01(\v2\x16.reseal.v1.RolloutGateR\x06errors\x12?\n" +
-	"\x0ffull_handshakes\x18\x05 \x01(\v2\x16.reseal.v1.RolloutGateR\x0efullHandshakes\"i\n" +
+	"\x0ffull_handshakes\x18\x05 \x01(\v2\x16.reseal.v1.RolloutGateR\x0efullHandshakes\x120\n" +
+	"\alatency\x18\x06 \x01(\v2\x16.reseal.v1.RolloutGateR\alatency\"i\n" +
 	"\vRolloutGate\x12\x10\n" +
 	"\x03off\x18\x01 \x01(\bR\x03off\x12'\n" +
 	"\x0fallowed_percent\x18\x02 \x01(\rR\x0eallowedPercent\x12\x1f\n" +
@@ -438,11 +452,12 @@ var file_reseal_v1_rollout_policy_proto_depIdxs = []int32{
 	6, // 4: reseal.v1.RolloutStage.soak:type_name -> google.protobuf.Duration
 	4, // 5: reseal.v1.RolloutGates.errors:type_name -> reseal.v1.RolloutGate
 	4, // 6: reseal.v1.RolloutGates.full_handshakes:type_name -> reseal.v1.RolloutGate
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	4, // 7: reseal.v1.RolloutGates.latency:type_name -> reseal.v1.RolloutGate
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_rollout_policy_proto_init() }

@@ -455,7 +455,15 @@ type Stats struct {
 	// tickets came last. What it counted of an epoch that it gives up it adds to
 	// number 0, and it begins at 0 when tickets of that epoch come again: the sum
 	// over all of them never goes back. Sorted by keyring and number.
-	Epochs        []*EpochStats `protobuf:"bytes,9,rep,name=epochs,proto3" json:"epochs,omitempty"`
+	Epochs []*EpochStats `protobuf:"bytes,9,rep,name=epochs,proto3" json:"epochs,omitempty"`
+	// Listeners: requests by the class of the status that the client got, "1xx" to
+	// "5xx" (RFC 9110 section 15), whoever gave it.
+	Answers map[string]uint64 `protobuf:"bytes,10,rep,name=answers,proto3" json:"answers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Listeners: requests by how long the client waited for the head of the answer,
+	// the body of its request included: the least of "10ms", "30ms", "100ms",
+	// "300ms", "1s", "3s" and "10s" that it did not exceed, or "longer". Tunnels don't
+	// count.
+	Waits         map[string]uint64 `protobuf:"bytes,11,rep,name=waits,proto3" json:"waits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -549,6 +557,20 @@ func (x *Stats) GetClosesBy() map[string]uint64 {
 func (x *Stats) GetEpochs() []*EpochStats {
 	if x != nil {
 		return x.Epochs
+	}
+	return nil
+}
+
+func (x *Stats) GetAnswers() map[string]uint64 {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+func (x *Stats) GetWaits() map[string]uint64 {
+	if x != nil {
+		return x.Waits
 	}
 	return nil
 }
@@ -1167,7 +1189,7 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\apartial\x18\a \x01(\bR\apartial\"O\n" +
 	"\x0eReportResponse\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x12#\n" +
-	"\rtakes_partial\x18\x02 \x01(\bR\ftakesPartial\"\xa8\x05\n" +
+	"\rtakes_partial\x18\x02 \x01(\bR\ftakesPartial\"\x8a\a\n" +
 	"\x05Stats\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x04R\brequests\x124\n" +
@@ -1179,7 +1201,10 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\vconnections\x18\x06 \x01(\v2\x1a.reseal.v1.ConnectionStatsR\vconnections\x124\n" +
 	"\x06closes\x18\a \x03(\v2\x1c.reseal.v1.Stats.ClosesEntryR\x06closes\x12;\n" +
 	"\tcloses_by\x18\b \x03(\v2\x1e.reseal.v1.Stats.ClosesByEntryR\bclosesBy\x12-\n" +
-	"\x06epochs\x18\t \x03(\v2\x15.reseal.v1.EpochStatsR\x06epochs\x1a9\n" +
+	"\x06epochs\x18\t \x03(\v2\x15.reseal.v1.EpochStatsR\x06epochs\x127\n" +
+	"\aanswers\x18\n" +
+	" \x03(\v2\x1d.reseal.v1.Stats.AnswersEntryR\aanswers\x121\n" +
+	"\x05waits\x18\v \x03(\v2\x1b.reseal.v1.Stats.WaitsEntryR\x05waits\x1a9\n" +
 	"\vErrorsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
@@ -1190,6 +1215,13 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a;\n" +
 	"\rClosesByEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +
+	"\fAnswersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a8\n" +
+	"\n" +
+	"WaitsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xcc\x01\n" +
 	"\n" +
@@ -1296,7 +1328,7 @@ func file_reseal_v1_tally_proto_rawDescGZIP() []byte {
 }
 
 var file_reseal_v1_tally_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_reseal_v1_tally_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_reseal_v1_tally_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_reseal_v1_tally_proto_goTypes = []any{
 	(Mechanism)(0),                // 0: reseal.v1.Mechanism
 	(MissReason)(0),               // 1: reseal.v1.MissReason
@@ -1316,13 +1348,15 @@ var file_reseal_v1_tally_proto_goTypes = []any{
 	nil,                           // 15: reseal.v1.Stats.MissesEntry
 	nil,                           // 16: reseal.v1.Stats.ClosesEntry
 	nil,                           // 17: reseal.v1.Stats.ClosesByEntry
-	nil,                           // 18: reseal.v1.EpochStats.MissesEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
-	(*UnansweredReplica)(nil),     // 21: reseal.v1.UnansweredReplica
+	nil,                           // 18: reseal.v1.Stats.AnswersEntry
+	nil,                           // 19: reseal.v1.Stats.WaitsEntry
+	nil,                           // 20: reseal.v1.EpochStats.MissesEntry
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*UnansweredReplica)(nil),     // 23: reseal.v1.UnansweredReplica
 }
 var file_reseal_v1_tally_proto_depIdxs = []int32{
-	19, // 0: reseal.v1.ReportRequest.time:type_name -> google.protobuf.Timestamp
+	21, // 0: reseal.v1.ReportRequest.time:type_name -> google.protobuf.Timestamp
 	5,  // 1: reseal.v1.ReportRequest.pools:type_name -> reseal.v1.Stats
 	5,  // 2: reseal.v1.ReportRequest.listeners:type_name -> reseal.v1.Stats
 	14, // 3: reseal.v1.Stats.errors:type_name -> reseal.v1.Stats.ErrorsEntry
@@ -1332,31 +1366,33 @@ var file_reseal_v1_tally_proto_depIdxs = []int32{
 	16, // 7: reseal.v1.Stats.closes:type_name -> reseal.v1.Stats.ClosesEntry
 	17, // 8: reseal.v1.Stats.closes_by:type_name -> reseal.v1.Stats.ClosesByEntry
 	6,  // 9: reseal.v1.Stats.epochs:type_name -> reseal.v1.EpochStats
-	18, // 10: reseal.v1.EpochStats.misses:type_name -> reseal.v1.EpochStats.MissesEntry
-	20, // 11: reseal.v1.GetStatsRequest.since:type_name -> google.protobuf.Duration
-	5,  // 12: reseal.v1.GetStatsResponse.pools:type_name -> reseal.v1.Stats
-	5,  // 13: reseal.v1.GetStatsResponse.listeners:type_name -> reseal.v1.Stats
-	11, // 14: reseal.v1.GetStatsResponse.edges:type_name -> reseal.v1.EdgeStats
-	19, // 15: reseal.v1.GetStatsResponse.time:type_name -> google.protobuf.Timestamp
-	21, // 16: reseal.v1.GetStatsResponse.unanswered:type_name -> reseal.v1.UnansweredReplica
-	5,  // 17: reseal.v1.EdgeStats.pools:type_name -> reseal.v1.Stats
-	5,  // 18: reseal.v1.EdgeStats.listeners:type_name -> reseal.v1.Stats
-	19, // 19: reseal.v1.EdgeStats.time:type_name -> google.protobuf.Timestamp
-	19, // 20: reseal.v1.EdgeStats.window_start:type_name -> google.protobuf.Timestamp
-	20, // 21: reseal.v1.WatchStatsRequest.since:type_name -> google.protobuf.Duration
-	20, // 22: reseal.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
-	10, // 23: reseal.v1.WatchStatsResponse.stats:type_name -> reseal.v1.GetStatsResponse
-	9,  // 24: reseal.v1.TallyService.GetStats:input_type -> reseal.v1.GetStatsRequest
-	12, // 25: reseal.v1.TallyService.WatchStats:input_type -> reseal.v1.WatchStatsRequest
-	3,  // 26: reseal.v1.TallyService.Report:input_type -> reseal.v1.ReportRequest
-	10, // 27: reseal.v1.TallyService.GetStats:output_type -> reseal.v1.GetStatsResponse
-	13, // 28: reseal.v1.TallyService.WatchStats:output_type -> reseal.v1.WatchStatsResponse
-	4,  // 29: reseal.v1.TallyService.Report:output_type -> reseal.v1.ReportResponse
-	27, // [27:30] is the sub-list for method output_type
-	24, // [24:27] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	18, // 10: reseal.v1.Stats.answers:type_name -> reseal.v1.Stats.AnswersEntry
+	19, // 11: reseal.v1.Stats.waits:type_name -> reseal.v1.Stats.WaitsEntry
+	20, // 12: reseal.v1.EpochStats.misses:type_name -> reseal.v1.EpochStats.MissesEntry
+	22, // 13: reseal.v1.GetStatsRequest.since:type_name -> google.protobuf.Duration
+	5,  // 14: reseal.v1.GetStatsResponse.pools:type_name -> reseal.v1.Stats
+	5,  // 15: reseal.v1.GetStatsResponse.listeners:type_name -> reseal.v1.Stats
+	11, // 16: reseal.v1.GetStatsResponse.edges:type_name -> reseal.v1.EdgeStats
+	21, // 17: reseal.v1.GetStatsResponse.time:type_name -> google.protobuf.Timestamp
+	23, // 18: reseal.v1.GetStatsResponse.unanswered:type_name -> reseal.v1.UnansweredReplica
+	5,  // 19: reseal.v1.EdgeStats.pools:type_name -> reseal.v1.Stats
+	5,  // 20: reseal.v1.EdgeStats.listeners:type_name -> reseal.v1.Stats
+	21, // 21: reseal.v1.EdgeStats.time:type_name -> google.protobuf.Timestamp
+	21, // 22: reseal.v1.EdgeStats.window_start:type_name -> google.protobuf.Timestamp
+	22, // 23: reseal.v1.WatchStatsRequest.since:type_name -> google.protobuf.Duration
+	22, // 24: reseal.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	10, // 25: reseal.v1.WatchStatsResponse.stats:type_name -> reseal.v1.GetStatsResponse
+	9,  // 26: reseal.v1.TallyService.GetStats:input_type -> reseal.v1.GetStatsRequest
+	12, // 27: reseal.v1.TallyService.WatchStats:input_type -> reseal.v1.WatchStatsRequest
+	3,  // 28: reseal.v1.TallyService.Report:input_type -> reseal.v1.ReportRequest
+	10, // 29: reseal.v1.TallyService.GetStats:output_type -> reseal.v1.GetStatsResponse
+	13, // 30: reseal.v1.TallyService.WatchStats:output_type -> reseal.v1.WatchStatsResponse
+	4,  // 31: reseal.v1.TallyService.Report:output_type -> reseal.v1.ReportResponse
+	29, // [29:32] is the sub-list for method output_type
+	26, // [26:29] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_tally_proto_init() }
@@ -1372,7 +1408,7 @@ func file_reseal_v1_tally_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_tally_proto_rawDesc), len(file_reseal_v1_tally_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
