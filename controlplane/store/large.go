@@ -56,7 +56,7 @@ func largeRemovals(before *resealv1.Snapshot, changes []change) []string {
 			continue
 		}
 		all := len(before.Kind(kind))
-		part := fmt.Sprintf("%d of %d %ss (%s)", len(names), all, kind, someOf(names))
+		part := fmt.Sprintf("%d of %d %s (%s)", len(names), all, plural(kind), someOf(names))
 		parts = append(parts, part)
 		if len(names) == all && all > largeRemoval {
 			emptied = append(emptied, "it removes "+part)
@@ -66,6 +66,13 @@ func largeRemovals(before *resealv1.Snapshot, changes []change) []string {
 		return []string{fmt.Sprintf("it removes %d of all %d resources: %s", count, before.Len(), strings.Join(parts, ", "))}
 	}
 	return emptied
+}
+
+func plural(kind string) string {
+	if stem, ok := strings.CutSuffix(kind, "y"); ok {
+		return stem + "ies"
+	}
+	return kind + "s"
 }
 
 // someOf is "a, b, c and 7 more".
