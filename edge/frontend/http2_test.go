@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/reseal/reseal/edge/exchange"
 )
@@ -246,12 +247,15 @@ func TestSlowStream(t *testing.T) {
 // TestWithoutWindow: a client that may not send its body, since backends don't take
 // those of its other requests, is not taken for one that stalls.
 func TestWithoutWindow(t *testing.T) {
+	const idle = 3 * time.Second // the client's own turns take some time, too
 	release := make(chan struct{})
 	e := newEdge(t, upstreamFuncs{roundTrip: func(r *http.Request, _ *exchange.Exchange) (*http.Response, error) {
 		<-release
 		_, err := io.Copy(io.Discard, r.Body)
 		return textResponse(200, "ok"), err
-	}}, short)
+	}}, short, func(l *exchange.Listener) {
+		l.Spec.Timeouts.Idle = durationpb.New(idle)
+	})
 	h := e.h2Dial()
 	part := make([]byte, 16<<10)
 	const streams = connectionStreams + 4
@@ -263,7 +267,7 @@ func TestWithoutWindow(t *testing.T) {
 			}
 		}
 	}
-	time.Sleep(2500 * time.Millisecond) // idle is 1 s
+	time.Sleep(idle + idle/2)
 	close(release)
 	// The rest goes as soon as there is a window again.
 	_ = h.conn.SetReadDeadline(time.Now().Add(patience))

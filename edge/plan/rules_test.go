@@ -81,7 +81,11 @@ func (d *drawn) read(name string) ([]byte, error) {
 func (d *drawn) configuration(t *rapid.T) *resealv1.Snapshot {
 	var resources []*resealv1.Resource
 	for _, kind := range resealv1.Kinds {
-		for _, name := range []string{"a", "b"} {
+		names := []string{"a", "b"}
+		if kind == "RolloutPolicy" {
+			names = []string{resealv1.DefaultRollout} // others are refused
+		}
+		for _, name := range names {
 			for try := range 12 {
 				resource := resealv1.NewResource(kind)
 				resource.Metadata = &resealv1.Metadata{Name: name, Uid: "uid-" + name}
