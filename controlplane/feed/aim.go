@@ -119,8 +119,11 @@ func (s *Server) resolveLocked(next, old *aim) {
 // not needed any more.
 func (s *Server) turn(old, next *aim) {
 	for _, stream := range s.table.streams() {
-		if old.of(stream.id, stream.labels, false) != next.of(stream.id, stream.labels, false) {
-			stream.line.Wake()
+		for _, holds := range []bool{false, true} { // which of them it is, its conversation knows
+			if old.of(stream.id, stream.labels, holds) != next.of(stream.id, stream.labels, holds) {
+				stream.line.Wake()
+				break
+			}
 		}
 	}
 	for _, g := range []*generation{old.newest, old.before, old.after} {

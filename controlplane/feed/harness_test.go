@@ -184,16 +184,20 @@ type plane struct {
 // edgeHeader stands for the certificate of the calling edge.
 const edgeHeader = "test-edge"
 
-func startPlane(t *testing.T, from *source) *plane {
+func startPlane(t *testing.T, from *source, options ...func(*Config)) *plane {
 	t.Helper()
 	p := &plane{t: t, source: from, registry: prometheus.NewRegistry(), pipe: bufconn.Listen(1 << 20)}
-	p.server = New(Config{
+	config := Config{
 		Source:     from,
 		Edge:       callingEdge,
 		Unseal:     unseal,
 		Logger:     testLogger(),
 		Registerer: p.registry,
-	})
+	}
+	for _, option := range options {
+		option(&config)
+	}
+	p.server = New(config)
 	p.grpc = grpc.NewServer(grpc.ForceServerCodecV2(fleet.Codec{}))
 	resealv1.RegisterFeedServiceServer(p.grpc, p.server)
 	resealv1.RegisterFleetServiceServer(p.grpc, p.server)
