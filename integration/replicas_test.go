@@ -22,13 +22,13 @@ type replicated struct {
 	replicas []*harness.ControlPlane
 }
 
-// newReplicated starts replicas over one etcd.
-func newReplicated(t *testing.T, n int) *replicated {
+// newReplicated starts replicas over one etcd, with more flags.
+func newReplicated(t *testing.T, n int, more ...string) *replicated {
 	t.Helper()
 	w := newWorld(t)
 	r := &replicated{cluster: &cluster{world: w, Etcd: w.StartEtcd(1)}}
 	for range n {
-		flags := r.Flags()
+		flags := append(r.Flags(), more...)
 		if len(r.replicas) > 0 {
 			flags = append(flags, "--kek-file", filepath.Join(r.replicas[0].DataDir, "kek"))
 		}

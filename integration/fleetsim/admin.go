@@ -56,6 +56,9 @@ func NewAdmin(contextFile, address string) (*Admin, error) {
 // Close ends the connection.
 func (a *Admin) Close() error { return a.conn.Close() }
 
+// Service are the replica's calls.
+func (a *Admin) Service() resealv1.AdminServiceClient { return resealv1.NewAdminServiceClient(a.conn) }
+
 func (a *Admin) dial(pair *tls.Certificate) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+a.address, grpc.WithTransportCredentials(credentials.NewTLS(clientTLS(a.roots, pair))),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(256<<20)))
@@ -89,7 +92,7 @@ func (a *Admin) Apply(ctx context.Context, text string) (int64, error) {
 	for _, object := range objects {
 		request.Resources = append(request.Resources, object.Resource)
 	}
-	answer, err := resealv1.NewAdminServiceClient(a.conn).Apply(ctx, request)
+	answer, err := a.Service().Apply(ctx, request)
 	return answer.GetRevision(), err
 }
 
