@@ -59,7 +59,8 @@ func checkRequest(r *exchange.Request) error {
 	case !ok || host == "":
 		return fmt.Errorf("authority %q is not valid", r.Authority)
 	case !exchange.ValidOrigin(r.Target) && (r.Target != "*" || r.Method != "OPTIONS"):
-		return fmt.Errorf("target %q is not valid", r.Target)
+		path, _, _ := strings.Cut(r.Target, "?") // a query may hold secrets
+		return fmt.Errorf("target %q is not valid", path)
 	case r.Length < exchange.UnknownLength:
 		return fmt.Errorf("%d is no length", r.Length)
 	case r.Protocol != "" && (r.Length != 0 || !exchange.ValidUpgrade(r.Protocol)):

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/reseal/reseal/edge/exchange"
 )
@@ -132,7 +133,8 @@ func checkRequest(r *exchange.Request) error {
 	case !validAuthority(r.Authority) || !isHost(r.Authority):
 		return fmt.Errorf("%w: authority %q", ErrMalformed, r.Authority)
 	case !validTarget(r.Target, r.Method):
-		return fmt.Errorf("%w: target %q", ErrMalformed, r.Target)
+		path, _, _ := strings.Cut(r.Target, "?") // a query may hold secrets
+		return fmt.Errorf("%w: target %q", ErrMalformed, path)
 	case r.Protocol != "" && !exchange.ValidToken(r.Protocol):
 		return fmt.Errorf("%w: protocol %q", ErrMalformed, r.Protocol)
 	}
