@@ -323,6 +323,8 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	resealv1.RegisterFeedServiceServer(server, feedServer)
 	previewer := feedServer.Previewer()
 	resealv1.RegisterPreviewServiceServer(server, previewer)
+	observer := feedServer.Observer()
+	resealv1.RegisterObservationServiceServer(server, observer)
 	everywhere := replicas.Services{
 		Fleet:       feedServer,
 		Tally:       tallyServer,
@@ -355,10 +357,11 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	resealv1.RegisterBackupServiceServer(server, backup.NewServer(kept.Client, prefix, c.trust, c.cfg.Logger.With("part", "backup")))
 	resealv1.RegisterReplicaServiceServer(server, relaying{sessions: sessionServer})
 	links := fleet.NewLinks(map[string]fleet.Service{
-		resealv1.FeedService_Sync_FullMethodName:       feedServer.Syncs(),
-		resealv1.KeyringService_Hold_FullMethodName:    keyringServer.Holds(),
-		resealv1.TallyService_Report_FullMethodName:    tallyServer.Reports(),
-		resealv1.PreviewService_Preview_FullMethodName: previewer.Service(),
+		resealv1.FeedService_Sync_FullMethodName:           feedServer.Syncs(),
+		resealv1.KeyringService_Hold_FullMethodName:        keyringServer.Holds(),
+		resealv1.TallyService_Report_FullMethodName:        tallyServer.Reports(),
+		resealv1.PreviewService_Preview_FullMethodName:     previewer.Service(),
+		resealv1.ObservationService_Observe_FullMethodName: observer.Service(),
 	})
 	resealv1.RegisterLinkServiceServer(server, links)
 

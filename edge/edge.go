@@ -31,6 +31,7 @@ import (
 	"github.com/reseal/reseal/edge/keyring"
 	"github.com/reseal/reseal/edge/link"
 	"github.com/reseal/reseal/edge/loop"
+	"github.com/reseal/reseal/edge/observe"
 	"github.com/reseal/reseal/edge/session"
 	"github.com/reseal/reseal/edge/share"
 	"github.com/reseal/reseal/edge/state"
@@ -110,6 +111,7 @@ type Edge struct {
 	backend   *backend.Backend
 	frontend  *frontend.Frontend
 	failures  failures.Ring
+	observers *observe.Observers
 
 	identity *identity.Identity // set before enrolled is closed
 	link     *link.Link         // likewise
@@ -145,6 +147,7 @@ func New(cfg Config) *Edge {
 		reload:    make(chan struct{}, 1),
 		apply:     newConfiguration(),
 		sessions:  session.New(session.Config{Logger: cfg.Logger.With("part", "session")}),
+		observers: observe.New(cfg.ID),
 	}
 	if cfg.Predecessor != nil {
 		e.bootID, e.startedAt = cfg.Predecessor.Terms.BootID, cfg.Predecessor.Terms.StartedAt
@@ -171,6 +174,7 @@ func New(cfg Config) *Edge {
 		Logger:      cfg.Logger.With("part", "frontend"),
 		AccessLog:   cfg.AccessLog,
 		Failed:      e.failures.Note,
+		Observer:    e.observers,
 	})
 	registerFeedMetrics(registry, e)
 	registerLogMetrics(registry, cfg.AccessLogDropped)
@@ -239,7 +243,8 @@ func (e *Edge) run(ctx context.Context) error {
 	defer conn.Close()
 	e.link = link.New(conn, func(err error, again time.Duration) {
 		e.cfg.Logger.Warn("the link to the control plane is lost", "error", err, "again_in", again)
-	}, resealv1.FeedService_Sync_FullMethodName, resealv1.KeyringService_Hold_FullMethodName, resealv1.TallyService_Report_FullMethodName, resealv1.PreviewService_Preview_FullMethodName)
+	}, resealv1.FeedService_Sync_FullMethodName, resealv1.KeyringService_Hold_FullMethodName, resealv1.TallyService_Report_FullMethodName, resealv1.PreviewService_Preview_FullMethodName,
+		resealv1.ObservationService_Observe_FullMethodName)
 	e.keyring = keyring.New(keyring.Config{
 		Edge:       e.cfg.ID,
 		Labels:     e.cfg.Labels,
@@ -286,6 +291,7 @@ func (e *Edge) stateKeyFile() string {
 }
 
 func (e *Edge) newFeed(dir *state.Dir) {
+	observations := resealv1.NewObservationServiceClient(e.link)
 	e.feed = feed.New(feed.Config{
 		Edge:      e.cfg.ID,
 		BootID:    e.bootID,
@@ -301,9 +307,12 @@ func (e *Edge) newFeed(dir *state.Dir) {
 		Previews:  resealv1.NewPreviewServiceClient(e.link),
 		Probe:     e.probe,
 		Failures:  e.failures.Report,
-		Drain:     e.frontend.Drain,
-		Move:      e.mover.Move,
-		Logger:    e.cfg.Logger.With("part", "feed"),
+		Observe: func(ctx context.Context, order *resealv1.ObserveOrder) error {
+			return e.observers.Follow(ctx, observations, order)
+		},
+		Drain:  e.frontend.Drain,
+		Move:   e.mover.Move,
+		Logger: e.cfg.Logger.With("part", "feed"),
 	})
 }
 

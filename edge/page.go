@@ -63,6 +63,10 @@ func registerFeedMetrics(registry *prometheus.Registry, e *Edge) {
 			Name: "reseal_config_revision",
 			Help: "The newest revision that the edge served as a whole, 0 for none.",
 		}, func() float64 { return float64(e.servingRevision()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "reseal_observations",
+			Help: "How many see what becomes of requests now (resealctl observe).",
+		}, func() float64 { return float64(e.observers.Count()) }),
 	)
 }
 

@@ -89,7 +89,8 @@ type Server struct {
 	history singleflight.Group
 	aims    atomic.Pointer[aim] // written under mu
 
-	previewing chan struct{} // has room for one
+	previewing   chan struct{} // has room for one
+	observations observations
 
 	mu        sync.Mutex
 	encoder   *encoder

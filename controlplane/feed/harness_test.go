@@ -202,6 +202,7 @@ func startPlane(t *testing.T, from *source, options ...func(*Config)) *plane {
 	resealv1.RegisterFeedServiceServer(p.grpc, p.server)
 	resealv1.RegisterFleetServiceServer(p.grpc, p.server)
 	resealv1.RegisterPreviewServiceServer(p.grpc, p.server.Previewer())
+	resealv1.RegisterObservationServiceServer(p.grpc, p.server.Observer())
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- p.server.Run(ctx) }()

@@ -128,6 +128,7 @@ func serve(t *testing.T, trust *Trust, enrolment bool, options ...grpc.ServerOpt
 	resealv1.RegisterKeyringServiceServer(s, resealv1.UnimplementedKeyringServiceServer{})
 	resealv1.RegisterSessionServiceServer(s, resealv1.UnimplementedSessionServiceServer{})
 	resealv1.RegisterPreviewServiceServer(s, resealv1.UnimplementedPreviewServiceServer{})
+	resealv1.RegisterObservationServiceServer(s, resealv1.UnimplementedObservationServiceServer{})
 	resealv1.RegisterLinkServiceServer(s, resealv1.UnimplementedLinkServiceServer{})
 	resealv1.RegisterBackupServiceServer(s, resealv1.UnimplementedBackupServiceServer{})
 	resealv1.RegisterReplicaServiceServer(s, resealv1.UnimplementedReplicaServiceServer{})

@@ -106,6 +106,9 @@ type Config struct {
 	// Failures reports the failures that are remembered. It must not block. Nil:
 	// there are none.
 	Failures func(order *resealv1.FailuresOrder) *resealv1.FailuresReport
+	// Observe has requests seen as an order says, until ctx ends or the control plane ends
+	// it, and returns why. It is called beside all else. Nil: nobody can.
+	Observe func(ctx context.Context, order *resealv1.ObserveOrder) error
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 }

@@ -39,6 +39,7 @@ type session struct {
 	probing bool // belongs to talk
 
 	previewing atomic.Bool
+	observing  atomic.Int32
 }
 
 // serve runs a session to its end.
@@ -132,6 +133,10 @@ func (s *session) talk(ctx, streamCtx context.Context) error {
 			}
 			if order := message.GetPreviewOrder(); order != nil {
 				s.preview(streamCtx, order)
+				continue
+			}
+			if order := message.GetObserveOrder(); order != nil {
+				s.observe(streamCtx, order)
 				continue
 			}
 			if order := message.GetFailuresOrder(); order != nil {

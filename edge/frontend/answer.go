@@ -264,7 +264,5 @@ func (q *request) finish() {
 		slot.counters.Add(exchange.Waits.At(exchange.Wait(duration)), 1)
 	}
 	q.log(duration)
-	if told := slot.frontend.cfg.Failed; told != nil && q.failed() {
-		told(q.failure(duration))
-	}
+	q.tell(duration)
 }

@@ -34,7 +34,8 @@ type clientConn struct {
 	protocol    string           // by ALPN
 	version     uint16           // of TLS
 	resumed     bool
-	certificate *clientCertificate // nil: none
+	miss        resealv1.MissReason // why it is not resumed
+	certificate *clientCertificate  // nil: none
 
 	leaving   atomic.Bool // is asked to leave
 	dismissed atomic.Bool // likewise, and serves no further request: its certificate is refused now

@@ -75,6 +75,17 @@ type Config struct {
 	// than by its client's doing. It is called on the loops and must not block. Nil:
 	// nobody is told.
 	Failed func(*resealv1.Failure)
+	// Observer sees requests that are over. Nil: nobody does.
+	Observer Observer
+}
+
+// Observer sees what becomes of requests. It is called on the loops and must not block.
+type Observer interface {
+	// Watching tells whether anybody wants to see requests now. It is asked for each,
+	// and nearly always says no: it must cost next to nothing.
+	Watching() bool
+	// See sees a request that is over. It must not keep o, nor its texts.
+	See(o *exchange.Outcome)
 }
 
 // Upstream is the leg behind the frontend. Its methods are called on l, the loop of

@@ -60,7 +60,7 @@ func (s *slot) serve(c *clientConn) {
 func (s *slot) completed(c *clientConn, conn *tls.Conn, took time.Duration) bool {
 	shown := conn.ConnectionState()
 	allowed := c.completed(conn, shown)
-	c.tickets.count(s.counters, shown, took)
+	c.miss = c.tickets.count(s.counters, shown, took)
 	c.tickets = nil
 	c.protocol, c.version, c.resumed = shown.NegotiatedProtocol, shown.Version, shown.DidResume
 	c.serverName = shown.ServerName

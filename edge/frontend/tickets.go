@@ -244,14 +244,16 @@ func (h *ticketHandshake) wrap(cs tls.ConnectionState, session *tls.SessionState
 	return ticket, nil
 }
 
-// count counts a completed handshake. h must not be used afterwards.
-func (h *ticketHandshake) count(counters Counters, cs tls.ConnectionState, d time.Duration) {
+// count counts a completed handshake and returns why it was not resumed, if it was not.
+// h must not be used afterwards.
+func (h *ticketHandshake) count(counters Counters, cs tls.ConnectionState, d time.Duration) resealv1.MissReason {
 	h.accepted = nil // the connection, which may live long, refers to h
 	mechanism, miss := h.outcome(cs)
 	counters.Handshake(mechanism, miss, cs.Version, d)
 	if h.offered && h.keyring != "" {
 		counters.Ticket(h.keyring, h.epoch, miss)
 	}
+	return miss
 }
 
 // outcome is how a completed handshake was resumed, or why it was not.

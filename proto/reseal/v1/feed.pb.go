@@ -174,6 +174,7 @@ type SyncResponse struct {
 	//	*SyncResponse_Move
 	//	*SyncResponse_PreviewOrder
 	//	*SyncResponse_FailuresOrder
+	//	*SyncResponse_ObserveOrder
 	Message       isSyncResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -270,6 +271,15 @@ func (x *SyncResponse) GetFailuresOrder() *FailuresOrder {
 	return nil
 }
 
+func (x *SyncResponse) GetObserveOrder() *ObserveOrder {
+	if x != nil {
+		if x, ok := x.Message.(*SyncResponse_ObserveOrder); ok {
+			return x.ObserveOrder
+		}
+	}
+	return nil
+}
+
 type isSyncResponse_Message interface {
 	isSyncResponse_Message()
 }
@@ -309,6 +319,12 @@ type SyncResponse_FailuresOrder struct {
 	FailuresOrder *FailuresOrder `protobuf:"bytes,8,opt,name=failures_order,json=failuresOrder,proto3,oneof"`
 }
 
+type SyncResponse_ObserveOrder struct {
+	// Tell what becomes of requests, by ObservationService. An edge that does not
+	// know the message ignores it.
+	ObserveOrder *ObserveOrder `protobuf:"bytes,9,opt,name=observe_order,json=observeOrder,proto3,oneof"`
+}
+
 func (*SyncResponse_Update) isSyncResponse_Message() {}
 
 func (*SyncResponse_Drain) isSyncResponse_Message() {}
@@ -320,6 +336,8 @@ func (*SyncResponse_Move) isSyncResponse_Message() {}
 func (*SyncResponse_PreviewOrder) isSyncResponse_Message() {}
 
 func (*SyncResponse_FailuresOrder) isSyncResponse_Message() {}
+
+func (*SyncResponse_ObserveOrder) isSyncResponse_Message() {}
 
 // PreviewOrder asks for a FeedService.Preview.
 type PreviewOrder struct {
@@ -1006,14 +1024,14 @@ var File_reseal_v1_feed_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\n" +
-	"\x14reseal/v1/feed.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/failure.proto\x1a\x17reseal/v1/options.proto\x1a\x15reseal/v1/probe.proto\x1a\x18reseal/v1/resource.proto\"\x90\x02\n" +
+	"\x14reseal/v1/feed.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/failure.proto\x1a\x17reseal/v1/observe.proto\x1a\x17reseal/v1/options.proto\x1a\x15reseal/v1/probe.proto\x1a\x18reseal/v1/resource.proto\"\x90\x02\n" +
 	"\vSyncRequest\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.reseal.v1.HelloH\x00R\x05hello\x12\"\n" +
 	"\x03ack\x18\x02 \x01(\v2\x0e.reseal.v1.AckH\x00R\x03ack\x12%\n" +
 	"\x04nack\x18\x03 \x01(\v2\x0f.reseal.v1.NackH\x00R\x04nack\x12;\n" +
 	"\fprobe_report\x18\x04 \x01(\v2\x16.reseal.v1.ProbeReportH\x00R\vprobeReport\x12D\n" +
 	"\x0ffailures_report\x18\b \x01(\v2\x19.reseal.v1.FailuresReportH\x00R\x0efailuresReportB\t\n" +
-	"\amessage\"\xd4\x02\n" +
+	"\amessage\"\x94\x03\n" +
 	"\fSyncResponse\x12+\n" +
 	"\x06update\x18\x01 \x01(\v2\x11.reseal.v1.UpdateH\x00R\x06update\x12(\n" +
 	"\x05drain\x18\x02 \x01(\v2\x10.reseal.v1.DrainH\x00R\x05drain\x128\n" +
@@ -1021,7 +1039,8 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"probeOrder\x12%\n" +
 	"\x04move\x18\x04 \x01(\v2\x0f.reseal.v1.MoveH\x00R\x04move\x12>\n" +
 	"\rpreview_order\x18\x05 \x01(\v2\x17.reseal.v1.PreviewOrderH\x00R\fpreviewOrder\x12A\n" +
-	"\x0efailures_order\x18\b \x01(\v2\x18.reseal.v1.FailuresOrderH\x00R\rfailuresOrderB\t\n" +
+	"\x0efailures_order\x18\b \x01(\v2\x18.reseal.v1.FailuresOrderH\x00R\rfailuresOrder\x12>\n" +
+	"\robserve_order\x18\t \x01(\v2\x17.reseal.v1.ObserveOrderH\x00R\fobserveOrderB\t\n" +
 	"\amessage\"\x1e\n" +
 	"\fPreviewOrder\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"\xbc\x03\n" +
@@ -1110,10 +1129,11 @@ var file_reseal_v1_feed_proto_goTypes = []any{
 	(*FailuresReport)(nil),        // 13: reseal.v1.FailuresReport
 	(*ProbeOrder)(nil),            // 14: reseal.v1.ProbeOrder
 	(*FailuresOrder)(nil),         // 15: reseal.v1.FailuresOrder
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*ResourceRef)(nil),           // 17: reseal.v1.ResourceRef
-	(*Violation)(nil),             // 18: reseal.v1.Violation
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*ObserveOrder)(nil),          // 16: reseal.v1.ObserveOrder
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*ResourceRef)(nil),           // 18: reseal.v1.ResourceRef
+	(*Violation)(nil),             // 19: reseal.v1.Violation
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
 }
 var file_reseal_v1_feed_proto_depIdxs = []int32{
 	3,  // 0: reseal.v1.SyncRequest.hello:type_name -> reseal.v1.Hello
@@ -1127,21 +1147,22 @@ var file_reseal_v1_feed_proto_depIdxs = []int32{
 	10, // 8: reseal.v1.SyncResponse.move:type_name -> reseal.v1.Move
 	2,  // 9: reseal.v1.SyncResponse.preview_order:type_name -> reseal.v1.PreviewOrder
 	15, // 10: reseal.v1.SyncResponse.failures_order:type_name -> reseal.v1.FailuresOrder
-	11, // 11: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
-	16, // 12: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 13: reseal.v1.Hello.crashed:type_name -> reseal.v1.CrashedConfiguration
-	6,  // 14: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
-	17, // 15: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
-	18, // 16: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
-	17, // 17: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
-	19, // 18: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	0,  // 19: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
-	1,  // 20: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
-	20, // [20:21] is the sub-list for method output_type
-	19, // [19:20] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	16, // 11: reseal.v1.SyncResponse.observe_order:type_name -> reseal.v1.ObserveOrder
+	11, // 12: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
+	17, // 13: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 14: reseal.v1.Hello.crashed:type_name -> reseal.v1.CrashedConfiguration
+	6,  // 15: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
+	18, // 16: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
+	19, // 17: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
+	18, // 18: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
+	20, // 19: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	0,  // 20: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
+	1,  // 21: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
+	21, // [21:22] is the sub-list for method output_type
+	20, // [20:21] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_feed_proto_init() }
@@ -1150,6 +1171,7 @@ func file_reseal_v1_feed_proto_init() {
 		return
 	}
 	file_reseal_v1_failure_proto_init()
+	file_reseal_v1_observe_proto_init()
 	file_reseal_v1_options_proto_init()
 	file_reseal_v1_probe_proto_init()
 	file_reseal_v1_resource_proto_init()
@@ -1167,6 +1189,7 @@ func file_reseal_v1_feed_proto_init() {
 		(*SyncResponse_Move)(nil),
 		(*SyncResponse_PreviewOrder)(nil),
 		(*SyncResponse_FailuresOrder)(nil),
+		(*SyncResponse_ObserveOrder)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

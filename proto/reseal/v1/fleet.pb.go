@@ -881,7 +881,7 @@ var File_reseal_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x15reseal/v1/fleet.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/failure.proto\x1a\x14reseal/v1/feed.proto\x1a\x17reseal/v1/options.proto\x1a\x17reseal/v1/preview.proto\x1a\x15reseal/v1/probe.proto\x1a\x17reseal/v1/replica.proto\x1a\x17reseal/v1/rollout.proto\"\xb3\x01\n" +
+	"\x15reseal/v1/fleet.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/failure.proto\x1a\x14reseal/v1/feed.proto\x1a\x17reseal/v1/observe.proto\x1a\x17reseal/v1/options.proto\x1a\x17reseal/v1/preview.proto\x1a\x15reseal/v1/probe.proto\x1a\x17reseal/v1/replica.proto\x1a\x17reseal/v1/rollout.proto\"\xb3\x01\n" +
 	"\x10ListEdgesRequest\x12O\n" +
 	"\fmatch_labels\x18\x01 \x03(\v2,.reseal.v1.ListEdgesRequest.MatchLabelsEntryR\vmatchLabels\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x1a>\n" +
@@ -958,7 +958,7 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12+\n" +
 	"\x05order\x18\x02 \x01(\v2\x15.reseal.v1.ProbeOrderR\x05order\"F\n" +
 	"\x14ProbeBackendResponse\x12.\n" +
-	"\x06report\x18\x01 \x01(\v2\x16.reseal.v1.ProbeReportR\x06report2\x9e\b\n" +
+	"\x06report\x18\x01 \x01(\v2\x16.reseal.v1.ProbeReportR\x06report2\x82\t\n" +
 	"\fFleetService\x12N\n" +
 	"\tListEdges\x12\x1b.reseal.v1.ListEdgesRequest\x1a\x1c.reseal.v1.ListEdgesResponse\"\x06\xd2\xea\x1b\x02\x03\x06\x12S\n" +
 	"\n" +
@@ -967,7 +967,8 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\tDrainEdge\x12\x1b.reseal.v1.DrainEdgeRequest\x1a\x1c.reseal.v1.DrainEdgeResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12W\n" +
 	"\fProbeBackend\x12\x1e.reseal.v1.ProbeBackendRequest\x1a\x1f.reseal.v1.ProbeBackendResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12Z\n" +
 	"\rPreviewChange\x12\x1f.reseal.v1.PreviewChangeRequest\x1a .reseal.v1.PreviewChangeResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12W\n" +
-	"\fListFailures\x12\x1e.reseal.v1.ListFailuresRequest\x1a\x1f.reseal.v1.ListFailuresResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12P\n" +
+	"\fListFailures\x12\x1e.reseal.v1.ListFailuresRequest\x1a\x1f.reseal.v1.ListFailuresResponse\"\x06\xd2\xea\x1b\x02\x04\x06\x12b\n" +
+	"\x0fObserveRequests\x12!.reseal.v1.ObserveRequestsRequest\x1a\".reseal.v1.ObserveRequestsResponse\"\x06\xd2\xea\x1b\x02\x04\x060\x01\x12P\n" +
 	"\n" +
 	"GetRollout\x12\x1c.reseal.v1.GetRolloutRequest\x1a\x1d.reseal.v1.GetRolloutResponse\"\x05\xd2\xea\x1b\x01\x03\x12X\n" +
 	"\fWatchRollout\x12\x1e.reseal.v1.WatchRolloutRequest\x1a\x1f.reseal.v1.WatchRolloutResponse\"\x05\xd2\xea\x1b\x01\x030\x01\x12V\n" +
@@ -990,44 +991,46 @@ func file_reseal_v1_fleet_proto_rawDescGZIP() []byte {
 var file_reseal_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_reseal_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_reseal_v1_fleet_proto_goTypes = []any{
-	(Edge_State)(0),               // 0: reseal.v1.Edge.State
-	(*ListEdgesRequest)(nil),      // 1: reseal.v1.ListEdgesRequest
-	(*ListEdgesResponse)(nil),     // 2: reseal.v1.ListEdgesResponse
-	(*ListReplicasRequest)(nil),   // 3: reseal.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),  // 4: reseal.v1.ListReplicasResponse
-	(*WatchEdgesRequest)(nil),     // 5: reseal.v1.WatchEdgesRequest
-	(*WatchEdgesResponse)(nil),    // 6: reseal.v1.WatchEdgesResponse
-	(*Edge)(nil),                  // 7: reseal.v1.Edge
-	(*DrainEdgeRequest)(nil),      // 8: reseal.v1.DrainEdgeRequest
-	(*DrainEdgeResponse)(nil),     // 9: reseal.v1.DrainEdgeResponse
-	(*ProbeBackendRequest)(nil),   // 10: reseal.v1.ProbeBackendRequest
-	(*ProbeBackendResponse)(nil),  // 11: reseal.v1.ProbeBackendResponse
-	nil,                           // 12: reseal.v1.ListEdgesRequest.MatchLabelsEntry
-	nil,                           // 13: reseal.v1.WatchEdgesRequest.MatchLabelsEntry
-	nil,                           // 14: reseal.v1.Edge.LabelsEntry
-	(*UnansweredReplica)(nil),     // 15: reseal.v1.UnansweredReplica
-	(*Replica)(nil),               // 16: reseal.v1.Replica
-	(*StoreStatus)(nil),           // 17: reseal.v1.StoreStatus
-	(*Nack)(nil),                  // 18: reseal.v1.Nack
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
-	(*CrashedConfiguration)(nil),  // 21: reseal.v1.CrashedConfiguration
-	(*ProbeOrder)(nil),            // 22: reseal.v1.ProbeOrder
-	(*ProbeReport)(nil),           // 23: reseal.v1.ProbeReport
-	(*PreviewChangeRequest)(nil),  // 24: reseal.v1.PreviewChangeRequest
-	(*ListFailuresRequest)(nil),   // 25: reseal.v1.ListFailuresRequest
-	(*GetRolloutRequest)(nil),     // 26: reseal.v1.GetRolloutRequest
-	(*WatchRolloutRequest)(nil),   // 27: reseal.v1.WatchRolloutRequest
-	(*PauseRolloutRequest)(nil),   // 28: reseal.v1.PauseRolloutRequest
-	(*ResumeRolloutRequest)(nil),  // 29: reseal.v1.ResumeRolloutRequest
-	(*UndoRolloutRequest)(nil),    // 30: reseal.v1.UndoRolloutRequest
-	(*PreviewChangeResponse)(nil), // 31: reseal.v1.PreviewChangeResponse
-	(*ListFailuresResponse)(nil),  // 32: reseal.v1.ListFailuresResponse
-	(*GetRolloutResponse)(nil),    // 33: reseal.v1.GetRolloutResponse
-	(*WatchRolloutResponse)(nil),  // 34: reseal.v1.WatchRolloutResponse
-	(*PauseRolloutResponse)(nil),  // 35: reseal.v1.PauseRolloutResponse
-	(*ResumeRolloutResponse)(nil), // 36: reseal.v1.ResumeRolloutResponse
-	(*UndoRolloutResponse)(nil),   // 37: reseal.v1.UndoRolloutResponse
+	(Edge_State)(0),                 // 0: reseal.v1.Edge.State
+	(*ListEdgesRequest)(nil),        // 1: reseal.v1.ListEdgesRequest
+	(*ListEdgesResponse)(nil),       // 2: reseal.v1.ListEdgesResponse
+	(*ListReplicasRequest)(nil),     // 3: reseal.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),    // 4: reseal.v1.ListReplicasResponse
+	(*WatchEdgesRequest)(nil),       // 5: reseal.v1.WatchEdgesRequest
+	(*WatchEdgesResponse)(nil),      // 6: reseal.v1.WatchEdgesResponse
+	(*Edge)(nil),                    // 7: reseal.v1.Edge
+	(*DrainEdgeRequest)(nil),        // 8: reseal.v1.DrainEdgeRequest
+	(*DrainEdgeResponse)(nil),       // 9: reseal.v1.DrainEdgeResponse
+	(*ProbeBackendRequest)(nil),     // 10: reseal.v1.ProbeBackendRequest
+	(*ProbeBackendResponse)(nil),    // 11: reseal.v1.ProbeBackendResponse
+	nil,                             // 12: reseal.v1.ListEdgesRequest.MatchLabelsEntry
+	nil,                             // 13: reseal.v1.WatchEdgesRequest.MatchLabelsEntry
+	nil,                             // 14: reseal.v1.Edge.LabelsEntry
+	(*UnansweredReplica)(nil),       // 15: reseal.v1.UnansweredReplica
+	(*Replica)(nil),                 // 16: reseal.v1.Replica
+	(*StoreStatus)(nil),             // 17: reseal.v1.StoreStatus
+	(*Nack)(nil),                    // 18: reseal.v1.Nack
+	(*timestamppb.Timestamp)(nil),   // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 20: google.protobuf.Duration
+	(*CrashedConfiguration)(nil),    // 21: reseal.v1.CrashedConfiguration
+	(*ProbeOrder)(nil),              // 22: reseal.v1.ProbeOrder
+	(*ProbeReport)(nil),             // 23: reseal.v1.ProbeReport
+	(*PreviewChangeRequest)(nil),    // 24: reseal.v1.PreviewChangeRequest
+	(*ListFailuresRequest)(nil),     // 25: reseal.v1.ListFailuresRequest
+	(*ObserveRequestsRequest)(nil),  // 26: reseal.v1.ObserveRequestsRequest
+	(*GetRolloutRequest)(nil),       // 27: reseal.v1.GetRolloutRequest
+	(*WatchRolloutRequest)(nil),     // 28: reseal.v1.WatchRolloutRequest
+	(*PauseRolloutRequest)(nil),     // 29: reseal.v1.PauseRolloutRequest
+	(*ResumeRolloutRequest)(nil),    // 30: reseal.v1.ResumeRolloutRequest
+	(*UndoRolloutRequest)(nil),      // 31: reseal.v1.UndoRolloutRequest
+	(*PreviewChangeResponse)(nil),   // 32: reseal.v1.PreviewChangeResponse
+	(*ListFailuresResponse)(nil),    // 33: reseal.v1.ListFailuresResponse
+	(*ObserveRequestsResponse)(nil), // 34: reseal.v1.ObserveRequestsResponse
+	(*GetRolloutResponse)(nil),      // 35: reseal.v1.GetRolloutResponse
+	(*WatchRolloutResponse)(nil),    // 36: reseal.v1.WatchRolloutResponse
+	(*PauseRolloutResponse)(nil),    // 37: reseal.v1.PauseRolloutResponse
+	(*ResumeRolloutResponse)(nil),   // 38: reseal.v1.ResumeRolloutResponse
+	(*UndoRolloutResponse)(nil),     // 39: reseal.v1.UndoRolloutResponse
 }
 var file_reseal_v1_fleet_proto_depIdxs = []int32{
 	12, // 0: reseal.v1.ListEdgesRequest.match_labels:type_name -> reseal.v1.ListEdgesRequest.MatchLabelsEntry
@@ -1056,25 +1059,27 @@ var file_reseal_v1_fleet_proto_depIdxs = []int32{
 	10, // 23: reseal.v1.FleetService.ProbeBackend:input_type -> reseal.v1.ProbeBackendRequest
 	24, // 24: reseal.v1.FleetService.PreviewChange:input_type -> reseal.v1.PreviewChangeRequest
 	25, // 25: reseal.v1.FleetService.ListFailures:input_type -> reseal.v1.ListFailuresRequest
-	26, // 26: reseal.v1.FleetService.GetRollout:input_type -> reseal.v1.GetRolloutRequest
-	27, // 27: reseal.v1.FleetService.WatchRollout:input_type -> reseal.v1.WatchRolloutRequest
-	28, // 28: reseal.v1.FleetService.PauseRollout:input_type -> reseal.v1.PauseRolloutRequest
-	29, // 29: reseal.v1.FleetService.ResumeRollout:input_type -> reseal.v1.ResumeRolloutRequest
-	30, // 30: reseal.v1.FleetService.UndoRollout:input_type -> reseal.v1.UndoRolloutRequest
-	2,  // 31: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
-	6,  // 32: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
-	4,  // 33: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
-	9,  // 34: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
-	11, // 35: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
-	31, // 36: reseal.v1.FleetService.PreviewChange:output_type -> reseal.v1.PreviewChangeResponse
-	32, // 37: reseal.v1.FleetService.ListFailures:output_type -> reseal.v1.ListFailuresResponse
-	33, // 38: reseal.v1.FleetService.GetRollout:output_type -> reseal.v1.GetRolloutResponse
-	34, // 39: reseal.v1.FleetService.WatchRollout:output_type -> reseal.v1.WatchRolloutResponse
-	35, // 40: reseal.v1.FleetService.PauseRollout:output_type -> reseal.v1.PauseRolloutResponse
-	36, // 41: reseal.v1.FleetService.ResumeRollout:output_type -> reseal.v1.ResumeRolloutResponse
-	37, // 42: reseal.v1.FleetService.UndoRollout:output_type -> reseal.v1.UndoRolloutResponse
-	31, // [31:43] is the sub-list for method output_type
-	19, // [19:31] is the sub-list for method input_type
+	26, // 26: reseal.v1.FleetService.ObserveRequests:input_type -> reseal.v1.ObserveRequestsRequest
+	27, // 27: reseal.v1.FleetService.GetRollout:input_type -> reseal.v1.GetRolloutRequest
+	28, // 28: reseal.v1.FleetService.WatchRollout:input_type -> reseal.v1.WatchRolloutRequest
+	29, // 29: reseal.v1.FleetService.PauseRollout:input_type -> reseal.v1.PauseRolloutRequest
+	30, // 30: reseal.v1.FleetService.ResumeRollout:input_type -> reseal.v1.ResumeRolloutRequest
+	31, // 31: reseal.v1.FleetService.UndoRollout:input_type -> reseal.v1.UndoRolloutRequest
+	2,  // 32: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
+	6,  // 33: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
+	4,  // 34: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
+	9,  // 35: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
+	11, // 36: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
+	32, // 37: reseal.v1.FleetService.PreviewChange:output_type -> reseal.v1.PreviewChangeResponse
+	33, // 38: reseal.v1.FleetService.ListFailures:output_type -> reseal.v1.ListFailuresResponse
+	34, // 39: reseal.v1.FleetService.ObserveRequests:output_type -> reseal.v1.ObserveRequestsResponse
+	35, // 40: reseal.v1.FleetService.GetRollout:output_type -> reseal.v1.GetRolloutResponse
+	36, // 41: reseal.v1.FleetService.WatchRollout:output_type -> reseal.v1.WatchRolloutResponse
+	37, // 42: reseal.v1.FleetService.PauseRollout:output_type -> reseal.v1.PauseRolloutResponse
+	38, // 43: reseal.v1.FleetService.ResumeRollout:output_type -> reseal.v1.ResumeRolloutResponse
+	39, // 44: reseal.v1.FleetService.UndoRollout:output_type -> reseal.v1.UndoRolloutResponse
+	32, // [32:45] is the sub-list for method output_type
+	19, // [19:32] is the sub-list for method input_type
 	19, // [19:19] is the sub-list for extension type_name
 	19, // [19:19] is the sub-list for extension extendee
 	0,  // [0:19] is the sub-list for field type_name
@@ -1087,6 +1092,7 @@ func file_reseal_v1_fleet_proto_init() {
 	}
 	file_reseal_v1_failure_proto_init()
 	file_reseal_v1_feed_proto_init()
+	file_reseal_v1_observe_proto_init()
 	file_reseal_v1_options_proto_init()
 	file_reseal_v1_preview_proto_init()
 	file_reseal_v1_probe_proto_init()

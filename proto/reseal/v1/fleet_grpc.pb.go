@@ -19,18 +19,19 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	FleetService_ListEdges_FullMethodName     = "/reseal.v1.FleetService/ListEdges"
-	FleetService_WatchEdges_FullMethodName    = "/reseal.v1.FleetService/WatchEdges"
-	FleetService_ListReplicas_FullMethodName  = "/reseal.v1.FleetService/ListReplicas"
-	FleetService_DrainEdge_FullMethodName     = "/reseal.v1.FleetService/DrainEdge"
-	FleetService_ProbeBackend_FullMethodName  = "/reseal.v1.FleetService/ProbeBackend"
-	FleetService_PreviewChange_FullMethodName = "/reseal.v1.FleetService/PreviewChange"
-	FleetService_ListFailures_FullMethodName  = "/reseal.v1.FleetService/ListFailures"
-	FleetService_GetRollout_FullMethodName    = "/reseal.v1.FleetService/GetRollout"
-	FleetService_WatchRollout_FullMethodName  = "/reseal.v1.FleetService/WatchRollout"
-	FleetService_PauseRollout_FullMethodName  = "/reseal.v1.FleetService/PauseRollout"
-	FleetService_ResumeRollout_FullMethodName = "/reseal.v1.FleetService/ResumeRollout"
-	FleetService_UndoRollout_FullMethodName   = "/reseal.v1.FleetService/UndoRollout"
+	FleetService_ListEdges_FullMethodName       = "/reseal.v1.FleetService/ListEdges"
+	FleetService_WatchEdges_FullMethodName      = "/reseal.v1.FleetService/WatchEdges"
+	FleetService_ListReplicas_FullMethodName    = "/reseal.v1.FleetService/ListReplicas"
+	FleetService_DrainEdge_FullMethodName       = "/reseal.v1.FleetService/DrainEdge"
+	FleetService_ProbeBackend_FullMethodName    = "/reseal.v1.FleetService/ProbeBackend"
+	FleetService_PreviewChange_FullMethodName   = "/reseal.v1.FleetService/PreviewChange"
+	FleetService_ListFailures_FullMethodName    = "/reseal.v1.FleetService/ListFailures"
+	FleetService_ObserveRequests_FullMethodName = "/reseal.v1.FleetService/ObserveRequests"
+	FleetService_GetRollout_FullMethodName      = "/reseal.v1.FleetService/GetRollout"
+	FleetService_WatchRollout_FullMethodName    = "/reseal.v1.FleetService/WatchRollout"
+	FleetService_PauseRollout_FullMethodName    = "/reseal.v1.FleetService/PauseRollout"
+	FleetService_ResumeRollout_FullMethodName   = "/reseal.v1.FleetService/ResumeRollout"
+	FleetService_UndoRollout_FullMethodName     = "/reseal.v1.FleetService/UndoRollout"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -73,6 +74,15 @@ type FleetServiceClient interface {
 	// serve well, for 1 s at most. Hosts and paths that clients asked for are in them, so
 	// it takes an operator. NOT_FOUND when the edge that is named is not connected.
 	ListFailures(ctx context.Context, in *ListFailuresRequest, opts ...grpc.CallOption) (*ListFailuresResponse, error)
+	// ObserveRequests sends what becomes of requests, as they end, on all connected edges and
+	// those that connect meanwhile, until the caller ends the call. Edges apply the filter
+	// and send 50 requests a second each at most, all those of a replica about 2,000; what
+	// comes faster, or faster than the caller takes it, is left out and counted. Hosts and
+	// paths that clients asked for are told, so it takes an operator. The first response
+	// with a fleet comes once the edges have answered, within 3 s. NOT_FOUND when the edge
+	// that is named is not connected; INVALID_ARGUMENT; RESOURCE_EXHAUSTED when 8
+	// observations run at the replica.
+	ObserveRequests(ctx context.Context, in *ObserveRequestsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ObserveRequestsResponse], error)
 	// GetRollout shows how far the newest change has come.
 	//
 	// Every change reaches the edges in stages (RolloutPolicy), and begins with few of
@@ -187,6 +197,25 @@ func (c *fleetServiceClient) ListFailures(ctx context.Context, in *ListFailuresR
 	return out, nil
 }
 
+func (c *fleetServiceClient) ObserveRequests(ctx context.Context, in *ObserveRequestsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ObserveRequestsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_ObserveRequests_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ObserveRequestsRequest, ObserveRequestsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type FleetService_ObserveRequestsClient = grpc.ServerStreamingClient[ObserveRequestsResponse]
+
 func (c *fleetServiceClient) GetRollout(ctx context.Context, in *GetRolloutRequest, opts ...grpc.CallOption) (*GetRolloutResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetRolloutResponse)
@@ -199,7 +228,7 @@ func (c *fleetServiceClient) GetRollout(ctx context.Context, in *GetRolloutReque
 
 func (c *fleetServiceClient) WatchRollout(ctx context.Context, in *WatchRolloutRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRolloutResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_WatchRollout_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[2], FleetService_WatchRollout_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -286,6 +315,15 @@ type FleetServiceServer interface {
 	// serve well, for 1 s at most. Hosts and paths that clients asked for are in them, so
 	// it takes an operator. NOT_FOUND when the edge that is named is not connected.
 	ListFailures(context.Context, *ListFailuresRequest) (*ListFailuresResponse, error)
+	// ObserveRequests sends what becomes of requests, as they end, on all connected edges and
+	// those that connect meanwhile, until the caller ends the call. Edges apply the filter
+	// and send 50 requests a second each at most, all those of a replica about 2,000; what
+	// comes faster, or faster than the caller takes it, is left out and counted. Hosts and
+	// paths that clients asked for are told, so it takes an operator. The first response
+	// with a fleet comes once the edges have answered, within 3 s. NOT_FOUND when the edge
+	// that is named is not connected; INVALID_ARGUMENT; RESOURCE_EXHAUSTED when 8
+	// observations run at the replica.
+	ObserveRequests(*ObserveRequestsRequest, grpc.ServerStreamingServer[ObserveRequestsResponse]) error
 	// GetRollout shows how far the newest change has come.
 	//
 	// Every change reaches the edges in stages (RolloutPolicy), and begins with few of
@@ -341,6 +379,9 @@ func (UnimplementedFleetServiceServer) PreviewChange(context.Context, *PreviewCh
 }
 func (UnimplementedFleetServiceServer) ListFailures(context.Context, *ListFailuresRequest) (*ListFailuresResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListFailures not implemented")
+}
+func (UnimplementedFleetServiceServer) ObserveRequests(*ObserveRequestsRequest, grpc.ServerStreamingServer[ObserveRequestsResponse]) error {
+	return status.Error(codes.Unimplemented, "method ObserveRequests not implemented")
 }
 func (UnimplementedFleetServiceServer) GetRollout(context.Context, *GetRolloutRequest) (*GetRolloutResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetRollout not implemented")
@@ -497,6 +538,17 @@ func _FleetService_ListFailures_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_ObserveRequests_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ObserveRequestsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FleetServiceServer).ObserveRequests(m, &grpc.GenericServerStream[ObserveRequestsRequest, ObserveRequestsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type FleetService_ObserveRequestsServer = grpc.ServerStreamingServer[ObserveRequestsResponse]
+
 func _FleetService_GetRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetRolloutRequest)
 	if err := dec(in); err != nil {
@@ -632,6 +684,11 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchEdges",
 			Handler:       _FleetService_WatchEdges_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ObserveRequests",
+			Handler:       _FleetService_ObserveRequests_Handler,
 			ServerStreams: true,
 		},
 		{
