@@ -39,6 +39,7 @@ var deeds = []deed{
 	{[]string{"edges", "edge"}, []string{"drain"}, resealv1.FleetService_DrainEdge_FullMethodName},
 	{[]string{"edges", "edge"}, []string{"probe"}, resealv1.FleetService_ProbeBackend_FullMethodName},
 	{[]string{"failures", "failure"}, []string{"get", "list"}, resealv1.FleetService_ListFailures_FullMethodName},
+	{[]string{"requests", "request"}, []string{"observe"}, resealv1.FleetService_ObserveRequests_FullMethodName},
 	{[]string{"keyrings", "keyring"}, []string{"status"}, resealv1.KeyringService_Status_FullMethodName},
 	{[]string{"keyrings", "keyring"}, []string{"rotate"}, resealv1.KeyringService_Rotate_FullMethodName},
 	{[]string{"keyrings", "keyring"}, []string{"revoke"}, resealv1.KeyringService_Revoke_FullMethodName},

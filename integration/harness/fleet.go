@@ -376,6 +376,13 @@ func (f *Fleet) TryCtlAt(c *ControlPlane, args ...string) Result {
 	return Result{stdout.String(), stderr.String(), command.ProcessState.ExitCode()}
 }
 
+// StartCtlAt begins a command that goes on.
+func (f *Fleet) StartCtlAt(c *ControlPlane, args ...string) *process.Process {
+	f.TB.Helper()
+	global := []string{"--config", filepath.Join(f.Control.DataDir, "admin.yaml"), "--control-plane", c.Address}
+	return f.run(nil, "resealctl "+args[0], f.bin.Ctl, append(global, args...)...)
+}
+
 // Ctl is TryCtl for commands that must succeed; it returns their output.
 func (f *Fleet) Ctl(args ...string) string {
 	f.TB.Helper()
