@@ -312,8 +312,10 @@ func (e *Edge) newFeed(dir *state.Dir) {
 		},
 		Drain:  e.frontend.Drain,
 		Move:   e.mover.Move,
+		Shares: e.backend.Share,
 		Logger: e.cfg.Logger.With("part", "feed"),
 	})
+	e.feed.RecallShares()
 }
 
 // loadSessions takes the backend sessions of the last run, or erases them when

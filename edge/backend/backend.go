@@ -69,8 +69,9 @@ type Backend struct {
 	pools  atomic.Pointer[map[string]*pool]
 	closed atomic.Bool
 
-	updating sync.Mutex // one update, start or shutdown at a time
-	running  bool       // guarded by updating
+	updating sync.Mutex     // one update, start or shutdown at a time
+	running  bool           // guarded by updating
+	shares   map[string]int // that were told last, by pool; likewise
 
 	connMu sync.Mutex
 	conns  map[*pooled]struct{}

@@ -70,6 +70,7 @@ type pooled struct {
 	speaker   speaker
 	slot      bool // counts in the endpoint's open connections
 	reclaimed bool // taken from its client; guarded by endpoint.mu
+	parting   bool // it is being closed, or will be after its exchanges; likewise
 }
 
 // CloseTimeout implements conn.Owner.

@@ -245,7 +245,7 @@ func (h *h2Conn) Free(over, free int, answered bool) {
 		h.Count(conn.Idle)
 	}
 	settings := h.e.settings()
-	surplus := h.live == 0 && h.e.open > settings.maxOpen
+	surplus := h.live == 0 && h.e.surplus(settings) > 0
 	if h.retired || h.old(settings) || h.e.retired || surplus {
 		h.retireLocked()
 	}
@@ -277,6 +277,7 @@ func (h *h2Conn) idleNow() bool { return h.live == 0 }
 func (h *h2Conn) retireLocked() {
 	h.retired = true
 	h.unlist()
+	h.e.part(h.pooled)
 	if h.live == 0 {
 		h.Do(func() { h.session.Leave(nil) })
 	}

@@ -125,7 +125,7 @@ func (e *endpoint) dialled(set *connSet, s *soloConn, h2 *h2Conn) {
 			h2.unlist()
 		}
 		e.serve(set, settings)
-		if e.retired || e.pool.b.ctx.Err() != nil {
+		if e.retired || e.surplus(settings) > 0 || e.pool.b.ctx.Err() != nil {
 			h2.retireLocked()
 		}
 	default:
@@ -134,7 +134,7 @@ func (e *endpoint) dialled(set *connSet, s *soloConn, h2 *h2Conn) {
 			set.protocol = protocolTCP
 		}
 		if !e.offer(s, settings) {
-			s.discard()
+			e.discard(s)
 		}
 	}
 	e.dialMore(set, settings)

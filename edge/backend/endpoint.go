@@ -19,6 +19,7 @@ type endpoint struct {
 	mu        sync.Mutex // guards what follows
 	sets      map[connKey]*connSet
 	open      int // connections and dials that hold a slot
+	parting   int // connections of open that are on their way out
 	waiting   int
 	retired   bool
 	clients   map[uint64]*share // client connections that hold or want a connection
@@ -168,7 +169,7 @@ func (set *connSet) takeSolo(w *waiter, settings *settings, wanted func(*soloCon
 			set.idle = slices.Delete(set.idle, i, i+1)
 			found = max(found-1, -1) // it was behind
 			c.at = nil
-			c.discard()
+			c.e.discard(c)
 			continue
 		}
 		if c.at == w.loop {
@@ -208,7 +209,7 @@ func (set *connSet) reserveH2(w *waiter, settings *settings) *h2Conn {
 // the connection's loop, with e.mu held.
 func (e *endpoint) offer(c *soloConn, settings *settings) bool {
 	now := time.Now()
-	if c.Closing() || !c.slot || c.expired(settings, now, false) || e.open > settings.maxOpen || e.pool.b.ctx.Err() != nil {
+	if c.Closing() || !c.slot || c.expired(settings, now, false) || e.surplus(settings) > 0 || e.pool.b.ctx.Err() != nil {
 		return false
 	}
 	set := e.set(c.key)
@@ -243,8 +244,26 @@ func (e *endpoint) discardOldest(set *connSet) {
 	c := set.idle[0]
 	set.idle = slices.Delete(set.idle, 0, 1)
 	c.at = nil
-	c.discard()
+	e.discard(c)
 }
+
+// discard ends a connection that is not in use, and in no set. e.mu is held.
+func (e *endpoint) discard(c *soloConn) {
+	e.part(c.pooled)
+	c.Do(c.end)
+}
+
+// part notes that a connection is on its way out. e.mu is held.
+func (e *endpoint) part(c *pooled) {
+	if c.slot && !c.parting {
+		c.parting = true
+		e.parting++
+	}
+}
+
+// surplus is how many connections more than may be are not on their way out yet. e.mu
+// is held.
+func (e *endpoint) surplus(settings *settings) int { return e.open - e.parting - settings.maxOpen }
 
 // dropIdle takes a connection that died out of the idle ones. e.mu is held.
 func (e *endpoint) dropIdle(c *soloConn) {
@@ -274,6 +293,9 @@ func (e *endpoint) put(c *soloConn, used bool) {
 		c.served--
 	}
 	kept := e.offer(c, e.settings())
+	if !kept {
+		e.part(c.pooled)
+	}
 	e.mu.Unlock()
 	if !kept {
 		c.end()
@@ -365,13 +387,22 @@ func (e *endpoint) slotFreed(c *pooled) {
 	if c.reclaimed {
 		e.reclaimed--
 	}
+	if c.parting {
+		e.parting--
+	}
+	c.parting = true // whoever is late with a place of it finds it gone
 	e.freeSlot()
 }
 
-// freeSlot lets the longest waiting call dial. e.mu is held.
+// freeSlot gives back a slot. e.mu is held.
 func (e *endpoint) freeSlot() {
 	e.open--
-	settings := e.settings()
+	e.fillSlots(e.settings())
+}
+
+// fillSlots lets the longest waiting calls dial, as many as there are slots. e.mu is
+// held.
+func (e *endpoint) fillSlots(settings *settings) {
 	for e.open < settings.maxOpen {
 		var next *connSet
 		for _, set := range e.sets {
@@ -404,20 +435,38 @@ func (e *endpoint) tidy(set *connSet) {
 	}
 }
 
-// shrink closes idle connections that exceed the bounds of a new configuration.
-// Those in use are closed when they come back.
-func (e *endpoint) shrink() {
+// fit goes by new bounds: idle connections beyond them are closed, and calls that wait
+// dial within them. Connections in use are closed when their requests have ended.
+func (e *endpoint) fit() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	settings := e.settings()
-	for range e.open - settings.maxOpen {
-		e.evict()
+	for e.surplus(settings) > 0 && (e.evict() || e.retireLeastUsed()) {
 	}
 	for _, set := range e.sets {
 		for len(set.idle) > max(settings.maxIdle, 0) {
 			e.discardOldest(set)
 		}
 	}
+	e.fillSlots(settings)
+}
+
+// retireLeastUsed lets no more requests on the HTTP/2 connection that has the fewest,
+// if there is one: while there are always some it would never be idle. e.mu is held.
+func (e *endpoint) retireLeastUsed() bool {
+	var least *h2Conn
+	for _, set := range e.sets {
+		for _, c := range set.h2 {
+			if least == nil || c.live < least.live {
+				least = c
+			}
+		}
+	}
+	if least == nil {
+		return false
+	}
+	least.retireLocked()
+	return true
 }
 
 // retire closes idle connections now and the others when they come back.
@@ -451,7 +500,7 @@ func (e *endpoint) sweep(now time.Time) {
 				return false
 			}
 			c.at = nil
-			c.discard()
+			e.discard(c)
 			return true
 		})
 		for _, c := range slices.Clone(set.h2) {

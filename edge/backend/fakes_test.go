@@ -21,7 +21,7 @@ type tally struct {
 	misses                       map[resealv1.MissReason]int
 	kinds                        map[resealv1.CloseKind]int
 	byPeer, requests, reused     int
-	private                      int
+	private, share               int
 	errors                       map[string]int
 }
 
@@ -45,6 +45,8 @@ func (c *tally) Add(cell exchange.Cell, delta int64) {
 			c.byPeer += d * at[1]
 		case exchange.Private:
 			c.private += d
+		case exchange.Share:
+			c.share += d
 		case exchange.Connections:
 			if at[0] == exchange.Active {
 				c.active += d

@@ -368,6 +368,11 @@ func (x *bench) settled() {
 			if n := e.InFlight(); n != 0 {
 				x.t.Errorf("%d requests in flight at %s", n, e.Address)
 			}
+			e.mu.Lock()
+			if e.open != 0 || e.parting != 0 {
+				x.t.Errorf("%d connections to %s are open, %d on their way out", e.open, e.Address, e.parting)
+			}
+			e.mu.Unlock()
 		}
 	}
 }

@@ -20,6 +20,7 @@ type pool struct {
 	counters exchange.Counters
 	state    atomic.Pointer[poolState]
 	before   []string // places of the pool that it took over from; guarded by Backend.updating
+	share    int      // of maxPerFleet, 0: there is no such limit; likewise
 
 	balancer *balance.Balancer
 
@@ -57,7 +58,7 @@ func (p *pool) update(spec exchange.Pool) {
 	p.swap(spec)
 	now := p.state.Load()
 	for _, e := range now.endpoints {
-		e.shrink()
+		e.fit()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -70,6 +71,7 @@ func (p *pool) update(spec exchange.Pool) {
 // swap compiles spec into a new state.
 func (p *pool) swap(spec exchange.Pool) {
 	next := poolState{spec: spec, tls: spec.TLS.Clone(), settings: newSettings(spec.Spec), rules: balance.NewRules(spec.Spec)}
+	p.entitle(next.settings)
 	next.tls.SessionTicketsDisabled = next.tls.SessionTicketsDisabled || next.settings.sessionsOff
 	// One record and one write per request: latency ramp-up is for browsers.
 	next.tls.DynamicRecordSizingDisabled = true
@@ -160,6 +162,7 @@ func (p *pool) stop() {
 
 // retire ends the pool's connections once they are not in use.
 func (p *pool) retire() {
+	p.setShare(0)
 	for _, e := range p.state.Load().endpoints {
 		e.retire()
 	}

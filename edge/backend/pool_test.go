@@ -35,7 +35,7 @@ func (x *bench) parallel(n int, path string) []error {
 	return errs
 }
 
-func wantNone(t *testing.T, errs []error) {
+func wantNone(t testing.TB, errs []error) {
 	t.Helper()
 	for _, err := range errs {
 		if err != nil {

@@ -17,7 +17,8 @@ type settings struct {
 
 	reuse       resealv1.Connections_Reuse
 	maxIdle     int
-	maxOpen     int
+	maxOpen     int // of maxPerEndpoint and the pool's share of maxPerFleet the smaller
+	maxPerFleet int // 0: no limit
 	maxPending  int
 	maxRequests int
 	idleTimeout time.Duration
@@ -49,6 +50,7 @@ func newSettings(spec *resealv1.BackendPool) *settings {
 		reuse:            connections.GetReuse(),
 		maxIdle:          int(connections.GetMaxIdlePerEndpoint()),
 		maxOpen:          int(connections.GetMaxPerEndpoint()),
+		maxPerFleet:      int(connections.GetMaxPerFleet()),
 		maxPending:       int(connections.GetMaxPending()),
 		maxRequests:      int(connections.GetMaxRequests()),
 		idleTimeout:      connections.GetIdleTimeout().AsDuration(),

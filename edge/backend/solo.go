@@ -151,10 +151,6 @@ func (c *soloConn) expired(s *settings, now time.Time, idle bool) bool {
 		s.orphaned(c.served, c.owner)
 }
 
-// discard ends an idle connection that has been taken out of its set. Any goroutine
-// may call it.
-func (c *soloConn) discard() { c.Do(c.end) }
-
 // becomePrivate makes the connection the client's own.
 func (c *soloConn) becomePrivate() {
 	c.e.mu.Lock()

@@ -119,6 +119,15 @@ var (
 		Backend: Metric{"reseal_backend_connections_private_total",
 			"Connections to backends that became one client's own, since NTLM or Negotiate authenticates them."},
 	})
+	// Share is how many connections to each endpoint a pool may have of what the fleet
+	// may (connections.maxPerFleet). 0: the fleet has no limit.
+	Share = define(Counter{
+		Key:     "connection_share",
+		Backend: Metric{"reseal_backend_connection_share", "Connections to each endpoint that are this edge's share of connections.maxPerFleet."},
+		Gauge:   true,
+		Rare:    true,
+		Report:  func(stats *resealv1.Stats, _ []int, n int64) { stats.Connections.Share = n },
+	})
 	// HandshakesWaiting are connections of clients that have said hello and wait for
 	// their turn.
 	HandshakesWaiting = define(Counter{

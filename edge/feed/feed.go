@@ -109,6 +109,10 @@ type Config struct {
 	// Observe has requests seen as an order says, until ctx ends or the control plane ends
 	// it, and returns why. It is called beside all else. Nil: nobody can.
 	Observe func(ctx context.Context, order *resealv1.ObserveOrder) error
+	// Shares takes how many connections to each endpoint pools may have of their
+	// connections.maxPerFleet, by the pool's name, in place of what it was told before.
+	// It must not block. Nil: they are ignored.
+	Shares func(shares map[string]int)
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 }

@@ -143,6 +143,10 @@ func (s *session) talk(ctx, streamCtx context.Context) error {
 				answer = s.failures(order)
 				break
 			}
+			if told := message.GetConnectionShares(); told != nil {
+				s.feed.shareAnew(told)
+				continue
+			}
 			if drain := message.GetDrain(); drain != nil && s.feed.config.Drain != nil {
 				s.feed.drained.Store(drain.GetDrain())
 				s.feed.config.Drain(drain.GetDrain(), drain.GetTimeout().AsDuration())

@@ -28,6 +28,9 @@ func (c *checker) backendPool(p *resealv1.BackendPool) {
 	}
 	c.backendTLS(p)
 	c.loadBalancing(p)
+	if limit := p.GetConnections(); limit != nil && limit.MaxPerFleet != nil && *limit.MaxPerFleet == 0 {
+		c.failf("spec.connections.maxPerFleet", "must be at least 1; leave it out for no limit over all edges")
+	}
 	if p.HealthCheck != nil {
 		c.healthCheck(p)
 	}

@@ -1045,7 +1045,20 @@ type Connections struct {
 	// with 503. Default 1024.
 	MaxPending uint32 `protobuf:"varint,7,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
 	// How long a close waits for the peer's close_notify and FIN. Default 1s.
-	CloseTimeout  *durationpb.Duration `protobuf:"bytes,8,opt,name=close_timeout,json=closeTimeout,proto3" json:"close_timeout,omitempty"`
+	CloseTimeout *durationpb.Duration `protobuf:"bytes,8,opt,name=close_timeout,json=closeTimeout,proto3" json:"close_timeout,omitempty"`
+	// Connections that the whole fleet may have to one endpoint, idle ones included:
+	// what the server behind it can carry, as maxconn of a server is in HAProxy, but over
+	// all edges. At least 1. Default: no limit but max_per_endpoint of each edge.
+	//
+	// It is divided evenly over the live edges that have the pool, and divided again as
+	// edges come and go. An edge keeps to its share or to max_per_endpoint, whichever is
+	// smaller, in the same way: requests wait for a connection, idle connections beyond
+	// it are closed, those in use are when their request ends. Each edge has a share of
+	// at least 1; so with more edges than max_per_fleet, the fleet has as many
+	// connections as edges, and describe and diagnose say so. Health checks don't count,
+	// as with max_per_endpoint. How exactly the bound is kept stands at ConnectionShares
+	// in feed.proto.
+	MaxPerFleet   *uint32 `protobuf:"varint,9,opt,name=max_per_fleet,json=maxPerFleet,proto3,oneof" json:"max_per_fleet,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1134,6 +1147,13 @@ func (x *Connections) GetCloseTimeout() *durationpb.Duration {
 		return x.CloseTimeout
 	}
 	return nil
+}
+
+func (x *Connections) GetMaxPerFleet() uint32 {
+	if x != nil && x.MaxPerFleet != nil {
+		return *x.MaxPerFleet
+	}
+	return 0
 }
 
 // LoadBalancing chooses the endpoint of a request.
@@ -1698,7 +1718,7 @@ const file_reseal_v1_backend_pool_proto_rawDesc = "" +
 	"\aSharing\x12\x17\n" +
 	"\x13SHARING_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fSHARING_EDGE\x10\x01\x12\x11\n" +
-	"\rSHARING_FLEET\x10\x02\"\x87\x04\n" +
+	"\rSHARING_FLEET\x10\x02\"\xc2\x04\n" +
 	"\vConnections\x122\n" +
 	"\x05reuse\x18\x01 \x01(\x0e2\x1c.reseal.v1.Connections.ReuseR\x05reuse\x121\n" +
 	"\x15max_idle_per_endpoint\x18\x02 \x01(\rR\x12maxIdlePerEndpoint\x12<\n" +
@@ -1708,14 +1728,16 @@ const file_reseal_v1_backend_pool_proto_rawDesc = "" +
 	"\x10max_per_endpoint\x18\x06 \x01(\rR\x0emaxPerEndpoint\x12\x1f\n" +
 	"\vmax_pending\x18\a \x01(\rR\n" +
 	"maxPending\x12>\n" +
-	"\rclose_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\fcloseTimeout\"g\n" +
+	"\rclose_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\fcloseTimeout\x12'\n" +
+	"\rmax_per_fleet\x18\t \x01(\rH\x00R\vmaxPerFleet\x88\x01\x01\"g\n" +
 	"\x05Reuse\x12\x15\n" +
 	"\x11REUSE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREUSE_ALWAYS\x10\x01\x12\x14\n" +
 	"\x10REUSE_AGGRESSIVE\x10\x02\x12\x0e\n" +
 	"\n" +
 	"REUSE_SAFE\x10\x03\x12\x0f\n" +
-	"\vREUSE_NEVER\x10\x04\"\xe3\x01\n" +
+	"\vREUSE_NEVER\x10\x04B\x10\n" +
+	"\x0e_max_per_fleet\"\xe3\x01\n" +
 	"\rLoadBalancing\x12@\n" +
 	"\talgorithm\x18\x01 \x01(\x0e2\".reseal.v1.LoadBalancing.AlgorithmR\talgorithm\x12\x17\n" +
 	"\ahash_on\x18\x02 \x01(\tR\x06hashOn\"w\n" +
@@ -1843,6 +1865,7 @@ func file_reseal_v1_backend_pool_proto_init() {
 		return
 	}
 	file_reseal_v1_backend_pool_proto_msgTypes[1].OneofWrappers = []any{}
+	file_reseal_v1_backend_pool_proto_msgTypes[5].OneofWrappers = []any{}
 	file_reseal_v1_backend_pool_proto_msgTypes[8].OneofWrappers = []any{}
 	file_reseal_v1_backend_pool_proto_msgTypes[10].OneofWrappers = []any{}
 	file_reseal_v1_backend_pool_proto_msgTypes[11].OneofWrappers = []any{

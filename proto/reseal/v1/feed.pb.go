@@ -175,6 +175,7 @@ type SyncResponse struct {
 	//	*SyncResponse_PreviewOrder
 	//	*SyncResponse_FailuresOrder
 	//	*SyncResponse_ObserveOrder
+	//	*SyncResponse_ConnectionShares
 	Message       isSyncResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -280,6 +281,15 @@ func (x *SyncResponse) GetObserveOrder() *ObserveOrder {
 	return nil
 }
 
+func (x *SyncResponse) GetConnectionShares() *ConnectionShares {
+	if x != nil {
+		if x, ok := x.Message.(*SyncResponse_ConnectionShares); ok {
+			return x.ConnectionShares
+		}
+	}
+	return nil
+}
+
 type isSyncResponse_Message interface {
 	isSyncResponse_Message()
 }
@@ -325,6 +335,12 @@ type SyncResponse_ObserveOrder struct {
 	ObserveOrder *ObserveOrder `protobuf:"bytes,9,opt,name=observe_order,json=observeOrder,proto3,oneof"`
 }
 
+type SyncResponse_ConnectionShares struct {
+	// How many connections the edge may have of what a fleet may have. An edge that
+	// does not know the message ignores it.
+	ConnectionShares *ConnectionShares `protobuf:"bytes,10,opt,name=connection_shares,json=connectionShares,proto3,oneof"`
+}
+
 func (*SyncResponse_Update) isSyncResponse_Message() {}
 
 func (*SyncResponse_Drain) isSyncResponse_Message() {}
@@ -339,6 +355,130 @@ func (*SyncResponse_FailuresOrder) isSyncResponse_Message() {}
 
 func (*SyncResponse_ObserveOrder) isSyncResponse_Message() {}
 
+func (*SyncResponse_ConnectionShares) isSyncResponse_Message() {}
+
+// ConnectionShares are an edge's shares of connections.max_per_fleet, for all of its
+// pools that have one. They are no part of a revision: they follow from which edges
+// live. Each message replaces the one before; it comes when a share has changed, and
+// before the Update for which it is.
+//
+// A pool's shares add up to max_per_fleet at most, unless there are more edges. An edge
+// counts while it lives, which is until 30 s after its stream ended. A share that falls
+// is told at once, one that rises after 3 s, in which the others have heard of theirs;
+// an edge that comes has 1 until then. So the fleet has more than max_per_fleet
+// connections to an endpoint only
+//
+//   - by 1 for each edge that has just come, for 3 s;
+//   - while requests that were under way when a share fell are not answered yet;
+//   - while an edge does not read what it is told, and by the share of one that was
+//     away from the control plane for more than 30 s, until it is back;
+//   - for about a second after an edge, by a change of configuration, gets a pool that
+//     others have, or a pool gets its first max_per_fleet;
+//   - while the old process of an edge that was upgraded drains, by what it still has.
+//
+// An edge keeps its last shares without a control plane, and over restarts. Of a pool
+// of which it was never told any it has 1, or, if it served that pool before this had a
+// max_per_fleet, all until it is told.
+type ConnectionShares struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One per pool, sorted by name.
+	Pools         []*ConnectionShare `protobuf:"bytes,1,rep,name=pools,proto3" json:"pools,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectionShares) Reset() {
+	*x = ConnectionShares{}
+	mi := &file_reseal_v1_feed_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectionShares) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectionShares) ProtoMessage() {}
+
+func (x *ConnectionShares) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_feed_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectionShares.ProtoReflect.Descriptor instead.
+func (*ConnectionShares) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ConnectionShares) GetPools() []*ConnectionShare {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+// ConnectionShare is an edge's share of a pool's connections.
+type ConnectionShare struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the pool.
+	Pool string `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	// Connections to each endpoint of the pool. At least 1.
+	Connections   uint32 `protobuf:"varint,2,opt,name=connections,proto3" json:"connections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectionShare) Reset() {
+	*x = ConnectionShare{}
+	mi := &file_reseal_v1_feed_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectionShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectionShare) ProtoMessage() {}
+
+func (x *ConnectionShare) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_feed_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectionShare.ProtoReflect.Descriptor instead.
+func (*ConnectionShare) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ConnectionShare) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *ConnectionShare) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
 // PreviewOrder asks for a FeedService.Preview.
 type PreviewOrder struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -350,7 +490,7 @@ type PreviewOrder struct {
 
 func (x *PreviewOrder) Reset() {
 	*x = PreviewOrder{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[2]
+	mi := &file_reseal_v1_feed_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -362,7 +502,7 @@ func (x *PreviewOrder) String() string {
 func (*PreviewOrder) ProtoMessage() {}
 
 func (x *PreviewOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[2]
+	mi := &file_reseal_v1_feed_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -375,7 +515,7 @@ func (x *PreviewOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewOrder.ProtoReflect.Descriptor instead.
 func (*PreviewOrder) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{2}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PreviewOrder) GetId() uint64 {
@@ -419,7 +559,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[3]
+	mi := &file_reseal_v1_feed_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +571,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[3]
+	mi := &file_reseal_v1_feed_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +584,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{3}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Hello) GetEdge() string {
@@ -545,7 +685,7 @@ type CrashedConfiguration struct {
 
 func (x *CrashedConfiguration) Reset() {
 	*x = CrashedConfiguration{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[4]
+	mi := &file_reseal_v1_feed_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +697,7 @@ func (x *CrashedConfiguration) String() string {
 func (*CrashedConfiguration) ProtoMessage() {}
 
 func (x *CrashedConfiguration) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[4]
+	mi := &file_reseal_v1_feed_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +710,7 @@ func (x *CrashedConfiguration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashedConfiguration.ProtoReflect.Descriptor instead.
 func (*CrashedConfiguration) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{4}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CrashedConfiguration) GetHash() []byte {
@@ -623,7 +763,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[5]
+	mi := &file_reseal_v1_feed_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +775,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[5]
+	mi := &file_reseal_v1_feed_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +788,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{5}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Update) GetClusterId() string {
@@ -708,7 +848,7 @@ type EncodedResource struct {
 
 func (x *EncodedResource) Reset() {
 	*x = EncodedResource{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[6]
+	mi := &file_reseal_v1_feed_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +860,7 @@ func (x *EncodedResource) String() string {
 func (*EncodedResource) ProtoMessage() {}
 
 func (x *EncodedResource) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[6]
+	mi := &file_reseal_v1_feed_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +873,7 @@ func (x *EncodedResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncodedResource.ProtoReflect.Descriptor instead.
 func (*EncodedResource) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{6}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EncodedResource) GetKind() string {
@@ -772,7 +912,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[7]
+	mi := &file_reseal_v1_feed_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +924,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[7]
+	mi := &file_reseal_v1_feed_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +937,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{7}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Ack) GetRevision() int64 {
@@ -838,7 +978,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[8]
+	mi := &file_reseal_v1_feed_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +990,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[8]
+	mi := &file_reseal_v1_feed_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +1003,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{8}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Nack) GetRevision() int64 {
@@ -921,7 +1061,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[9]
+	mi := &file_reseal_v1_feed_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1073,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[9]
+	mi := &file_reseal_v1_feed_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1086,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{9}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Drain) GetDrain() bool {
@@ -978,7 +1118,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_reseal_v1_feed_proto_msgTypes[10]
+	mi := &file_reseal_v1_feed_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1130,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_feed_proto_msgTypes[10]
+	mi := &file_reseal_v1_feed_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1143,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{10}
+	return file_reseal_v1_feed_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Move) GetAddresses() []string {
@@ -1031,7 +1171,7 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\x04nack\x18\x03 \x01(\v2\x0f.reseal.v1.NackH\x00R\x04nack\x12;\n" +
 	"\fprobe_report\x18\x04 \x01(\v2\x16.reseal.v1.ProbeReportH\x00R\vprobeReport\x12D\n" +
 	"\x0ffailures_report\x18\b \x01(\v2\x19.reseal.v1.FailuresReportH\x00R\x0efailuresReportB\t\n" +
-	"\amessage\"\x94\x03\n" +
+	"\amessage\"\xe0\x03\n" +
 	"\fSyncResponse\x12+\n" +
 	"\x06update\x18\x01 \x01(\v2\x11.reseal.v1.UpdateH\x00R\x06update\x12(\n" +
 	"\x05drain\x18\x02 \x01(\v2\x10.reseal.v1.DrainH\x00R\x05drain\x128\n" +
@@ -1040,8 +1180,15 @@ const file_reseal_v1_feed_proto_rawDesc = "" +
 	"\x04move\x18\x04 \x01(\v2\x0f.reseal.v1.MoveH\x00R\x04move\x12>\n" +
 	"\rpreview_order\x18\x05 \x01(\v2\x17.reseal.v1.PreviewOrderH\x00R\fpreviewOrder\x12A\n" +
 	"\x0efailures_order\x18\b \x01(\v2\x18.reseal.v1.FailuresOrderH\x00R\rfailuresOrder\x12>\n" +
-	"\robserve_order\x18\t \x01(\v2\x17.reseal.v1.ObserveOrderH\x00R\fobserveOrderB\t\n" +
-	"\amessage\"\x1e\n" +
+	"\robserve_order\x18\t \x01(\v2\x17.reseal.v1.ObserveOrderH\x00R\fobserveOrder\x12J\n" +
+	"\x11connection_shares\x18\n" +
+	" \x01(\v2\x1b.reseal.v1.ConnectionSharesH\x00R\x10connectionSharesB\t\n" +
+	"\amessage\"D\n" +
+	"\x10ConnectionShares\x120\n" +
+	"\x05pools\x18\x01 \x03(\v2\x1a.reseal.v1.ConnectionShareR\x05pools\"G\n" +
+	"\x0fConnectionShare\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12 \n" +
+	"\vconnections\x18\x02 \x01(\rR\vconnections\"\x1e\n" +
 	"\fPreviewOrder\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"\xbc\x03\n" +
 	"\x05Hello\x12\x12\n" +
@@ -1111,58 +1258,62 @@ func file_reseal_v1_feed_proto_rawDescGZIP() []byte {
 	return file_reseal_v1_feed_proto_rawDescData
 }
 
-var file_reseal_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_reseal_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_reseal_v1_feed_proto_goTypes = []any{
 	(*SyncRequest)(nil),           // 0: reseal.v1.SyncRequest
 	(*SyncResponse)(nil),          // 1: reseal.v1.SyncResponse
-	(*PreviewOrder)(nil),          // 2: reseal.v1.PreviewOrder
-	(*Hello)(nil),                 // 3: reseal.v1.Hello
-	(*CrashedConfiguration)(nil),  // 4: reseal.v1.CrashedConfiguration
-	(*Update)(nil),                // 5: reseal.v1.Update
-	(*EncodedResource)(nil),       // 6: reseal.v1.EncodedResource
-	(*Ack)(nil),                   // 7: reseal.v1.Ack
-	(*Nack)(nil),                  // 8: reseal.v1.Nack
-	(*Drain)(nil),                 // 9: reseal.v1.Drain
-	(*Move)(nil),                  // 10: reseal.v1.Move
-	nil,                           // 11: reseal.v1.Hello.LabelsEntry
-	(*ProbeReport)(nil),           // 12: reseal.v1.ProbeReport
-	(*FailuresReport)(nil),        // 13: reseal.v1.FailuresReport
-	(*ProbeOrder)(nil),            // 14: reseal.v1.ProbeOrder
-	(*FailuresOrder)(nil),         // 15: reseal.v1.FailuresOrder
-	(*ObserveOrder)(nil),          // 16: reseal.v1.ObserveOrder
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*ResourceRef)(nil),           // 18: reseal.v1.ResourceRef
-	(*Violation)(nil),             // 19: reseal.v1.Violation
-	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*ConnectionShares)(nil),      // 2: reseal.v1.ConnectionShares
+	(*ConnectionShare)(nil),       // 3: reseal.v1.ConnectionShare
+	(*PreviewOrder)(nil),          // 4: reseal.v1.PreviewOrder
+	(*Hello)(nil),                 // 5: reseal.v1.Hello
+	(*CrashedConfiguration)(nil),  // 6: reseal.v1.CrashedConfiguration
+	(*Update)(nil),                // 7: reseal.v1.Update
+	(*EncodedResource)(nil),       // 8: reseal.v1.EncodedResource
+	(*Ack)(nil),                   // 9: reseal.v1.Ack
+	(*Nack)(nil),                  // 10: reseal.v1.Nack
+	(*Drain)(nil),                 // 11: reseal.v1.Drain
+	(*Move)(nil),                  // 12: reseal.v1.Move
+	nil,                           // 13: reseal.v1.Hello.LabelsEntry
+	(*ProbeReport)(nil),           // 14: reseal.v1.ProbeReport
+	(*FailuresReport)(nil),        // 15: reseal.v1.FailuresReport
+	(*ProbeOrder)(nil),            // 16: reseal.v1.ProbeOrder
+	(*FailuresOrder)(nil),         // 17: reseal.v1.FailuresOrder
+	(*ObserveOrder)(nil),          // 18: reseal.v1.ObserveOrder
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*ResourceRef)(nil),           // 20: reseal.v1.ResourceRef
+	(*Violation)(nil),             // 21: reseal.v1.Violation
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
 }
 var file_reseal_v1_feed_proto_depIdxs = []int32{
-	3,  // 0: reseal.v1.SyncRequest.hello:type_name -> reseal.v1.Hello
-	7,  // 1: reseal.v1.SyncRequest.ack:type_name -> reseal.v1.Ack
-	8,  // 2: reseal.v1.SyncRequest.nack:type_name -> reseal.v1.Nack
-	12, // 3: reseal.v1.SyncRequest.probe_report:type_name -> reseal.v1.ProbeReport
-	13, // 4: reseal.v1.SyncRequest.failures_report:type_name -> reseal.v1.FailuresReport
-	5,  // 5: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
-	9,  // 6: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
-	14, // 7: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
-	10, // 8: reseal.v1.SyncResponse.move:type_name -> reseal.v1.Move
-	2,  // 9: reseal.v1.SyncResponse.preview_order:type_name -> reseal.v1.PreviewOrder
-	15, // 10: reseal.v1.SyncResponse.failures_order:type_name -> reseal.v1.FailuresOrder
-	16, // 11: reseal.v1.SyncResponse.observe_order:type_name -> reseal.v1.ObserveOrder
-	11, // 12: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
-	17, // 13: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 14: reseal.v1.Hello.crashed:type_name -> reseal.v1.CrashedConfiguration
-	6,  // 15: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
-	18, // 16: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
-	19, // 17: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
-	18, // 18: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
-	20, // 19: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	0,  // 20: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
-	1,  // 21: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
-	21, // [21:22] is the sub-list for method output_type
-	20, // [20:21] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	5,  // 0: reseal.v1.SyncRequest.hello:type_name -> reseal.v1.Hello
+	9,  // 1: reseal.v1.SyncRequest.ack:type_name -> reseal.v1.Ack
+	10, // 2: reseal.v1.SyncRequest.nack:type_name -> reseal.v1.Nack
+	14, // 3: reseal.v1.SyncRequest.probe_report:type_name -> reseal.v1.ProbeReport
+	15, // 4: reseal.v1.SyncRequest.failures_report:type_name -> reseal.v1.FailuresReport
+	7,  // 5: reseal.v1.SyncResponse.update:type_name -> reseal.v1.Update
+	11, // 6: reseal.v1.SyncResponse.drain:type_name -> reseal.v1.Drain
+	16, // 7: reseal.v1.SyncResponse.probe_order:type_name -> reseal.v1.ProbeOrder
+	12, // 8: reseal.v1.SyncResponse.move:type_name -> reseal.v1.Move
+	4,  // 9: reseal.v1.SyncResponse.preview_order:type_name -> reseal.v1.PreviewOrder
+	17, // 10: reseal.v1.SyncResponse.failures_order:type_name -> reseal.v1.FailuresOrder
+	18, // 11: reseal.v1.SyncResponse.observe_order:type_name -> reseal.v1.ObserveOrder
+	2,  // 12: reseal.v1.SyncResponse.connection_shares:type_name -> reseal.v1.ConnectionShares
+	3,  // 13: reseal.v1.ConnectionShares.pools:type_name -> reseal.v1.ConnectionShare
+	13, // 14: reseal.v1.Hello.labels:type_name -> reseal.v1.Hello.LabelsEntry
+	19, // 15: reseal.v1.Hello.started_at:type_name -> google.protobuf.Timestamp
+	6,  // 16: reseal.v1.Hello.crashed:type_name -> reseal.v1.CrashedConfiguration
+	8,  // 17: reseal.v1.Update.upserts:type_name -> reseal.v1.EncodedResource
+	20, // 18: reseal.v1.Update.deletes:type_name -> reseal.v1.ResourceRef
+	21, // 19: reseal.v1.Nack.violations:type_name -> reseal.v1.Violation
+	20, // 20: reseal.v1.Nack.held_back:type_name -> reseal.v1.ResourceRef
+	22, // 21: reseal.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	0,  // 22: reseal.v1.FeedService.Sync:input_type -> reseal.v1.SyncRequest
+	1,  // 23: reseal.v1.FeedService.Sync:output_type -> reseal.v1.SyncResponse
+	23, // [23:24] is the sub-list for method output_type
+	22, // [22:23] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_feed_proto_init() }
@@ -1190,6 +1341,7 @@ func file_reseal_v1_feed_proto_init() {
 		(*SyncResponse_PreviewOrder)(nil),
 		(*SyncResponse_FailuresOrder)(nil),
 		(*SyncResponse_ObserveOrder)(nil),
+		(*SyncResponse_ConnectionShares)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1197,7 +1349,7 @@ func file_reseal_v1_feed_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_feed_proto_rawDesc), len(file_reseal_v1_feed_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -744,7 +744,10 @@ type ConnectionStats struct {
 	// In use now.
 	Active int64 `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
 	// Open and not in use now.
-	Idle          int64 `protobuf:"varint,4,opt,name=idle,proto3" json:"idle,omitempty"`
+	Idle int64 `protobuf:"varint,4,opt,name=idle,proto3" json:"idle,omitempty"`
+	// Pools with connections.max_per_fleet: the edge's share of it now, per endpoint.
+	// In totals, what is shared out to all edges.
+	Share         int64 `protobuf:"varint,5,opt,name=share,proto3" json:"share,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -803,6 +806,13 @@ func (x *ConnectionStats) GetActive() int64 {
 func (x *ConnectionStats) GetIdle() int64 {
 	if x != nil {
 		return x.Idle
+	}
+	return 0
+}
+
+func (x *ConnectionStats) GetShare() int64 {
+	if x != nil {
+		return x.Share
 	}
 	return 0
 }
@@ -1240,12 +1250,13 @@ const file_reseal_v1_tally_proto_rawDesc = "" +
 	"\x0eresumed_ticket\x18\x03 \x01(\x04R\rresumedTicket\x12\x1f\n" +
 	"\vresumed_psk\x18\x04 \x01(\x04R\n" +
 	"resumedPsk\x12\x16\n" +
-	"\x06failed\x18\x05 \x01(\x04R\x06failed\"m\n" +
+	"\x06failed\x18\x05 \x01(\x04R\x06failed\"\x83\x01\n" +
 	"\x0fConnectionStats\x12\x16\n" +
 	"\x06opened\x18\x01 \x01(\x04R\x06opened\x12\x16\n" +
 	"\x06reused\x18\x02 \x01(\x04R\x06reused\x12\x16\n" +
 	"\x06active\x18\x03 \x01(\x03R\x06active\x12\x12\n" +
-	"\x04idle\x18\x04 \x01(\x03R\x04idle\"j\n" +
+	"\x04idle\x18\x04 \x01(\x03R\x04idle\x12\x14\n" +
+	"\x05share\x18\x05 \x01(\x03R\x05share\"j\n" +
 	"\x0fGetStatsRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
 	"\x05since\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12\x12\n" +
