@@ -26,6 +26,7 @@ import (
 
 	"github.com/reseal/reseal/controlplane/admin"
 	"github.com/reseal/reseal/controlplane/backup"
+	"github.com/reseal/reseal/controlplane/budget"
 	"github.com/reseal/reseal/controlplane/etcd"
 	"github.com/reseal/reseal/controlplane/feed"
 	"github.com/reseal/reseal/controlplane/fleet"
@@ -263,12 +264,16 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Changed: func(edge string) { feedServer.FollowDrain(edge) },
 		Logger:  c.cfg.Logger.With("part", "intent"),
 	})
+	var budgetServer *budget.Server
 	feedServer = feed.New(feed.Config{
-		Source:     c.store,
-		Unseal:     c.store.Unseal,
-		Edge:       c.edge,
-		Drained:    orders.Drained,
-		Aimed:      true,
+		Source:  c.store,
+		Unseal:  c.store.Unseal,
+		Edge:    c.edge,
+		Drained: orders.Drained,
+		Aimed:   true,
+		Share: func(edge, pool string, of uint32) (uint32, bool) {
+			return budgetServer.Share(edge, pool, of)
+		},
 		Logger:     c.cfg.Logger.With("part", "feed"),
 		Registerer: c.registry,
 	})
@@ -306,9 +311,21 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Seal:       c.trust.Seal,
 		Unseal:     c.trust.Unseal,
 		Edge:       c.edge,
+		Selectors:  budget.Selectors,
 		Author:     c.author,
 		Logger:     c.cfg.Logger.With("part", "keyring"),
 		Registerer: c.registry,
+	})
+	budgetServer = budget.New(budget.Config{
+		Source: c.store,
+		Base:   served.behind,
+		Live:   keyringServer.Live,
+		Pools: func(labels map[string]string) map[string]bool {
+			pools, _ := served.assigned(labels)
+			return pools
+		},
+		Changed: feedServer.Reshare,
+		Logger:  c.cfg.Logger.With("part", "budget"),
 	})
 	sessionServer := sessions.New(sessions.Config{
 		Edge:     c.edge,
@@ -380,7 +397,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		return nil
 	})
 	for _, run := range []func(context.Context) error{
-		c.trust.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, rolloutServer.Run, door.Run, links.Run,
+		c.trust.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, budgetServer.Run, rolloutServer.Run, door.Run, links.Run,
 		relay(group, sessionServer),
 		func(ctx context.Context) error { return group.Balance(ctx, feedServer.Move) },
 		func(ctx context.Context) error { return c.joinGroup(ctx, group) },

@@ -66,6 +66,10 @@ type Config struct {
 	// Aimed says that Aim decides what edges are to serve, and that they wait for it.
 	// Default: they serve the newest revision.
 	Aimed bool
+	// Share is how many connections an edge may have to each endpoint of a pool whose
+	// connections.maxPerFleet is budget; ok is false while that is not known. Whoever
+	// changes that calls Reshare. Nil: it never is.
+	Share func(edge, pool string, budget uint32) (share uint32, ok bool)
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: none.

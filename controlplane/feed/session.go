@@ -50,6 +50,8 @@ type session struct {
 	previews   atomic.Bool   // the edge can
 	done       chan struct{} // closed when the session has ended
 
+	sharing atomic.Pointer[sharing] // nil: the edge has no pool that needs one; written by Next
+
 	mu     sync.Mutex
 	orders []order         // of the operator, for this edge
 	drain  *resealv1.Drain // what the edge was told last, or is about to be, nil: nothing
@@ -230,7 +232,7 @@ func (c *session) nextOrder() (order, bool) {
 	return next, true
 }
 
-// Next implements fleet.Conversation. Orders come before an update.
+// Next implements fleet.Conversation. Orders and shares come before an update.
 func (c *session) Next() (fleet.Outgoing, error) {
 	if c.hello == nil {
 		return fleet.Outgoing{}, nil
@@ -252,6 +254,9 @@ func (c *session) Next() (fleet.Outgoing, error) {
 	wanted := c.server.aims.Load().of(c.id, c.labels, c.hello.GetRevision() > 0 || c.target != nil)
 	if wanted == nil {
 		return fleet.Outgoing{}, nil
+	}
+	if shares := c.shares(wanted); shares != nil {
+		return fleet.Outgoing{Message: shares}, nil
 	}
 	update, err := c.advance(wanted)
 	if update == nil || err != nil {

@@ -23,6 +23,7 @@ type generation struct {
 	listeners []*resealv1.Resource
 	keyrings  []*resealv1.Resource
 	routes    []*resealv1.Resource
+	limited   bool // some pool has connections.maxPerFleet
 
 	mu    sync.Mutex
 	views map[string]*view // by what was selected
@@ -36,6 +37,7 @@ func newGeneration(snapshot *resealv1.Snapshot, encoder *encoder, seen time.Time
 		listeners: snapshot.Kind("Listener"),
 		keyrings:  snapshot.Kind("Keyring"),
 		routes:    snapshot.Kind("Route"),
+		limited:   slices.ContainsFunc(snapshot.Kind("BackendPool"), func(pool *resealv1.Resource) bool { return budgetOf(pool) > 0 }),
 		views:     map[string]*view{},
 	}
 }
@@ -54,7 +56,9 @@ func (g *generation) view(labels map[string]string, encode func(*resealv1.Resour
 		return found, nil
 	}
 	built := &view{clusterID: g.snapshot.ClusterID(), revision: g.revision(), updates: map[baseKey]*update{}}
-	for _, resource := range g.closure(chosen) {
+	found := g.closure(chosen)
+	built.limited = limitedPools(found)
+	for _, resource := range found {
 		encoded, err := encode(resource)
 		if err != nil {
 			return nil, err
@@ -166,6 +170,7 @@ type view struct {
 	revision  int64
 	hash      []byte
 	held      []*resealv1.EncodedResource // sorted by kind, then name
+	limited   []*resealv1.Resource        // pools with connections.maxPerFleet, by name
 
 	mu      sync.Mutex
 	updates map[baseKey]*update // that lead to this view

@@ -1,6 +1,9 @@
 package fleet
 
 import (
+	"maps"
+	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
@@ -61,4 +64,38 @@ func Cut(text string, limit int) string {
 		limit--
 	}
 	return text[:limit]
+}
+
+// Member is an edge that lives, connected to whichever replica.
+type Member struct {
+	// ID is the edge's.
+	ID string
+	// Labels are those of its labels that some selector asks for.
+	Labels map[string]string
+	// Vague says that Labels are not known yet.
+	Vague bool
+}
+
+// Key is a text that members have in common whom the same selectors select.
+func (m Member) Key() string {
+	if m.Vague {
+		return "?"
+	}
+	var key strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(m.Labels)) {
+		key.WriteString(name + "\x00" + m.Labels[name] + "\x00")
+	}
+	return key.String()
+}
+
+// Selectable are the labels as selectors want them: nil, which is any, while they are
+// not known.
+func (m Member) Selectable() map[string]string {
+	switch {
+	case m.Vague:
+		return nil
+	case m.Labels == nil:
+		return map[string]string{}
+	}
+	return m.Labels
 }

@@ -8,12 +8,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // cover is what a live edge has acked. It is immutable.
 type cover struct {
-	// Labels are those of the edge that some keyring's selector asks for: what an
-	// edge may say as it likes is not written into etcd.
+	// Labels are those of the edge that some selector asks for: what an edge may say
+	// as it likes is not written into etcd.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Terms is the terms.id of the selectors that Labels are for.
 	Terms string `json:"terms,omitempty"`
@@ -52,17 +54,17 @@ func (c *cover) key() string {
 	return string(text)
 }
 
-// terms are the labels that the selectors of all keyrings ask for. They are
-// immutable.
+// terms are the labels that selectors ask for: those of all keyrings, and
+// Config.Selectors. They are immutable.
 type terms struct {
 	id    string // equal terms have equal ids, never empty
 	pairs map[string]map[string]bool
 }
 
-func termsOf(specs []keyringSpec) terms {
+func termsOf(selectors []*resealv1.EdgeSelector) terms {
 	t := terms{pairs: map[string]map[string]bool{}}
-	for _, k := range specs {
-		for name, value := range k.spec.GetEdgeSelector().GetMatchLabels() {
+	for _, selector := range selectors {
+		for name, value := range selector.GetMatchLabels() {
 			if t.pairs[name] == nil {
 				t.pairs[name] = map[string]bool{}
 			}

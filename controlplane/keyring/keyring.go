@@ -57,6 +57,9 @@ type Config struct {
 	// that the edge says it has; nil lets the edge's own stand. An error that
 	// carries no gRPC status is PERMISSION_DENIED. Required.
 	Edge func(ctx context.Context) (id string, labels map[string]string, err error)
+	// Selectors are others than those of keyrings, by a configuration, whose labels Live
+	// is to tell. It depends on nothing else, so that replicas agree. Nil: none.
+	Selectors func(*resealv1.Snapshot) []*resealv1.EdgeSelector
 	// Author names the caller of a command in the log. Default "unknown".
 	Author func(ctx context.Context) string
 	// Tick is how often the leader looks at the clock. Default 1s.
@@ -167,6 +170,8 @@ func (s *Server) configure(ctx context.Context) error {
 			return fmt.Errorf("keyring: wait for the next snapshot: %w", err)
 		}
 		revision = snapshot.Revision()
-		s.roster.ask(s.state.configure(snapshot))
+		asked := termsOf(s.selectors(snapshot))
+		s.state.configure(snapshot, asked)
+		s.roster.ask(asked)
 	}
 }

@@ -31,7 +31,7 @@ type state struct {
 
 	configured int64 // revision of the configuration, 0: not known yet
 	specs      []keyringSpec
-	terms      terms // of specs
+	terms      terms // of the configuration
 	records    map[string]*stored
 	ledger     *ledger
 	offices    map[string]candidate // candidates of the election, by key
@@ -118,16 +118,13 @@ func (st *state) currentEra() int {
 	return st.era
 }
 
-// configure takes the keyrings of a snapshot, and returns what their selectors ask
-// for.
-func (st *state) configure(snapshot *resealv1.Snapshot) terms {
+// configure takes the keyrings of a snapshot, and what selectors ask for.
+func (st *state) configure(snapshot *resealv1.Snapshot, asked terms) {
 	specs := specsOf(snapshot)
-	asked := termsOf(specs)
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.specs, st.terms, st.configured = specs, asked, snapshot.Revision()
 	st.notify(true)
-	return asked
 }
 
 // ready says whether there is anything to go by. The caller holds mu.

@@ -111,7 +111,7 @@ type Config struct {
 	Observe func(ctx context.Context, order *resealv1.ObserveOrder) error
 	// Shares takes how many connections to each endpoint pools may have of their
 	// connections.maxPerFleet, by the pool's name, in place of what it was told before.
-	// It must not block. Nil: they are ignored.
+	// It returns at once. Nil: they are ignored.
 	Shares func(shares map[string]int)
 	// Logger is for the operator of this process. Required.
 	Logger *slog.Logger
@@ -131,7 +131,8 @@ type Feed struct {
 	again chan struct{}
 	trial *trial // belongs to whoever holds applying
 
-	drained atomic.Bool // the control plane said so last
+	drained atomic.Bool                // the control plane said so last
+	shares  *resealv1.ConnectionShares // that Config.Shares was told last; belongs to the session
 
 	// What survives a reconnect, guarded by mu.
 	mu       sync.Mutex

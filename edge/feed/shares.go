@@ -31,8 +31,12 @@ func (f *Feed) RecallShares() {
 	f.share(kept)
 }
 
-// shareAnew goes by shares that were told just now, and keeps them.
+// shareAnew goes by shares that were told just now, and keeps them. Each stream begins
+// with some, which are known as a rule.
 func (f *Feed) shareAnew(told *resealv1.ConnectionShares) {
+	if proto.Equal(told, f.shares) {
+		return
+	}
 	f.share(told)
 	data, err := proto.Marshal(told)
 	if err == nil {
@@ -44,6 +48,7 @@ func (f *Feed) shareAnew(told *resealv1.ConnectionShares) {
 }
 
 func (f *Feed) share(told *resealv1.ConnectionShares) {
+	f.shares = told
 	if f.config.Shares == nil {
 		return
 	}
