@@ -66,7 +66,7 @@ func (g *getter) describe(ctx context.Context) error {
 			around := g.surroundings(ctx, len(resources))
 			for _, r := range resources {
 				between()
-				g.describeResource(r, around)
+				g.describeResource(r, around, g.connectionBudget(ctx, r))
 			}
 		}
 		if errors.Is(err, errNotFound) {
@@ -103,7 +103,7 @@ func (g *getter) surroundings(ctx context.Context, described int) surroundings {
 	return around
 }
 
-func (a *app) describeResource(r *resealv1.Resource, around surroundings) {
+func (a *app) describeResource(r *resealv1.Resource, around surroundings, budget *connectionBudget) {
 	d := describer{w: a.out}
 	meta := r.GetMetadata()
 	d.line(0, "Name", meta.GetName())
@@ -124,6 +124,9 @@ func (a *app) describeResource(r *resealv1.Resource, around surroundings) {
 	d.heading(0, "Spec")
 	if spec := r.SpecMessage(); spec != nil {
 		d.message(1, spec, withDefaults(r))
+	}
+	if budget != nil {
+		d.line(0, "Connection Budget", budget.String())
 	}
 	for _, edge := range around.edges {
 		for _, v := range edge.GetNack().GetViolations() {

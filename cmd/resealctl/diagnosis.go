@@ -25,6 +25,8 @@ type diagnosis struct {
 	Reasons    []reasonView   `json:"reasons"`
 	Closes     []closeView    `json:"closes"`
 	StaleEdges []string       `json:"staleEdges"`
+	// ConnectionBudget is there when connections.maxPerFleet is.
+	ConnectionBudget *connectionBudget `json:"connectionBudget,omitempty"`
 }
 
 // identitiesView is what the needed handshakes were counted from.
@@ -69,6 +71,7 @@ func diagnose(name, since string, pool *resealv1.BackendPool, stats *resealv1.Ge
 	d.reasons(total, edges)
 	d.closes(total, edges)
 	d.sentences(pool, total)
+	d.budget(pool, stats)
 	return d
 }
 
@@ -255,6 +258,15 @@ func (d *diagnosis) evidence(main reasonView, pool *resealv1.BackendPool, total 
 	opened, byPeer := total.GetConnections().GetOpened(), total.GetClosesBy()["peer"]
 	if opened > 0 && byPeer*2 > opened {
 		d.say("The backend closes most connections itself: %d of the %d that were opened.", byPeer, opened)
+	}
+}
+
+// budget says when connections.maxPerFleet can't be kept.
+func (d *diagnosis) budget(pool *resealv1.BackendPool, stats *resealv1.GetStatsResponse) {
+	d.ConnectionBudget = budgetOf(d.Pool, pool, stats)
+	if b := d.ConnectionBudget; b != nil && b.exceeded() {
+		d.say("Besides, connections.maxPerFleet is %d, but %d edges have the pool: each has a connection to each endpoint, so there may be %d. Raise it, or give the pool to fewer edges.",
+			b.MaxPerFleet, len(b.Shares), b.SharedOut)
 	}
 }
 

@@ -145,3 +145,45 @@ func TestDiagnoseSaysWhoCloses(t *testing.T) {
 		t.Error(text)
 	}
 }
+
+// Connections to share out among edges, and more edges than there are.
+func TestConnectionBudget(t *testing.T) {
+	limit := uint32(10)
+	pool := &resealv1.BackendPool{Connections: &resealv1.Connections{MaxPerFleet: &limit}}
+	shared := func(shares ...int64) *resealv1.GetStatsResponse {
+		stats := &resealv1.GetStatsResponse{Edges: []*resealv1.EdgeStats{{Edge: "without"}}}
+		for i, n := range shares {
+			stats.Edges = append(stats.Edges, &resealv1.EdgeStats{Edge: string(rune('a' + i)), Pools: []*resealv1.Stats{
+				{Name: "p", Connections: &resealv1.ConnectionStats{Share: n}},
+				{Name: "other", Connections: &resealv1.ConnectionStats{Share: 1000}},
+			}})
+		}
+		return stats
+	}
+	for _, test := range []struct {
+		limit  uint32
+		shares []int64
+		want   string
+	}{
+		{10, nil, "no edge has told its share yet"},
+		{10, []int64{10}, "10 of 10 per endpoint shared out: 10 each to 1 edge"},
+		{10, []int64{3, 4, 3}, "10 of 10 per endpoint shared out: 3 to 4 each to 3 edges"},
+		{2, []int64{1, 1, 1}, "3 of 2 per endpoint shared out: 1 each to 3 edges; exceeded, since each edge has at least 1"},
+	} {
+		limit = test.limit
+		if got := budgetOf("p", pool, shared(test.shares...)).String(); got != test.want {
+			t.Errorf("%d shared out as %v: %q, want %q", test.limit, test.shares, got, test.want)
+		}
+	}
+	text := strings.Join(diagnose("p", "", pool, shared(1, 1, 1)).Sentences, " ")
+	if !strings.Contains(text, "connections.maxPerFleet is 2, but 3 edges have the pool") {
+		t.Errorf("diagnosed: %s", text)
+	}
+	limit = 3
+	if d := diagnose("p", "", pool, shared(1, 1, 1)); strings.Contains(strings.Join(d.Sentences, " "), "maxPerFleet") || d.ConnectionBudget.SharedOut != 3 {
+		t.Errorf("diagnosed: %+v", d)
+	}
+	if d := diagnose("p", "", &resealv1.BackendPool{}, shared()); d.ConnectionBudget != nil {
+		t.Errorf("a budget without a limit: %+v", d.ConnectionBudget)
+	}
+}

@@ -265,6 +265,9 @@ type connectionsView struct {
 	Reused uint64 `json:"reused"`
 	Active int64  `json:"active"`
 	Idle   int64  `json:"idle"`
+	// Share is what is shared out of a pool's connections.maxPerFleet, per endpoint: to
+	// all edges, or to the one that the statistics are of.
+	Share int64 `json:"share,omitempty"`
 }
 
 type edgeStatsView struct {
@@ -325,7 +328,7 @@ func viewStats(all []*resealv1.Stats) []statsView {
 			Handshakes: handshakesView{h.GetFull(),
 				resumedView{h.GetResumedSessionId(), h.GetResumedTicket(), h.GetResumedPsk()}, h.GetFailed()},
 			Misses:      orEmpty(s.GetMisses()),
-			Connections: connectionsView{c.GetOpened(), c.GetReused(), c.GetActive(), c.GetIdle()},
+			Connections: connectionsView{c.GetOpened(), c.GetReused(), c.GetActive(), c.GetIdle(), c.GetShare()},
 			Closes:      orEmpty(s.GetCloses()),
 			Answers:     s.GetAnswers(),
 			Waits:       s.GetWaits(),

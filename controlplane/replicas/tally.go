@@ -135,6 +135,7 @@ func addStats(total, more *resealv1.Stats) {
 	c.Reused += of.GetReused()
 	c.Active += of.GetActive()
 	c.Idle += of.GetIdle()
+	c.Share += of.GetShare()
 	addCounts(total.Errors, more.GetErrors())
 	addCounts(total.Misses, more.GetMisses())
 	addCounts(total.Closes, more.GetCloses())

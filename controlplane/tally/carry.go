@@ -58,7 +58,7 @@ func (t totals) carry(words *vocabularies, before, now []*packed, missing totals
 // lasting are counters without what is true of a moment only.
 func (c *counters) lasting() *counters {
 	still := *c
-	still.active, still.idle, still.epochs = 0, 0, nil
+	still.active, still.idle, still.budget, still.epochs = 0, 0, 0, nil
 	return &still
 }
 

@@ -38,6 +38,7 @@ type counters struct {
 	plain  [plain]uint64
 	active int64
 	idle   int64
+	budget int64            // the edge's share of it
 	shares [divided][]share // sorted by key
 	epochs []*epoch         // sorted; listeners have them
 }
@@ -58,7 +59,7 @@ func (c *counters) stats() *resealv1.Stats {
 		},
 		Misses: toMap(c.shares[byMiss]),
 		Connections: &resealv1.ConnectionStats{
-			Opened: c.plain[opened], Reused: c.plain[reused], Active: c.active, Idle: c.idle,
+			Opened: c.plain[opened], Reused: c.plain[reused], Active: c.active, Idle: c.idle, Share: c.budget,
 		},
 		Closes:   toMap(c.shares[byClose]),
 		ClosesBy: toMap(c.shares[byCloser]),
@@ -84,7 +85,7 @@ func (c *counters) add(other *counters) *counters {
 	if c == nil {
 		c = &counters{name: other.name}
 	}
-	total := &counters{name: c.name, active: c.active + other.active, idle: c.idle + other.idle}
+	total := &counters{name: c.name, active: c.active + other.active, idle: c.idle + other.idle, budget: c.budget + other.budget}
 	for i := range total.plain {
 		total.plain[i] = c.plain[i] + other.plain[i]
 	}
@@ -101,7 +102,7 @@ func (c *counters) since(base *counters) *counters {
 	if base == nil || c.below(base) {
 		return c
 	}
-	grown := &counters{name: c.name, active: c.active, idle: c.idle}
+	grown := &counters{name: c.name, active: c.active, idle: c.idle, budget: c.budget}
 	for i := range grown.plain {
 		grown.plain[i] = c.plain[i] - base.plain[i]
 	}

@@ -31,7 +31,7 @@ func drawStats(t *rapid.T) *resealv1.Stats {
 			Full: count("full"), ResumedSessionId: count("id"), ResumedTicket: count("ticket"), ResumedPsk: count("psk"), Failed: count("failed"),
 		},
 		Misses:      counts("miss", "no_session", "expired"),
-		Connections: &resealv1.ConnectionStats{Opened: count("opened"), Reused: count("reused"), Active: int64(count("active")), Idle: int64(count("idle"))},
+		Connections: &resealv1.ConnectionStats{Opened: count("opened"), Reused: count("reused"), Active: int64(count("active")), Idle: int64(count("idle")), Share: int64(count("share"))},
 		Closes:      counts("close", "timeout", "close_notify_both"),
 		ClosesBy:    counts("by", "us", "peer"),
 	}
@@ -72,7 +72,7 @@ func TestAddThenSince(t *testing.T) {
 		base, grown := countersOf(drawStats(t), words), countersOf(drawStats(t), words)
 		later := base.add(grown)
 		got := later.since(base)
-		grown.active, grown.idle = later.active, later.idle // gauges are as of now
+		grown.active, grown.idle, grown.budget = later.active, later.idle, later.budget // gauges are as of now
 		if diff := gocmp.Diff(got.stats(), grown.stats(), protocmp.Transform()); diff != "" {
 			t.Fatalf("%v after %v is %v, want %v", later, base, got, grown)
 		}

@@ -194,7 +194,7 @@ func (t totals) addSince(words *vocabularies, all, base []*packed, now bool) {
 			grown = grown.since(words.unpack(before))
 		}
 		if !now {
-			grown.active, grown.idle = 0, 0
+			grown.active, grown.idle, grown.budget = 0, 0, 0
 		}
 		t.add(grown)
 	}

@@ -61,10 +61,11 @@ func (words *vocabularies) addTo(c *counters, p *packed, what parts) {
 	for i := range c.plain {
 		c.plain[i] += r.next()
 	}
-	active, idle := int64(r.next()), int64(r.next())
+	active, idle, budget := int64(r.next()), int64(r.next()), int64(r.next())
 	if what >= withGauges {
 		c.active += active
 		c.idle += idle
+		c.budget += budget
 	}
 	for i := range c.shares {
 		c.shares[i] = words[i].addTo(c.shares[i], &r)

@@ -134,6 +134,7 @@ type draft struct {
 	plain  [plain]uint64
 	active uint64
 	idle   uint64
+	budget uint64
 	shares [divided][]placed
 	epochs []draftEpoch
 }
@@ -186,7 +187,7 @@ func (d *draft) read(data []byte, words *vocabularies) bool {
 }
 
 func (d *draft) clear() {
-	d.name, d.plain, d.active, d.idle = nil, [plain]uint64{}, 0, 0
+	d.name, d.plain, d.active, d.idle, d.budget = nil, [plain]uint64{}, 0, 0, 0
 	for i := range d.shares {
 		d.shares[i] = d.shares[i][:0]
 	}
@@ -224,6 +225,8 @@ func (d *draft) readConnections(data []byte) bool {
 			d.active = gauge(f.value)
 		case 4<<3 | varint:
 			d.idle = gauge(f.value)
+		case 5<<3 | varint:
+			d.budget = gauge(f.value)
 		}
 	}
 	return !f.broken
@@ -294,6 +297,7 @@ func (d *draft) pack(data []byte) []byte {
 	}
 	data = binary.AppendUvarint(data, d.active)
 	data = binary.AppendUvarint(data, d.idle)
+	data = binary.AppendUvarint(data, d.budget)
 	for _, counts := range d.shares {
 		data = packCounts(data, counts)
 	}

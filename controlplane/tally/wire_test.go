@@ -73,7 +73,7 @@ func FuzzReport(f *testing.F) {
 		{Edge: "e", BootId: "b", Answers: 7, Partial: true},
 		{Edge: "e", Pools: []*resealv1.Stats{{Name: "p", Requests: 1 << 40, Errors: map[string]uint64{"connect": 3}, Handshakes: &resealv1.Handshakes{Full: 1, ResumedPsk: 9}}}},
 		{Listeners: []*resealv1.Stats{{
-			Name: "l", Misses: map[string]uint64{"expired": 3}, Connections: &resealv1.ConnectionStats{Opened: 1, Active: -4, Idle: 5},
+			Name: "l", Misses: map[string]uint64{"expired": 3}, Connections: &resealv1.ConnectionStats{Opened: 1, Active: -4, Idle: 5, Share: -1},
 			Epochs: []*resealv1.EpochStats{{Keyring: "default", Epoch: 3, Resumed: 4, Misses: map[string]uint64{"expired": 1}}, {Resumed: 1}},
 		}}},
 	} {
