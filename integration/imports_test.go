@@ -156,6 +156,8 @@ func TestMayImport(t *testing.T) {
 		{"controlplane/feed", "controlplane/fleet", true},
 		{"controlplane/keyring", "controlplane/office", true},
 		{"controlplane/office", "controlplane/keyring", false},
+		{"controlplane/budget", "controlplane/fleet", true},
+		{"controlplane/budget", "controlplane/keyring", false},
 		{"controlplane/fleet", "controlplane/feed", false},
 		{"controlplane/mirror", "controlplane/trust", false},
 		{"edge/session", "edge/session/abbreviated", true},

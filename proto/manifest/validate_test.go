@@ -132,6 +132,10 @@ func TestValidateBackendPool(t *testing.T) {
 			"spec.healthCheck.serverName: is missing; a health check has no request whose host it could take, so set it or tls.serverName",
 			"spec.healthCheck.interval: 50ms is below the minimum, 100ms",
 		}},
+		{ok + "connections: {maxPerFleet: 1}", nil},
+		{ok + "connections: {maxPerFleet: 0}", []string{
+			"spec.connections.maxPerFleet: must be at least 1; leave it out for no limit over all edges",
+		}},
 		{ok + "outlierDetection: {maxEjectionPercent: 101, statuses: [302, 503, 503]}\nretries: {attempts: 6, on: [502, 502]}\ntimeouts: {connect: 100000h}", []string{
 			"spec.timeouts.connect: 100000h is above the maximum, 87600h",
 			"spec.outlierDetection.maxEjectionPercent: 101 is above the maximum, 100",

@@ -1046,18 +1046,16 @@ type Connections struct {
 	MaxPending uint32 `protobuf:"varint,7,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
 	// How long a close waits for the peer's close_notify and FIN. Default 1s.
 	CloseTimeout *durationpb.Duration `protobuf:"bytes,8,opt,name=close_timeout,json=closeTimeout,proto3" json:"close_timeout,omitempty"`
-	// Connections that the whole fleet may have to one endpoint, idle ones included:
-	// what the server behind it can carry, as maxconn of a server is in HAProxy, but over
-	// all edges. At least 1. Default: no limit but max_per_endpoint of each edge.
-	//
-	// It is divided evenly over the live edges that have the pool, and divided again as
-	// edges come and go. An edge keeps to its share or to max_per_endpoint, whichever is
-	// smaller, in the same way: requests wait for a connection, idle connections beyond
-	// it are closed, those in use are when their request ends. Each edge has a share of
-	// at least 1; so with more edges than max_per_fleet, the fleet has as many
-	// connections as edges, and describe and diagnose say so. Health checks don't count,
-	// as with max_per_endpoint. How exactly the bound is kept stands at ConnectionShares
-	// in feed.proto.
+	// Connections that all edges together may have to one endpoint, idle ones
+	// included: what the server behind it can carry, as maxconn of a server in HAProxy,
+	// but for the fleet. At least 1. Default: no limit but maxPerEndpoint of each edge.
+	// It is divided evenly over the live edges that have the pool, and again as edges
+	// come and go. An edge goes by its share as by maxPerEndpoint, whichever is smaller:
+	// requests wait for a connection, idle connections beyond it are closed, others when
+	// their request ends, and health checks don't count. Each edge has a share of at
+	// least 1: with more edges than maxPerFleet there are as many connections as edges,
+	// and resealctl describe and diagnose say so. When there may be more for a moment
+	// says ConnectionShares in feed.proto.
 	MaxPerFleet   *uint32 `protobuf:"varint,9,opt,name=max_per_fleet,json=maxPerFleet,proto3,oneof" json:"max_per_fleet,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -357,28 +357,29 @@ func (*SyncResponse_ObserveOrder) isSyncResponse_Message() {}
 
 func (*SyncResponse_ConnectionShares) isSyncResponse_Message() {}
 
-// ConnectionShares are an edge's shares of connections.max_per_fleet, for all of its
+// ConnectionShares are an edge's shares of connections.maxPerFleet, for all of its
 // pools that have one. They are no part of a revision: they follow from which edges
 // live. Each message replaces the one before; it comes when a share has changed, and
 // before the Update for which it is.
 //
-// A pool's shares add up to max_per_fleet at most, unless there are more edges. An edge
+// A pool's shares add up to maxPerFleet at most, unless there are more edges. An edge
 // counts while it lives, which is until 30 s after its stream ended. A share that falls
 // is told at once, one that rises after 3 s, in which the others have heard of theirs;
-// an edge that comes has 1 until then. So the fleet has more than max_per_fleet
+// an edge that comes has 1 until then. So the fleet has more than maxPerFleet
 // connections to an endpoint only
 //
 //   - by 1 for each edge that has just come, for 3 s;
 //   - while requests that were under way when a share fell are not answered yet;
 //   - while an edge does not read what it is told, and by the share of one that was
-//     away from the control plane for more than 30 s, until it is back;
+//     away from the control plane, or whose replica was from etcd, for more than 30 s,
+//     until it is back;
 //   - for about a second after an edge, by a change of configuration, gets a pool that
-//     others have, or a pool gets its first max_per_fleet;
+//     others have, or a pool gets its first maxPerFleet;
 //   - while the old process of an edge that was upgraded drains, by what it still has.
 //
 // An edge keeps its last shares without a control plane, and over restarts. Of a pool
 // of which it was never told any it has 1, or, if it served that pool before this had a
-// max_per_fleet, all until it is told.
+// maxPerFleet, all until it is told.
 type ConnectionShares struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One per pool, sorted by name.

@@ -745,7 +745,7 @@ type ConnectionStats struct {
 	Active int64 `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
 	// Open and not in use now.
 	Idle int64 `protobuf:"varint,4,opt,name=idle,proto3" json:"idle,omitempty"`
-	// Pools with connections.max_per_fleet: the edge's share of it now, per endpoint.
+	// Pools with connections.maxPerFleet: the edge's share of it now, per endpoint.
 	// In totals, what is shared out to all edges.
 	Share         int64 `protobuf:"varint,5,opt,name=share,proto3" json:"share,omitempty"`
 	unknownFields protoimpl.UnknownFields
