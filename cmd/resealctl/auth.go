@@ -48,6 +48,14 @@ var deeds = []deed{
 	{[]string{"tokens", "token"}, []string{"create"}, resealv1.EnrollmentService_CreateToken_FullMethodName},
 	{[]string{"tokens", "token"}, []string{"get", "list"}, resealv1.EnrollmentService_ListTokens_FullMethodName},
 	{[]string{"tokens", "token"}, []string{"revoke", "delete"}, resealv1.EnrollmentService_RevokeToken_FullMethodName},
+	{[]string{"users", "user"}, []string{"create"}, resealv1.EnrollmentService_CreateUser_FullMethodName},
+	{[]string{"users", "user"}, []string{"get", "list"}, resealv1.EnrollmentService_ListUsers_FullMethodName},
+	{[]string{"rollouts", "rollout"}, []string{"get", "status"}, resealv1.FleetService_GetRollout_FullMethodName},
+	{[]string{"rollouts", "rollout"}, []string{"watch"}, resealv1.FleetService_WatchRollout_FullMethodName},
+	{[]string{"rollouts", "rollout"}, []string{"pause"}, resealv1.FleetService_PauseRollout_FullMethodName},
+	{[]string{"rollouts", "rollout"}, []string{"resume"}, resealv1.FleetService_ResumeRollout_FullMethodName},
+	{[]string{"rollouts", "rollout"}, []string{"undo"}, resealv1.FleetService_UndoRollout_FullMethodName},
+	{[]string{"backups", "backup"}, []string{"create"}, resealv1.BackupService_Backup_FullMethodName},
 }
 
 // methodOf finds the method for a verb and a noun.
@@ -58,7 +66,7 @@ func methodOf(verb, noun string) (string, error) {
 	_, resource := manifest.KindByName(noun)
 	resource = resource || noun == "*" || noun == kindAll
 	if !resource && !slices.ContainsFunc(deeds, func(d deed) bool { return slices.Contains(d.nouns, noun) }) {
-		return "", usagef("there is no %q; there are %s, history, stats and tokens", noun, kindList())
+		return "", usagef("there is no %q; there are %s, history, stats, tokens, users, rollouts and backups", noun, kindList())
 	}
 	var verbs []string
 	for _, d := range deeds {
@@ -74,35 +82,102 @@ func methodOf(verb, noun string) (string, error) {
 }
 
 func newCanICommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:   "can-i VERB RESOURCE",
+	var list bool
+	cmd := &cobra.Command{
+		Use:   "can-i {VERB RESOURCE | --list}",
 		Short: "Say whether your role may do something",
 		Long: `Say whether the role in your certificate may do something. It prints yes or no
-and exits with 0 or 1. The control plane is not asked.`,
-		Example:           "  resealctl auth can-i apply backendpools\n  resealctl auth can-i create tokens",
-		Args:              cobra.ExactArgs(2),
+and exits with 0 or 1. --list shows all that it may. The control plane is not
+asked.`,
+		Example:           "  resealctl auth can-i apply backendpools\n  resealctl auth can-i create tokens\n  resealctl auth can-i --list",
 		ValidArgsFunction: completeDeeds,
-		RunE: func(_ *cobra.Command, args []string) error {
-			method, err := methodOf(args[0], args[1])
-			if err != nil {
-				return err
+		Args: func(cmd *cobra.Command, args []string) error {
+			if list {
+				return cobra.NoArgs(cmd, args)
 			}
-			t, err := a.target()
-			if err != nil {
-				return err
-			}
-			who, err := t.identity()
-			if err != nil {
-				return err
-			}
-			if who.mayCall(method) {
-				a.printf("yes\n")
-				return nil
-			}
-			a.printf("no\n")
-			return &exitError{code: exitFailure}
+			return cobra.ExactArgs(2)(cmd, args)
 		},
 	}
+	cmd.Flags().BoolVar(&list, "list", false, "show all that your role may do")
+	format := registerFormat(cmd, "table", "json", "yaml")
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		switch {
+		case list:
+			return a.printDeeds(format)
+		case format.structured():
+			return usagef("-o %s needs --list", format.value)
+		}
+		return a.canI(args[0], args[1])
+	}
+	return cmd
+}
+
+func (a *app) canI(verb, noun string) error {
+	method, err := methodOf(verb, noun)
+	if err != nil {
+		return err
+	}
+	t, err := a.target()
+	if err != nil {
+		return err
+	}
+	who, err := t.identity()
+	if err != nil {
+		return err
+	}
+	if who.mayCall(method) {
+		a.printf("yes\n")
+		return nil
+	}
+	a.printf("no\n")
+	return &exitError{code: exitFailure}
+}
+
+// deedsView is what may be done with a noun, as -o json and yaml show it.
+type deedsView struct {
+	Resource string   `json:"resource"`
+	Verbs    []string `json:"verbs"`
+}
+
+// deedsOf are all deeds that an identity may do, by noun.
+func deedsOf(who identity) []deedsView {
+	var views []deedsView
+	for _, d := range deeds {
+		if !who.mayCall(d.method) {
+			continue
+		}
+		noun := "*"
+		if len(d.nouns) > 0 {
+			noun = d.nouns[0]
+		}
+		at := slices.IndexFunc(views, func(v deedsView) bool { return v.Resource == noun })
+		if at < 0 {
+			at, views = len(views), append(views, deedsView{Resource: noun})
+		}
+		views[at].Verbs = append(views[at].Verbs, d.verbs...)
+	}
+	return views
+}
+
+func (a *app) printDeeds(f *format) error {
+	t, err := a.target()
+	if err != nil {
+		return err
+	}
+	who, err := t.identity()
+	if err != nil {
+		return err
+	}
+	views := deedsOf(who)
+	if f.structured() {
+		return a.printDocument(f, map[string]any{"name": who.name, "role": resealv1.Label(who.role), "may": views})
+	}
+	table := newTable(a.out, "RESOURCE", "VERBS")
+	for _, v := range views {
+		table.add(v.Resource, strings.Join(v.Verbs, ", "))
+	}
+	table.flush()
+	return nil
 }
 
 // whoamiView is an identity as -o json and yaml show it.

@@ -50,6 +50,7 @@ func (a *app) connect() (*client, error) {
 	}
 	c.silent.warnf = a.warnf
 	a.client = c
+	a.renew(c)
 	return c, nil
 }
 
@@ -90,11 +91,21 @@ func newClient(t *target, timeout time.Duration) (*client, error) {
 func (c *client) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	bounded, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
+	if ctx.Value(unexplainedKey{}) != nil {
+		return invoke(bounded, method, req, reply, conn, opts...)
+	}
 	if err := invoke(bounded, method, req, reply, conn, opts...); err != nil {
 		return c.explain(ctx, method, err)
 	}
 	c.silent.note(reply)
 	return c.explain(ctx, method, nil)
+}
+
+type unexplainedKey struct{}
+
+// unexplained is for calls that need the status itself.
+func unexplained(ctx context.Context) context.Context {
+	return context.WithValue(ctx, unexplainedKey{}, true)
 }
 
 // stream does the same for a stream. Only its start is bounded.

@@ -27,6 +27,7 @@ func (a *app) quietly(cmd *cobra.Command, ask func(ctx context.Context, c *clien
 	silent := &app{console: a.console, settings: a.settings}
 	silent.err = io.Discard
 	silent.settings.timeout = completionTimeout
+	silent.noRenewal = true // nobody expects that a completion writes files
 	client, err := silent.connect()
 	if err != nil {
 		return nil
@@ -168,7 +169,7 @@ func completeDeeds(_ *cobra.Command, args []string, typed string) ([]string, cob
 			words = append(words, d.verbs...)
 		}
 	case 1:
-		words = append(kindWords(), "history", "stats", "tokens")
+		words = append(kindWords(), "history", "stats", "tokens", "users")
 	}
 	slices.Sort(words)
 	return startingWith(slices.Compact(words), typed), noFiles

@@ -81,16 +81,21 @@ func (f *fakeAuthority) sign(template *x509.Certificate) (certPEM, keyPEM []byte
 	if err != nil {
 		return nil, nil, err
 	}
-	template.SerialNumber = big.NewInt(2)
 	template.NotBefore = time.Now().Add(-48 * time.Hour)
-	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	der, err := x509.CreateCertificate(rand.Reader, template, f.cert, key.Public(), f.key)
+	certPEM, err = f.certify(template, key.Public())
 	if err != nil {
 		return nil, nil, err
 	}
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), err
+	return certPEM, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), err
+}
+
+// certify signs a certificate for a key that somebody else has.
+func (f *fakeAuthority) certify(template *x509.Certificate, key any) (certPEM []byte, err error) {
+	template.SerialNumber = big.NewInt(2)
+	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	der, err := x509.CreateCertificate(rand.Reader, template, f.cert, key, f.key)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), err
 }
 
 // fakeServer is a control plane in memory: enough of the contract in the .proto
@@ -117,6 +122,9 @@ type fakeServer struct {
 	stats     *resealv1.GetStatsResponse
 	samples   int
 	tokens    []*resealv1.JoinToken
+	users     []*resealv1.User
+	renewing  bool // users can renew their certificates
+	renewals  int
 	unwell    bool // every call is answered UNAVAILABLE
 	// unanswered are replicas that did not answer this one.
 	unanswered []*resealv1.UnansweredReplica

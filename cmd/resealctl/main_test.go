@@ -156,7 +156,8 @@ func checkMode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// steerFake changes the control plane: fake stop | unwell | alone | watched N. Also
+// steerFake changes the control plane: fake stop | unwell | alone | watched N.
+// With fake renewing users can renew, fake renewals N says how often they did. Also
 // fake silent, which sets $SILENT to an address that never answers, and fake
 // certificate FILE NAME DOMAINS, which writes a Certificate. Of keyrings: fake
 // stuck | damaged.
@@ -168,6 +169,16 @@ func steerFake(ts *testscript.TestScript, neg bool, args []string) {
 	case what == "alone":
 		f.change(func() {
 			f.unanswered = []*resealv1.UnansweredReplica{{Id: "c2", Address: "10.1.0.2:7443", Reason: "no answer within 2s"}}
+		})
+	case what == "renewing":
+		f.change(func() { f.renewing = true })
+	case args[0] == "renewals":
+		want, err := strconv.Atoi(args[1])
+		ts.Check(err)
+		f.change(func() {
+			if f.renewals != want {
+				ts.Fatalf("%d renewals, want %d", f.renewals, want)
+			}
 		})
 	case what == "unwell":
 		f.change(func() { f.unwell = true })

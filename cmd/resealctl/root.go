@@ -16,6 +16,8 @@ type app struct {
 	settings settings
 	started  bool // a command's own code runs: what fails now is not usage
 	client   *client
+	// noRenewal leaves a certificate as it is.
+	noRenewal bool
 }
 
 // settings are the global flags. Each can also be given as a variable.
@@ -55,8 +57,8 @@ func newRootCommand(a *app) *cobra.Command {
 			newGetCommand(a), newDescribeCommand(a), newExplainCommand(a)}},
 		{"History:", []*cobra.Command{newHistoryCommand(a), newRollbackCommand(a), newRolloutCommand(a)}},
 		{"Fleet:", []*cobra.Command{newFleetStatusCommand(a), newStatsCommand(a), newTopCommand(a), newObserveCommand(a), newDiagnoseCommand(a), newProbeCommand(a),
-			newDrainCommand(a), newTokenCommand(a), newKeyringCommand(a), newBackupCommand(a)}},
-		{"This command:", []*cobra.Command{newConfigCommand(a), newAuthCommand(a), newVersionCommand(a)}},
+			newDrainCommand(a), newTokenCommand(a), newUserCommand(a), newKeyringCommand(a), newBackupCommand(a)}},
+		{"This command:", []*cobra.Command{newConfigCommand(a), newAuthCommand(a), newWhoamiCommand(a), newVersionCommand(a)}},
 	}
 	for _, group := range groups {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})

@@ -22,6 +22,7 @@ type target struct {
 	caPEM        []byte
 	certPEM      []byte
 	keyPEM       []byte
+	fromFile     bool // certificate and key are the context's
 }
 
 // identity is what a client certificate says about its holder.
@@ -51,6 +52,7 @@ func (a *app) target() (*target, error) {
 		t.name, t.controlPlane, t.trustDomain = chosen.Name, chosen.ControlPlane, chosen.TrustDomain
 		t.caPEM, t.certPEM, t.keyPEM = []byte(chosen.CAPEM), []byte(chosen.CertificatePEM), []byte(chosen.PrivateKeyPEM)
 	}
+	t.fromFile = t.name != "" && a.settings.certificateFile == "" && a.settings.privateKeyFile == ""
 	if err := a.overrideTarget(t); err != nil {
 		return nil, err
 	}

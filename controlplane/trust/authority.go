@@ -111,7 +111,7 @@ type leaf struct {
 	publicKey crypto.PublicKey
 	ttl       time.Duration
 	usages    []x509.ExtKeyUsage
-	enrolment string // of edges: the id of the join token
+	enrolment string // of edges: the id of the join token; of users: one of their own
 }
 
 func (a *authority) issue(l leaf) (*x509.Certificate, error) {

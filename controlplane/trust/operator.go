@@ -2,6 +2,8 @@ package trust
 
 import (
 	"bytes"
+	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -15,24 +17,20 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-const (
-	defaultOperatorTTL = 365 * 24 * time.Hour
-	localName          = "local" // of the context, and of its administrator
-)
+const defaultOperatorTTL = 365 * 24 * time.Hour
 
-// IssueOperator makes a key and a certificate for a person or a tool. role is
-// ROLE_VIEWER, ROLE_OPERATOR or ROLE_ADMIN; ttl 0 means a year. It does not
-// outlive the authority. Errors: ErrNotOpen, a bad role or name.
+// IssueOperator makes a key and a certificate for a person or a tool that is not
+// kept as a user, so that it can't be renewed. role is ROLE_VIEWER, ROLE_OPERATOR or
+// ROLE_ADMIN; ttl 0 means a year. It does not outlive the authority. Errors:
+// ErrNotOpen, a bad role or name.
 func (t *Trust) IssueOperator(role resealv1.Role, name string, ttl time.Duration) (certPEM, keyPEM []byte, err error) {
-	opened := t.opened.Load()
-	if opened == nil {
-		return nil, nil, ErrNotOpen
-	}
-	if role < resealv1.Role_ROLE_VIEWER || role > resealv1.Role_ROLE_ADMIN {
+	if !isPerson(role) {
 		return nil, nil, fmt.Errorf("%s is not a role of people", role)
 	}
 	if err := checkName(name); err != nil {
@@ -44,26 +42,48 @@ func (t *Trust) IssueOperator(role resealv1.Role, name string, ttl time.Duration
 	if ttl < 0 {
 		return nil, nil, fmt.Errorf("lifetime %s is negative", ttl)
 	}
+	certificate, keyPEM, err := t.makeUser(storedUser{name: name, userRecord: userRecord{Role: role, TTL: ttl}})
+	if err != nil {
+		return nil, nil, err
+	}
+	return certificatePEM(certificate.Raw), keyPEM, nil
+}
+
+// makeUser makes a key and a certificate for it.
+func (t *Trust) makeUser(user storedUser) (certificate *x509.Certificate, keyPEM []byte, err error) {
+	opened := t.opened.Load()
+	if opened == nil {
+		return nil, nil, ErrNotOpen
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, err
 	}
-	identity := Identity{Role: role, Name: name}
-	certificate, err := opened.authority.issue(leaf{
-		uri:       t.uri(identity.String()),
-		publicKey: key.Public(),
-		ttl:       ttl,
-		usages:    []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
-	if err != nil {
+	if certificate, err = t.issueUser(opened.authority, user, key.Public()); err != nil {
 		return nil, nil, err
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, nil, err
 	}
-	t.logger.Info("operator certificate issued", "identity", identity.String(), "not_after", certificate.NotAfter)
-	return certificatePEM(certificate.Raw), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+	t.logger.Info("operator certificate issued", "identity", user.identity().String(), "not_after", certificate.NotAfter)
+	return certificate, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// issueUser issues a user's certificate.
+func (t *Trust) issueUser(authority *authority, user storedUser, key crypto.PublicKey) (*x509.Certificate, error) {
+	certificate, err := authority.issue(leaf{
+		uri:       t.uri(user.identity().String()),
+		publicKey: key,
+		ttl:       user.TTL,
+		usages:    []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		enrolment: user.Enrolment,
+	})
+	if err != nil {
+		t.logger.Error("issue a user's certificate", "user", user.identity().String(), "error", err)
+		return nil, status.Error(codes.Internal, "the certificate could not be issued; see the control plane's log")
+	}
+	return certificate, nil
 }
 
 // contextFile is the file that resealctl reads with --config.
@@ -82,11 +102,11 @@ type clientContext struct {
 }
 
 // WriteAdminContext writes a context named "local", with a new administrator's
-// certificate of a year, to path, mode 0600. servers are host:port. A file that
-// has the context already is left as it is, unless the certificate expired or
-// the authority is another one; other contexts in the file are kept in any case.
-// Errors: ErrNotOpen, those of the file system, a file that is not a context
-// file.
+// certificate of a year, to path, mode 0600, and enters that administrator among the
+// users. servers are host:port. A file that has the context already is left as it
+// is, unless the certificate expired or the authority is another one; other contexts
+// in the file are kept in any case. Errors: ErrNotOpen, those of the file system and
+// of the store, a file that is not a context file.
 func (t *Trust) WriteAdminContext(path string, servers []string) error {
 	opened := t.opened.Load()
 	if opened == nil {
@@ -96,11 +116,13 @@ func (t *Trust) WriteAdminContext(path string, servers []string) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
 	at := slices.IndexFunc(file.Contexts, func(c clientContext) bool { return c.Name == localName })
 	if at >= 0 && usable(file.Contexts[at], opened.authority) {
-		return nil
+		return t.adoptLocal(ctx, file.Contexts[at])
 	}
-	certificate, key, err := t.IssueOperator(resealv1.Role_ROLE_ADMIN, localName, defaultOperatorTTL)
+	certificate, key, err := t.makeLocal(ctx)
 	if err != nil {
 		return err
 	}
@@ -152,10 +174,17 @@ func readContextFile(path string) (contextFile, error) {
 // usable tells whether a context still works with authority.
 func usable(c clientContext, authority *authority) bool {
 	ca, _ := pem.Decode([]byte(c.CAPEM))
-	block, _ := pem.Decode([]byte(c.CertificatePEM))
-	if ca == nil || block == nil || !bytes.Equal(ca.Bytes, authority.certificate.Raw) {
+	if ca == nil || !bytes.Equal(ca.Bytes, authority.certificate.Raw) {
 		return false
 	}
-	certificate, err := x509.ParseCertificate(block.Bytes)
+	certificate, err := c.certificate()
 	return err == nil && time.Now().Before(certificate.NotAfter)
+}
+
+func (c clientContext) certificate() (*x509.Certificate, error) {
+	block, _ := pem.Decode([]byte(c.CertificatePEM))
+	if block == nil {
+		return nil, errors.New("no certificate in PEM")
+	}
+	return x509.ParseCertificate(block.Bytes)
 }

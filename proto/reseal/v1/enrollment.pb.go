@@ -629,6 +629,438 @@ func (x *RenewResponse) GetCaPem() string {
 	return ""
 }
 
+// CreateUserRequest says who the user is.
+type CreateUserRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Letters, digits, ".", "_" and "-", at most 63 bytes.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// ROLE_VIEWER, ROLE_OPERATOR or ROLE_ADMIN.
+	Role Role `protobuf:"varint,2,opt,name=role,proto3,enum=reseal.v1.Role" json:"role,omitempty"`
+	// As in EnrollRequest.
+	CertificateRequest []byte `protobuf:"bytes,3,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
+	// How long each certificate is valid. Default 24h, at least 1 minute, at most 365
+	// days.
+	Ttl           *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateUserRequest) Reset() {
+	*x = CreateUserRequest{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateUserRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateUserRequest) ProtoMessage() {}
+
+func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateUserRequest.ProtoReflect.Descriptor instead.
+func (*CreateUserRequest) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CreateUserRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateUserRequest) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
+func (x *CreateUserRequest) GetCertificateRequest() []byte {
+	if x != nil {
+		return x.CertificateRequest
+	}
+	return nil
+}
+
+func (x *CreateUserRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+// CreateUserResponse holds the certificate.
+type CreateUserResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The user.
+	User *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	// The chain, PEM, leaf first, with spiffe://<trust-domain>/<role>/<name>.
+	CertificatePem string `protobuf:"bytes,2,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
+	// The roots to trust, PEM.
+	CaPem string `protobuf:"bytes,3,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
+	// The trust domain.
+	TrustDomain   string `protobuf:"bytes,4,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateUserResponse) Reset() {
+	*x = CreateUserResponse{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateUserResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateUserResponse) ProtoMessage() {}
+
+func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateUserResponse.ProtoReflect.Descriptor instead.
+func (*CreateUserResponse) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CreateUserResponse) GetUser() *User {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *CreateUserResponse) GetCertificatePem() string {
+	if x != nil {
+		return x.CertificatePem
+	}
+	return ""
+}
+
+func (x *CreateUserResponse) GetCaPem() string {
+	if x != nil {
+		return x.CaPem
+	}
+	return ""
+}
+
+func (x *CreateUserResponse) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+// User is a person or a tool that calls the control plane.
+type User struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it may do.
+	Role Role `protobuf:"varint,2,opt,name=role,proto3,enum=reseal.v1.Role" json:"role,omitempty"`
+	// When it was made.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// Who made it: "<role>/<name>", or "controlplane" for the administrator of the
+	// first start.
+	CreatedBy string `protobuf:"bytes,4,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// When the last of its certificates ends.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// When it renewed its certificate last. Unset: never.
+	RenewedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=renewed_at,json=renewedAt,proto3" json:"renewed_at,omitempty"`
+	// How long each certificate is valid.
+	Ttl           *durationpb.Duration `protobuf:"bytes,7,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *User) Reset() {
+	*x = User{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *User) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*User) ProtoMessage() {}
+
+func (x *User) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use User.ProtoReflect.Descriptor instead.
+func (*User) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *User) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *User) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
+func (x *User) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *User) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *User) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *User) GetRenewedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RenewedAt
+	}
+	return nil
+}
+
+func (x *User) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+// ListUsersRequest is empty.
+type ListUsersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListUsersRequest) Reset() {
+	*x = ListUsersRequest{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListUsersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListUsersRequest) ProtoMessage() {}
+
+func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListUsersRequest.ProtoReflect.Descriptor instead.
+func (*ListUsersRequest) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{14}
+}
+
+// ListUsersResponse holds users.
+type ListUsersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by name.
+	Users         []*User `protobuf:"bytes,1,rep,name=users,proto3" json:"users,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListUsersResponse) Reset() {
+	*x = ListUsersResponse{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListUsersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListUsersResponse) ProtoMessage() {}
+
+func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListUsersResponse.ProtoReflect.Descriptor instead.
+func (*ListUsersResponse) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListUsersResponse) GetUsers() []*User {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+// RenewUserRequest asks for the next certificate.
+type RenewUserRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in EnrollRequest.
+	CertificateRequest []byte `protobuf:"bytes,1,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *RenewUserRequest) Reset() {
+	*x = RenewUserRequest{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewUserRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewUserRequest) ProtoMessage() {}
+
+func (x *RenewUserRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewUserRequest.ProtoReflect.Descriptor instead.
+func (*RenewUserRequest) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RenewUserRequest) GetCertificateRequest() []byte {
+	if x != nil {
+		return x.CertificateRequest
+	}
+	return nil
+}
+
+// RenewUserResponse holds the certificate.
+type RenewUserResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in CreateUserResponse.
+	CertificatePem string `protobuf:"bytes,1,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
+	// As in CreateUserResponse.
+	CaPem         string `protobuf:"bytes,2,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewUserResponse) Reset() {
+	*x = RenewUserResponse{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewUserResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewUserResponse) ProtoMessage() {}
+
+func (x *RenewUserResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewUserResponse.ProtoReflect.Descriptor instead.
+func (*RenewUserResponse) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RenewUserResponse) GetCertificatePem() string {
+	if x != nil {
+		return x.CertificatePem
+	}
+	return ""
+}
+
+func (x *RenewUserResponse) GetCaPem() string {
+	if x != nil {
+		return x.CaPem
+	}
+	return ""
+}
+
 var File_reseal_v1_enrollment_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_enrollment_proto_rawDesc = "" +
@@ -675,14 +1107,48 @@ const file_reseal_v1_enrollment_proto_rawDesc = "" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"O\n" +
 	"\rRenewResponse\x12'\n" +
 	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12\x15\n" +
-	"\x06ca_pem\x18\x02 \x01(\tR\x05caPem2\x99\x03\n" +
+	"\x06ca_pem\x18\x02 \x01(\tR\x05caPem\"\xaa\x01\n" +
+	"\x11CreateUserRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x0f.reseal.v1.RoleR\x04role\x12/\n" +
+	"\x13certificate_request\x18\x03 \x01(\fR\x12certificateRequest\x12+\n" +
+	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\x9c\x01\n" +
+	"\x12CreateUserResponse\x12#\n" +
+	"\x04user\x18\x01 \x01(\v2\x0f.reseal.v1.UserR\x04user\x12'\n" +
+	"\x0fcertificate_pem\x18\x02 \x01(\tR\x0ecertificatePem\x12\x15\n" +
+	"\x06ca_pem\x18\x03 \x01(\tR\x05caPem\x12!\n" +
+	"\ftrust_domain\x18\x04 \x01(\tR\vtrustDomain\"\xbc\x02\n" +
+	"\x04User\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x0f.reseal.v1.RoleR\x04role\x129\n" +
+	"\n" +
+	"created_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\x04 \x01(\tR\tcreatedBy\x129\n" +
+	"\n" +
+	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x129\n" +
+	"\n" +
+	"renewed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\trenewedAt\x12+\n" +
+	"\x03ttl\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\x12\n" +
+	"\x10ListUsersRequest\":\n" +
+	"\x11ListUsersResponse\x12%\n" +
+	"\x05users\x18\x01 \x03(\v2\x0f.reseal.v1.UserR\x05users\"C\n" +
+	"\x10RenewUserRequest\x12/\n" +
+	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"S\n" +
+	"\x11RenewUserResponse\x12'\n" +
+	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12\x15\n" +
+	"\x06ca_pem\x18\x02 \x01(\tR\x05caPem2\x89\x05\n" +
 	"\x11EnrollmentService\x12S\n" +
 	"\vCreateToken\x12\x1d.reseal.v1.CreateTokenRequest\x1a\x1e.reseal.v1.CreateTokenResponse\"\x05\xd2\xea\x1b\x01\x05\x12P\n" +
 	"\n" +
 	"ListTokens\x12\x1c.reseal.v1.ListTokensRequest\x1a\x1d.reseal.v1.ListTokensResponse\"\x05\xd2\xea\x1b\x01\x05\x12S\n" +
 	"\vRevokeToken\x12\x1d.reseal.v1.RevokeTokenRequest\x1a\x1e.reseal.v1.RevokeTokenResponse\"\x05\xd2\xea\x1b\x01\x05\x12E\n" +
 	"\x06Enroll\x12\x18.reseal.v1.EnrollRequest\x1a\x19.reseal.v1.EnrollResponse\"\x06\xd2\xea\x1b\x02\x01\x02\x12A\n" +
-	"\x05Renew\x12\x17.reseal.v1.RenewRequest\x1a\x18.reseal.v1.RenewResponse\"\x05\xd2\xea\x1b\x01\x02B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
+	"\x05Renew\x12\x17.reseal.v1.RenewRequest\x1a\x18.reseal.v1.RenewResponse\"\x05\xd2\xea\x1b\x01\x02\x12P\n" +
+	"\n" +
+	"CreateUser\x12\x1c.reseal.v1.CreateUserRequest\x1a\x1d.reseal.v1.CreateUserResponse\"\x05\xd2\xea\x1b\x01\x05\x12M\n" +
+	"\tListUsers\x12\x1b.reseal.v1.ListUsersRequest\x1a\x1c.reseal.v1.ListUsersResponse\"\x05\xd2\xea\x1b\x01\x05\x12M\n" +
+	"\tRenewUser\x12\x1b.reseal.v1.RenewUserRequest\x1a\x1c.reseal.v1.RenewUserResponse\"\x05\xd2\xea\x1b\x01\x03B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
 
 var (
 	file_reseal_v1_enrollment_proto_rawDescOnce sync.Once
@@ -696,7 +1162,7 @@ func file_reseal_v1_enrollment_proto_rawDescGZIP() []byte {
 	return file_reseal_v1_enrollment_proto_rawDescData
 }
 
-var file_reseal_v1_enrollment_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_reseal_v1_enrollment_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_reseal_v1_enrollment_proto_goTypes = []any{
 	(*CreateTokenRequest)(nil),    // 0: reseal.v1.CreateTokenRequest
 	(*CreateTokenResponse)(nil),   // 1: reseal.v1.CreateTokenResponse
@@ -709,34 +1175,57 @@ var file_reseal_v1_enrollment_proto_goTypes = []any{
 	(*EnrollResponse)(nil),        // 8: reseal.v1.EnrollResponse
 	(*RenewRequest)(nil),          // 9: reseal.v1.RenewRequest
 	(*RenewResponse)(nil),         // 10: reseal.v1.RenewResponse
-	nil,                           // 11: reseal.v1.CreateTokenRequest.LabelsEntry
-	nil,                           // 12: reseal.v1.JoinToken.LabelsEntry
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*CreateUserRequest)(nil),     // 11: reseal.v1.CreateUserRequest
+	(*CreateUserResponse)(nil),    // 12: reseal.v1.CreateUserResponse
+	(*User)(nil),                  // 13: reseal.v1.User
+	(*ListUsersRequest)(nil),      // 14: reseal.v1.ListUsersRequest
+	(*ListUsersResponse)(nil),     // 15: reseal.v1.ListUsersResponse
+	(*RenewUserRequest)(nil),      // 16: reseal.v1.RenewUserRequest
+	(*RenewUserResponse)(nil),     // 17: reseal.v1.RenewUserResponse
+	nil,                           // 18: reseal.v1.CreateTokenRequest.LabelsEntry
+	nil,                           // 19: reseal.v1.JoinToken.LabelsEntry
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(Role)(0),                     // 22: reseal.v1.Role
 }
 var file_reseal_v1_enrollment_proto_depIdxs = []int32{
-	11, // 0: reseal.v1.CreateTokenRequest.labels:type_name -> reseal.v1.CreateTokenRequest.LabelsEntry
-	13, // 1: reseal.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	18, // 0: reseal.v1.CreateTokenRequest.labels:type_name -> reseal.v1.CreateTokenRequest.LabelsEntry
+	20, // 1: reseal.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 2: reseal.v1.CreateTokenResponse.info:type_name -> reseal.v1.JoinToken
-	12, // 3: reseal.v1.JoinToken.labels:type_name -> reseal.v1.JoinToken.LabelsEntry
-	14, // 4: reseal.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	14, // 5: reseal.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	19, // 3: reseal.v1.JoinToken.labels:type_name -> reseal.v1.JoinToken.LabelsEntry
+	21, // 4: reseal.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	21, // 5: reseal.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
 	2,  // 6: reseal.v1.ListTokensResponse.tokens:type_name -> reseal.v1.JoinToken
-	0,  // 7: reseal.v1.EnrollmentService.CreateToken:input_type -> reseal.v1.CreateTokenRequest
-	3,  // 8: reseal.v1.EnrollmentService.ListTokens:input_type -> reseal.v1.ListTokensRequest
-	5,  // 9: reseal.v1.EnrollmentService.RevokeToken:input_type -> reseal.v1.RevokeTokenRequest
-	7,  // 10: reseal.v1.EnrollmentService.Enroll:input_type -> reseal.v1.EnrollRequest
-	9,  // 11: reseal.v1.EnrollmentService.Renew:input_type -> reseal.v1.RenewRequest
-	1,  // 12: reseal.v1.EnrollmentService.CreateToken:output_type -> reseal.v1.CreateTokenResponse
-	4,  // 13: reseal.v1.EnrollmentService.ListTokens:output_type -> reseal.v1.ListTokensResponse
-	6,  // 14: reseal.v1.EnrollmentService.RevokeToken:output_type -> reseal.v1.RevokeTokenResponse
-	8,  // 15: reseal.v1.EnrollmentService.Enroll:output_type -> reseal.v1.EnrollResponse
-	10, // 16: reseal.v1.EnrollmentService.Renew:output_type -> reseal.v1.RenewResponse
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	22, // 7: reseal.v1.CreateUserRequest.role:type_name -> reseal.v1.Role
+	20, // 8: reseal.v1.CreateUserRequest.ttl:type_name -> google.protobuf.Duration
+	13, // 9: reseal.v1.CreateUserResponse.user:type_name -> reseal.v1.User
+	22, // 10: reseal.v1.User.role:type_name -> reseal.v1.Role
+	21, // 11: reseal.v1.User.created_at:type_name -> google.protobuf.Timestamp
+	21, // 12: reseal.v1.User.expires_at:type_name -> google.protobuf.Timestamp
+	21, // 13: reseal.v1.User.renewed_at:type_name -> google.protobuf.Timestamp
+	20, // 14: reseal.v1.User.ttl:type_name -> google.protobuf.Duration
+	13, // 15: reseal.v1.ListUsersResponse.users:type_name -> reseal.v1.User
+	0,  // 16: reseal.v1.EnrollmentService.CreateToken:input_type -> reseal.v1.CreateTokenRequest
+	3,  // 17: reseal.v1.EnrollmentService.ListTokens:input_type -> reseal.v1.ListTokensRequest
+	5,  // 18: reseal.v1.EnrollmentService.RevokeToken:input_type -> reseal.v1.RevokeTokenRequest
+	7,  // 19: reseal.v1.EnrollmentService.Enroll:input_type -> reseal.v1.EnrollRequest
+	9,  // 20: reseal.v1.EnrollmentService.Renew:input_type -> reseal.v1.RenewRequest
+	11, // 21: reseal.v1.EnrollmentService.CreateUser:input_type -> reseal.v1.CreateUserRequest
+	14, // 22: reseal.v1.EnrollmentService.ListUsers:input_type -> reseal.v1.ListUsersRequest
+	16, // 23: reseal.v1.EnrollmentService.RenewUser:input_type -> reseal.v1.RenewUserRequest
+	1,  // 24: reseal.v1.EnrollmentService.CreateToken:output_type -> reseal.v1.CreateTokenResponse
+	4,  // 25: reseal.v1.EnrollmentService.ListTokens:output_type -> reseal.v1.ListTokensResponse
+	6,  // 26: reseal.v1.EnrollmentService.RevokeToken:output_type -> reseal.v1.RevokeTokenResponse
+	8,  // 27: reseal.v1.EnrollmentService.Enroll:output_type -> reseal.v1.EnrollResponse
+	10, // 28: reseal.v1.EnrollmentService.Renew:output_type -> reseal.v1.RenewResponse
+	12, // 29: reseal.v1.EnrollmentService.CreateUser:output_type -> reseal.v1.CreateUserResponse
+	15, // 30: reseal.v1.EnrollmentService.ListUsers:output_type -> reseal.v1.ListUsersResponse
+	17, // 31: reseal.v1.EnrollmentService.RenewUser:output_type -> reseal.v1.RenewUserResponse
+	24, // [24:32] is the sub-list for method output_type
+	16, // [16:24] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_enrollment_proto_init() }
@@ -751,7 +1240,7 @@ func file_reseal_v1_enrollment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_enrollment_proto_rawDesc), len(file_reseal_v1_enrollment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,19 +24,26 @@ const (
 	EnrollmentService_RevokeToken_FullMethodName = "/reseal.v1.EnrollmentService/RevokeToken"
 	EnrollmentService_Enroll_FullMethodName      = "/reseal.v1.EnrollmentService/Enroll"
 	EnrollmentService_Renew_FullMethodName       = "/reseal.v1.EnrollmentService/Renew"
+	EnrollmentService_CreateUser_FullMethodName  = "/reseal.v1.EnrollmentService/CreateUser"
+	EnrollmentService_ListUsers_FullMethodName   = "/reseal.v1.EnrollmentService/ListUsers"
+	EnrollmentService_RenewUser_FullMethodName   = "/reseal.v1.EnrollmentService/RenewUser"
 )
 
 // EnrollmentServiceClient is the client API for EnrollmentService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// EnrollmentService gives edges their certificates.
+// EnrollmentService gives edges and operators their certificates.
 //
 // An administrator creates a join token for an edge id. The edge makes a key,
 // which never leaves it, and sends a certificate request with the token. The
 // token ends with its first use. A repeated Enroll with the same token and the
 // same key within 10 minutes gets a certificate again, so that an edge whose
 // answer was lost can start.
+//
+// Operators are users: an administrator names one, with a role, and gets a
+// certificate for a key that was made where the call came from. It is short-lived,
+// and whoever has it renews it (resealctl does so by itself).
 type EnrollmentServiceClient interface {
 	// CreateToken makes a join token.
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
@@ -49,6 +56,16 @@ type EnrollmentServiceClient interface {
 	Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*EnrollResponse, error)
 	// Renew gives an edge a new certificate for the same id.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
+	// CreateUser makes a user and issues its first certificate. ALREADY_EXISTS when
+	// there is one of the name whose certificate has not expired; an expired one is
+	// replaced. RESOURCE_EXHAUSTED when there are 1,000 users.
+	CreateUser(ctx context.Context, in *CreateUserRequest, opts ...grpc.CallOption) (*CreateUserResponse, error)
+	// ListUsers lists all users, with those whose certificate has expired.
+	ListUsers(ctx context.Context, in *ListUsersRequest, opts ...grpc.CallOption) (*ListUsersResponse, error)
+	// RenewUser gives the calling user a new certificate with the same name, role and
+	// lifetime, for another key if the request has one. FAILED_PRECONDITION when the
+	// certificate of the call is of no user that is known.
+	RenewUser(ctx context.Context, in *RenewUserRequest, opts ...grpc.CallOption) (*RenewUserResponse, error)
 }
 
 type enrollmentServiceClient struct {
@@ -109,17 +126,51 @@ func (c *enrollmentServiceClient) Renew(ctx context.Context, in *RenewRequest, o
 	return out, nil
 }
 
+func (c *enrollmentServiceClient) CreateUser(ctx context.Context, in *CreateUserRequest, opts ...grpc.CallOption) (*CreateUserResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateUserResponse)
+	err := c.cc.Invoke(ctx, EnrollmentService_CreateUser_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *enrollmentServiceClient) ListUsers(ctx context.Context, in *ListUsersRequest, opts ...grpc.CallOption) (*ListUsersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListUsersResponse)
+	err := c.cc.Invoke(ctx, EnrollmentService_ListUsers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *enrollmentServiceClient) RenewUser(ctx context.Context, in *RenewUserRequest, opts ...grpc.CallOption) (*RenewUserResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewUserResponse)
+	err := c.cc.Invoke(ctx, EnrollmentService_RenewUser_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnrollmentServiceServer is the server API for EnrollmentService service.
 // All implementations must embed UnimplementedEnrollmentServiceServer
 // for forward compatibility.
 //
-// EnrollmentService gives edges their certificates.
+// EnrollmentService gives edges and operators their certificates.
 //
 // An administrator creates a join token for an edge id. The edge makes a key,
 // which never leaves it, and sends a certificate request with the token. The
 // token ends with its first use. A repeated Enroll with the same token and the
 // same key within 10 minutes gets a certificate again, so that an edge whose
 // answer was lost can start.
+//
+// Operators are users: an administrator names one, with a role, and gets a
+// certificate for a key that was made where the call came from. It is short-lived,
+// and whoever has it renews it (resealctl does so by itself).
 type EnrollmentServiceServer interface {
 	// CreateToken makes a join token.
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
@@ -132,6 +183,16 @@ type EnrollmentServiceServer interface {
 	Enroll(context.Context, *EnrollRequest) (*EnrollResponse, error)
 	// Renew gives an edge a new certificate for the same id.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
+	// CreateUser makes a user and issues its first certificate. ALREADY_EXISTS when
+	// there is one of the name whose certificate has not expired; an expired one is
+	// replaced. RESOURCE_EXHAUSTED when there are 1,000 users.
+	CreateUser(context.Context, *CreateUserRequest) (*CreateUserResponse, error)
+	// ListUsers lists all users, with those whose certificate has expired.
+	ListUsers(context.Context, *ListUsersRequest) (*ListUsersResponse, error)
+	// RenewUser gives the calling user a new certificate with the same name, role and
+	// lifetime, for another key if the request has one. FAILED_PRECONDITION when the
+	// certificate of the call is of no user that is known.
+	RenewUser(context.Context, *RenewUserRequest) (*RenewUserResponse, error)
 	mustEmbedUnimplementedEnrollmentServiceServer()
 }
 
@@ -156,6 +217,15 @@ func (UnimplementedEnrollmentServiceServer) Enroll(context.Context, *EnrollReque
 }
 func (UnimplementedEnrollmentServiceServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
+func (UnimplementedEnrollmentServiceServer) CreateUser(context.Context, *CreateUserRequest) (*CreateUserResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateUser not implemented")
+}
+func (UnimplementedEnrollmentServiceServer) ListUsers(context.Context, *ListUsersRequest) (*ListUsersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListUsers not implemented")
+}
+func (UnimplementedEnrollmentServiceServer) RenewUser(context.Context, *RenewUserRequest) (*RenewUserResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewUser not implemented")
 }
 func (UnimplementedEnrollmentServiceServer) mustEmbedUnimplementedEnrollmentServiceServer() {}
 func (UnimplementedEnrollmentServiceServer) testEmbeddedByValue()                           {}
@@ -268,6 +338,60 @@ func _EnrollmentService_Renew_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EnrollmentService_CreateUser_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateUserRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollmentServiceServer).CreateUser(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrollmentService_CreateUser_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollmentServiceServer).CreateUser(ctx, req.(*CreateUserRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _EnrollmentService_ListUsers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListUsersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollmentServiceServer).ListUsers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrollmentService_ListUsers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollmentServiceServer).ListUsers(ctx, req.(*ListUsersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _EnrollmentService_RenewUser_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewUserRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollmentServiceServer).RenewUser(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrollmentService_RenewUser_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollmentServiceServer).RenewUser(ctx, req.(*RenewUserRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EnrollmentService_ServiceDesc is the grpc.ServiceDesc for EnrollmentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -294,6 +418,18 @@ var EnrollmentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Renew",
 			Handler:    _EnrollmentService_Renew_Handler,
+		},
+		{
+			MethodName: "CreateUser",
+			Handler:    _EnrollmentService_CreateUser_Handler,
+		},
+		{
+			MethodName: "ListUsers",
+			Handler:    _EnrollmentService_ListUsers_Handler,
+		},
+		{
+			MethodName: "RenewUser",
+			Handler:    _EnrollmentService_RenewUser_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
+)
+
+// certifyUser signs what a PKCS #10 request asks for.
+func (f *fakeServer) certifyUser(role resealv1.Role, name string, request []byte, ttl time.Duration) (string, error) {
+	parsed, err := x509.ParseCertificateRequest(request)
+	if err != nil {
+		return "", status.Error(codes.InvalidArgument, "certificate_request: not a PKCS #10 certificate request in DER")
+	}
+	uri := &url.URL{Scheme: "spiffe", Host: "reseal", Path: "/" + resealv1.Label(role) + "/" + name}
+	certPEM, err := f.authority.certify(&x509.Certificate{URIs: []*url.URL{uri}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(ttl + 30*time.Second)}, parsed.PublicKey)
+	return string(certPEM), err
+}
+
+func (f *fakeServer) CreateUser(ctx context.Context, req *resealv1.CreateUserRequest) (*resealv1.CreateUserResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if slices.ContainsFunc(f.users, func(u *resealv1.User) bool { return u.GetName() == req.GetName() }) {
+		return nil, status.Errorf(codes.AlreadyExists, "user %q exists", req.GetName())
+	}
+	certPEM, err := f.certifyUser(req.GetRole(), req.GetName(), req.GetCertificateRequest(), req.GetTtl().AsDuration())
+	if err != nil {
+		return nil, err
+	}
+	who, _ := callerOf(ctx)
+	user := &resealv1.User{
+		Name: req.GetName(), Role: req.GetRole(), CreatedBy: strings.Replace(who.String(), " ", "/", 1), Ttl: req.GetTtl(),
+		CreatedAt: timestamppb.New(fakeEpoch), ExpiresAt: timestamppb.New(time.Now().Add(req.GetTtl().AsDuration() + 30*time.Second)),
+	}
+	f.users = append(f.users, user)
+	return &resealv1.CreateUserResponse{User: proto.CloneOf(user), CertificatePem: certPEM, CaPem: string(f.authority.pem), TrustDomain: "reseal"}, nil
+}
+
+func (f *fakeServer) ListUsers(context.Context, *resealv1.ListUsersRequest) (*resealv1.ListUsersResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &resealv1.ListUsersResponse{Users: slices.Clone(f.users)}, nil
+}
+
+func (f *fakeServer) RenewUser(ctx context.Context, req *resealv1.RenewUserRequest) (*resealv1.RenewUserResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.renewing {
+		return nil, status.Error(codes.FailedPrecondition, "no user that can renew")
+	}
+	f.renewals++
+	who, _ := callerOf(ctx)
+	certPEM, err := f.certifyUser(who.role, who.name, req.GetCertificateRequest(), 24*time.Hour)
+	return &resealv1.RenewUserResponse{CertificatePem: certPEM, CaPem: string(f.authority.pem)}, err
+}
