@@ -41,6 +41,9 @@ func (f *Fleet) PreviewChange(ctx context.Context, request *resealv1.PreviewChan
 	if f.Preview.Candidate == nil {
 		return nil, status.Error(codes.Unimplemented, "this replica previews no changes")
 	}
+	if request.GetApply() == nil {
+		return nil, status.Error(codes.InvalidArgument, "apply: say which change")
+	}
 	candidate, err := f.Preview.Candidate(ctx, request.GetApply())
 	if err != nil {
 		return nil, err

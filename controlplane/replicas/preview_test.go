@@ -1,9 +1,12 @@
 package replicas
 
 import (
+	"context"
 	"fmt"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
@@ -45,6 +48,17 @@ func TestASampleStandsForTheFleet(t *testing.T) {
 	}
 	if u := r.GetUnknown(); len(u) != 1 || u[0].GetEdges() != 1 || u[0].GetReason() != "too slow" {
 		t.Errorf("unknown: %v", u)
+	}
+}
+
+// TestPreviewOfNothing: a request without a change is refused. It ended the process.
+func TestPreviewOfNothing(t *testing.T) {
+	f := NewFleet(nil, Services{Preview: Preview{Candidate: func(_ context.Context, change *resealv1.ApplyRequest) (*resealv1.Snapshot, error) {
+		change.DryRun = true
+		return nil, nil
+	}}})
+	if _, err := f.PreviewChange(t.Context(), &resealv1.PreviewChangeRequest{}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("got %v", err)
 	}
 }
 
