@@ -96,6 +96,9 @@ type ControlPlane struct {
 
 	trust *trust.Trust // set before ready is closed
 	store *store.Store // likewise
+
+	sessions *sessions.Server // set before trust runs
+	keyring  *keyring.Server  // likewise
 }
 
 // New makes a control plane that does nothing before Run.
@@ -233,6 +236,8 @@ func (c *ControlPlane) openTrust(ctx context.Context, kept *etcd.Store, listener
 		Client:      kept.Client,
 		TrustDomain: c.cfg.TrustDomain,
 		KEKFile:     c.cfg.KEKFile,
+		Revoked:     c.cutOff,
+		HeldKeys:    c.heldKeys,
 		Logger:      c.cfg.Logger.With("part", "trust"),
 	})
 	if err := c.trust.Open(ctx); err != nil {
@@ -334,6 +339,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Roots:    c.roots,
 		Logger:   c.cfg.Logger.With("part", "sessions"),
 	})
+	c.sessions, c.keyring = sessionServer, keyringServer
 	door := gate.New(gate.Limits{}, c.cfg.Logger.With("part", "gate"))
 	server, health := newGRPCServer(c.trust, door, fleet.Codec{}, c.cfg.Version)
 	resealv1.RegisterAdminServiceServer(server, adminServer)
@@ -409,12 +415,14 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 }
 
 // serveGRPC takes calls once the store holds a snapshot, so that no edge hears
-// of an empty configuration.
+// of an empty configuration, and revocations are known.
 func (c *ControlPlane) serveGRPC(ctx context.Context, server *grpc.Server, health *healthServer, listener net.Listener) error {
-	select {
-	case <-c.store.Ready():
-	case <-ctx.Done():
-		return nil
+	for _, ready := range []<-chan struct{}{c.store.Ready(), c.trust.Ready()} {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return nil
+		}
 	}
 	close(c.ready)
 	health.serving()
@@ -440,7 +448,9 @@ func (c *ControlPlane) serveGRPC(ctx context.Context, server *grpc.Server, healt
 }
 
 // Handler serves /healthz, /readyz and /metrics.
-func (c *ControlPlane) Handler() http.Handler { return newHandler(c.registry, c.ready, c.problem) }
+func (c *ControlPlane) Handler() http.Handler {
+	return c.admitted(newHandler(c.registry, c.ready, c.problem))
+}
 
 // problem says what does not work, "" when all does.
 func (c *ControlPlane) problem() string {

@@ -50,6 +50,8 @@ var deeds = []deed{
 	{[]string{"tokens", "token"}, []string{"revoke", "delete"}, resealv1.EnrollmentService_RevokeToken_FullMethodName},
 	{[]string{"users", "user"}, []string{"create"}, resealv1.EnrollmentService_CreateUser_FullMethodName},
 	{[]string{"users", "user"}, []string{"get", "list"}, resealv1.EnrollmentService_ListUsers_FullMethodName},
+	{[]string{"users", "user"}, []string{"revoke", "delete"}, resealv1.EnrollmentService_RevokeUser_FullMethodName},
+	{[]string{"edges", "edge"}, []string{"revoke"}, resealv1.EnrollmentService_RevokeEdge_FullMethodName},
 	{[]string{"rollouts", "rollout"}, []string{"get", "status"}, resealv1.FleetService_GetRollout_FullMethodName},
 	{[]string{"rollouts", "rollout"}, []string{"watch"}, resealv1.FleetService_WatchRollout_FullMethodName},
 	{[]string{"rollouts", "rollout"}, []string{"pause"}, resealv1.FleetService_PauseRollout_FullMethodName},

@@ -125,7 +125,10 @@ type fakeServer struct {
 	users     []*resealv1.User
 	renewing  bool // users can renew their certificates
 	renewals  int
-	unwell    bool // every call is answered UNAVAILABLE
+
+	revocations []*resealv1.Revocation
+
+	unwell bool // every call is answered UNAVAILABLE
 	// unanswered are replicas that did not answer this one.
 	unanswered []*resealv1.UnansweredReplica
 }

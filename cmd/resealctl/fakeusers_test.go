@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
@@ -62,4 +63,41 @@ func (f *fakeServer) RenewUser(ctx context.Context, req *resealv1.RenewUserReque
 	who, _ := callerOf(ctx)
 	certPEM, err := f.certifyUser(who.role, who.name, req.GetCertificateRequest(), 24*time.Hour)
 	return &resealv1.RenewUserResponse{CertificatePem: certPEM, CaPem: string(f.authority.pem)}, err
+}
+
+func (f *fakeServer) revoke(ctx context.Context, role resealv1.Role, name, reason string) *resealv1.Revocation {
+	who, _ := callerOf(ctx)
+	r := &resealv1.Revocation{Role: role, Name: name, Reason: reason, RevokedBy: strings.Replace(who.String(), " ", "/", 1),
+		RevokedAt: timestamppb.New(fakeEpoch), ForgottenAt: timestamppb.New(time.Now().Add(24*time.Hour + 30*time.Second))}
+	f.revocations = append(f.revocations, r)
+	return r
+}
+
+func (f *fakeServer) RevokeUser(ctx context.Context, req *resealv1.RevokeUserRequest) (*resealv1.RevokeUserResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at := slices.IndexFunc(f.users, func(u *resealv1.User) bool { return u.GetName() == req.GetName() })
+	if at < 0 {
+		return nil, status.Error(codes.NotFound, "no such user")
+	}
+	user := f.users[at]
+	f.users = slices.Delete(f.users, at, at+1)
+	return &resealv1.RevokeUserResponse{Revocation: f.revoke(ctx, user.GetRole(), user.GetName(), req.GetReason())}, nil
+}
+
+func (f *fakeServer) RevokeEdge(ctx context.Context, req *resealv1.RevokeEdgeRequest) (*resealv1.RevokeEdgeResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !slices.ContainsFunc(f.edges, func(e *resealv1.Edge) bool { return e.GetId() == req.GetId() }) {
+		return nil, status.Error(codes.NotFound, "no such edge")
+	}
+	response := &resealv1.RevokeEdgeResponse{Revocation: f.revoke(ctx, resealv1.Role_ROLE_EDGE, req.GetId(), req.GetReason())}
+	response.HeldKeys = []*resealv1.HeldKeys{{Keyring: "default", Epochs: []uint64{7, 8}, TicketAge: durationpb.New(133 * time.Minute)}}
+	return response, nil
+}
+
+func (f *fakeServer) ListRevocations(context.Context, *resealv1.ListRevocationsRequest) (*resealv1.ListRevocationsResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &resealv1.ListRevocationsResponse{Revocations: slices.Clone(f.revocations)}, nil
 }

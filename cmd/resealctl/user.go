@@ -19,14 +19,14 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-const userLong = `Make and list users: people and tools that call the control plane, each with a
+const userLong = `Make, list and revoke users: people and tools that call the control plane, each with a
 role. A viewer reads everything but secrets; an operator also changes resources,
 drains edges and rotates keys; an administrator also makes users, enrols and
 revokes. auth can-i --list says what you may do.`
 
 func newUserCommand(a *app) *cobra.Command {
-	return newGroupCommand("user", "Make and list users of this command and their roles", userLong,
-		newUserCreateCommand(a), newUserListCommand(a))
+	return newGroupCommand("user", "Make, list and revoke users of this command", userLong,
+		newUserCreateCommand(a), newUserListCommand(a), newUserRevokeCommand(a))
 }
 
 // userView is a user as -o json and yaml show it.

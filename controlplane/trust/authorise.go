@@ -60,13 +60,15 @@ func (t *Trust) UnaryInterceptor(ctx context.Context, req any, info *grpc.UnaryS
 	return handler(ctx, req)
 }
 
-// StreamInterceptor is UnaryInterceptor for streams.
+// StreamInterceptor is UnaryInterceptor for streams. One whose caller is revoked
+// ends.
 func (t *Trust) StreamInterceptor(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	ctx, err := t.authorise(stream.Context(), info.FullMethod)
 	if err != nil {
 		return err
 	}
-	return handler(srv, &authorisedStream{ServerStream: stream, ctx: ctx})
+	ctx, ended := t.bounded(ctx)
+	return ended(handler(srv, &authorisedStream{ServerStream: stream, ctx: ctx}))
 }
 
 // Tap is what the interceptors do, but before a request is read: as the
@@ -98,6 +100,10 @@ func (t *Trust) authorise(ctx context.Context, fullMethod string) (context.Conte
 	}
 	if err != nil {
 		return nil, status.Errorf(codes.Unauthenticated, "%s: %v", name, err)
+	}
+	if err := t.refused(who); err != nil {
+		t.logger.Warn("call of a revoked caller refused", "caller", who.identity.String(), "method", name)
+		return nil, err
 	}
 	anonymous := who.identity.Role == resealv1.Role_ROLE_ANONYMOUS
 	allow := t.methods[fullMethod]

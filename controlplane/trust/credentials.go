@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"crypto/x509"
 	"net"
 	"sync"
 	"time"
@@ -9,19 +10,20 @@ import (
 )
 
 // Credentials are ServerTLS as credentials of a gRPC server, whose connections
-// end when the client's certificate does: TLS itself looks at the expiry only in
-// the handshake, and connections live for long. Clients connect again, with
-// their newest certificate.
+// end when the client's certificate does, or is revoked: TLS itself looks at the
+// expiry only in the handshake, and connections live for long. Clients connect again,
+// with their newest certificate.
 func (t *Trust) Credentials() credentials.TransportCredentials {
-	return expiring{credentials.NewTLS(t.ServerTLS())}
+	return expiring{credentials.NewTLS(t.ServerTLS()), t}
 }
 
 type expiring struct {
 	credentials.TransportCredentials
+	trust *Trust
 }
 
 func (e expiring) Clone() credentials.TransportCredentials {
-	return expiring{e.TransportCredentials.Clone()}
+	return expiring{e.TransportCredentials.Clone(), e.trust}
 }
 
 func (e expiring) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -33,8 +35,25 @@ func (e expiring) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo,
 	if !ok || len(info.State.PeerCertificates) == 0 {
 		return conn, auth, nil
 	}
-	left := time.Until(info.State.PeerCertificates[0].NotAfter)
-	return &expiringConn{Conn: conn, timer: time.AfterFunc(left, func() { _ = conn.Close() })}, auth, nil
+	certificate := info.State.PeerCertificates[0]
+	left := time.Until(certificate.NotAfter)
+	bound := &expiringConn{Conn: conn, timer: time.AfterFunc(left, func() { _ = conn.Close() })}
+	e.trust.hold(bound, certificate)
+	return bound, auth, nil
+}
+
+// hold has a connection end when the caller's identity is revoked. Whoever connects
+// with one that was is told so by its first call.
+func (t *Trust) hold(conn *expiringConn, certificate *x509.Certificate) {
+	identity, err := t.identity(certificate)
+	if err != nil {
+		return // no call is admitted
+	}
+	who := caller{identity: identity, certificate: certificate}
+	conn.forget = t.live.add(&holding{who: who, end: func(error) { time.AfterFunc(closeDelay, func() { _ = conn.Close() }) }})
+	if t.refused(who) != nil {
+		conn.timer.Reset(min(refusalTime, time.Until(certificate.NotAfter)))
+	}
 }
 
 type expiringConn struct {
@@ -42,11 +61,16 @@ type expiringConn struct {
 	timer *time.Timer
 	once  sync.Once
 	err   error
+	// forget takes it out of those that a revocation ends; nil: it is not there.
+	forget func()
 }
 
 func (c *expiringConn) Close() error {
 	c.once.Do(func() {
 		c.timer.Stop()
+		if c.forget != nil {
+			c.forget()
+		}
 		c.err = c.Conn.Close()
 	})
 	return c.err

@@ -15,24 +15,50 @@ const localName = "local"
 
 // adoptLocal enters the administrator of a context file among the users, if it is
 // not there yet: it was made by a version that kept none, or while the store took no
-// writes. One that takes none now is no reason not to start.
-func (t *Trust) adoptLocal(ctx context.Context, c clientContext) error {
-	user, err := t.user(ctx, localName)
-	if err != nil || user != nil {
-		return err
-	}
+// writes. One that takes none now is no reason not to start. It returns false when
+// the administrator was revoked.
+func (t *Trust) adoptLocal(ctx context.Context, c clientContext) (bool, error) {
 	certificate, err := c.certificate()
 	if err != nil {
-		return err
+		return false, err
+	}
+	user, err := t.user(ctx, localName)
+	if err != nil {
+		return false, err
+	}
+	enrolment := certificate.Subject.SerialNumber
+	if user == nil || user.Enrolment != enrolment {
+		of := Identity{Role: resealv1.Role_ROLE_ADMIN, Name: localName}
+		if found, err := t.client.Get(ctx, t.prefix+revokedKey(of)); err != nil || len(found.Kvs) > 0 {
+			return false, err
+		}
+	}
+	if user != nil {
+		return true, nil
 	}
 	made := storedUser{name: localName, userRecord: userRecord{
-		Role: resealv1.Role_ROLE_ADMIN, Enrolment: certificate.Subject.SerialNumber, TTL: defaultOperatorTTL,
+		Role: resealv1.Role_ROLE_ADMIN, Enrolment: enrolment, TTL: defaultOperatorTTL,
 		CreatedAt: certificate.NotBefore.UTC(), CreatedBy: "controlplane", ExpiresAt: certificate.NotAfter,
 	}}
 	if err := t.putUser(ctx, made); err != nil && !errors.Is(err, errTaken) {
 		t.warnNotEntered(err)
 	}
-	return nil
+	return true, nil
+}
+
+// needsLocal tells whether the administrator of the first start may be made: not
+// after it was revoked, unless there is no other any more. Whoever has the data
+// directory could make one anyway.
+func (t *Trust) needsLocal(ctx context.Context) (bool, error) {
+	user, err := t.user(ctx, localName)
+	if err != nil || user != nil {
+		return user != nil, err
+	}
+	other, err := t.administrator(ctx, localName)
+	if err == nil && other != nil {
+		t.logger.Info("no admin context is written: its administrator was revoked, and there are others", "for_example", other.name)
+	}
+	return other == nil, err
 }
 
 // makeLocal makes a certificate for the administrator of the first start. All of

@@ -105,7 +105,8 @@ type clientContext struct {
 // certificate of a year, to path, mode 0600, and enters that administrator among the
 // users. servers are host:port. A file that has the context already is left as it
 // is, unless the certificate expired or the authority is another one; other contexts
-// in the file are kept in any case. Errors: ErrNotOpen, those of the file system and
+// in the file are kept in any case. Nothing is written once that administrator was
+// revoked, unless there is no other whose certificate has not expired. Errors: ErrNotOpen, those of the file system and
 // of the store, a file that is not a context file.
 func (t *Trust) WriteAdminContext(path string, servers []string) error {
 	opened := t.opened.Load()
@@ -120,7 +121,12 @@ func (t *Trust) WriteAdminContext(path string, servers []string) error {
 	defer cancel()
 	at := slices.IndexFunc(file.Contexts, func(c clientContext) bool { return c.Name == localName })
 	if at >= 0 && usable(file.Contexts[at], opened.authority) {
-		return t.adoptLocal(ctx, file.Contexts[at])
+		if kept, err := t.adoptLocal(ctx, file.Contexts[at]); kept || err != nil {
+			return err
+		}
+	}
+	if needed, err := t.needsLocal(ctx); err != nil || !needed {
+		return err
 	}
 	certificate, key, err := t.makeLocal(ctx)
 	if err != nil {

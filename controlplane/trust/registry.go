@@ -10,20 +10,28 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/reseal/reseal/controlplane/mirror"
+	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// registry is what this replica knows of join tokens and enrolled edges, by
-// watch. Edges that come back, and callers that guess, cost the store nothing,
+// registry is what this replica knows of join tokens, enrolled edges, users and
+// revocations, by watch. Edges that come back, and callers that guess, cost the store nothing,
 // and edges come back even while the store does not answer. It may lag: for what
 // it does not hold the store is asked.
 type registry struct {
-	mu     sync.RWMutex
-	tokens map[string]storedToken
-	edges  map[string]edgeRecord
+	mu      sync.RWMutex
+	tokens  map[string]storedToken
+	edges   map[string]edgeRecord
+	users   map[string]userRecord
+	revoked map[Identity]revocation
 }
 
 func newRegistry() *registry {
-	return &registry{tokens: map[string]storedToken{}, edges: map[string]edgeRecord{}}
+	return &registry{
+		tokens:  map[string]storedToken{},
+		edges:   map[string]edgeRecord{},
+		users:   map[string]userRecord{},
+		revoked: map[Identity]revocation{},
+	}
 }
 
 func (r *registry) token(id string) (storedToken, bool) {
@@ -40,8 +48,60 @@ func (r *registry) edge(id string) (edgeRecord, bool) {
 	return record, ok
 }
 
-// put and drop tell of what this replica wrote, before the watch does: whoever made
-// a token may use it here at once.
+// enrolment is that of a known edge or user.
+func (r *registry) enrolment(of Identity) (enrolment string, known bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.enrolmentLocked(of)
+}
+
+func (r *registry) enrolmentLocked(of Identity) (string, bool) {
+	if of.Role == resealv1.Role_ROLE_EDGE {
+		record, known := r.edges[of.Name]
+		return record.Enrolment, known
+	}
+	record, known := r.users[of.Name]
+	return record.Enrolment, known && record.Role == of.Role
+}
+
+// revocation is the one that concerns a certificate, if there is one: that of an
+// enrolment since is good.
+func (r *registry) revocation(of Identity, enrolment string) (revocation, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	entry, revoked := r.revoked[of]
+	if !revoked {
+		return revocation{}, false
+	}
+	current, known := r.enrolmentLocked(of)
+	return entry, !known || current != enrolment
+}
+
+// revoke, put and drop tell of what this replica wrote, before the watch does:
+// whoever made a token, an edge or a user may use it here at once.
+func (r *registry) revoke(of Identity, entry revocation) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.revoked[of] = entry
+	if of.Role == resealv1.Role_ROLE_EDGE {
+		delete(r.edges, of.Name)
+	} else {
+		delete(r.users, of.Name)
+	}
+}
+
+func (r *registry) putEdge(id string, record edgeRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.edges[id] = record
+}
+
+func (r *registry) putUser(name string, record userRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.users[name] = record
+}
+
 func (r *registry) put(token storedToken) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -55,8 +115,8 @@ func (r *registry) drop(id string) {
 }
 
 // take enters or removes a key. What can't be read is left to those who ask the
-// store, and say so.
-func (t *Trust) take(r *registry, kv *mvccpb.KeyValue, removed bool) {
+// store, and say so. It returns whom a key newly revokes, if it does.
+func (t *Trust) take(r *registry, kv *mvccpb.KeyValue, removed bool) (revoked Identity, newly bool) {
 	key := strings.TrimPrefix(string(kv.Key), t.prefix)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -67,11 +127,28 @@ func (t *Trust) take(r *registry, kv *mvccpb.KeyValue, removed bool) {
 		}
 	}
 	if id, ok := strings.CutPrefix(key, edgesPrefix); ok {
-		var record edgeRecord
-		delete(r.edges, id)
-		if !removed && json.Unmarshal(kv.Value, &record) == nil {
-			r.edges[id] = record
+		enter(r.edges, id, kv.Value, removed)
+	}
+	if name, ok := strings.CutPrefix(key, usersPrefix); ok {
+		enter(r.users, name, kv.Value, removed)
+	}
+	if strings.HasPrefix(key, revokedPrefix) {
+		of, entry, ok := t.parseRevocation(kv)
+		before, had := r.revoked[of]
+		if delete(r.revoked, of); ok && !removed {
+			r.revoked[of] = entry
+			return of, !had || !before.At.Equal(entry.At)
 		}
+	}
+	return Identity{}, false
+}
+
+// enter puts a record that can be read under its name, or removes what is there.
+func enter[R any](records map[string]R, name string, value []byte, removed bool) {
+	var record R
+	delete(records, name)
+	if !removed && json.Unmarshal(value, &record) == nil {
+		records[name] = record
 	}
 }
 
@@ -89,19 +166,28 @@ func (t *Trust) follow(ctx context.Context) {
 			for _, kv := range found.Keys {
 				t.take(fresh, kv, false)
 			}
-			t.registry.replace(fresh)
+			before := t.registry.replace(fresh)
+			t.enforce(newlyRevoked(before, fresh.revoked))
+			t.followed.Do(func() { close(t.ready) })
 		},
 		Take: func(events []*clientv3.Event) {
+			var revoked []Identity
 			for _, event := range events {
-				t.take(t.registry, event.Kv, event.Type == clientv3.EventTypeDelete)
+				if of, newly := t.take(t.registry, event.Kv, event.Type == clientv3.EventTypeDelete); newly {
+					revoked = append(revoked, of)
+				}
 			}
+			t.enforce(revoked)
 		},
 	})
 }
 
-// replace takes over what another holds, which nobody else knows.
-func (r *registry) replace(other *registry) {
+// replace takes over what another holds, which nobody else knows, and returns the
+// revocations that there were before.
+func (r *registry) replace(other *registry) map[Identity]revocation {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.tokens, r.edges = other.tokens, other.edges
+	before := r.revoked
+	r.tokens, r.edges, r.users, r.revoked = other.tokens, other.edges, other.users, other.revoked
+	return before
 }

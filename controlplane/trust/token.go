@@ -172,7 +172,8 @@ func (t *Trust) useToken(ctx context.Context, token storedToken, keyHash []byte,
 	if err != nil {
 		return err
 	}
-	edgeValue, err := json.Marshal(edgeRecord{Labels: token.Labels, Enrolment: token.id, EnrolledAt: now, InvitedBy: token.CreatedBy})
+	edge := edgeRecord{Labels: token.Labels, Enrolment: token.id, EnrolledAt: now, InvitedBy: token.CreatedBy}
+	edgeValue, err := json.Marshal(edge)
 	if err != nil {
 		return err
 	}
@@ -196,6 +197,7 @@ func (t *Trust) useToken(ctx context.Context, token storedToken, keyHash []byte,
 		t.dropLease(ctx, lease.ID)
 		return errTaken
 	}
+	t.registry.putEdge(token.Edge, edge)
 	return nil
 }
 

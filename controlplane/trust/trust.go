@@ -58,6 +58,12 @@ type Config struct {
 	KEKFile string
 	// EdgeCertTTL is how long an edge's certificate is valid. Default 24h.
 	EdgeCertTTL time.Duration
+	// Revoked is told of each edge and user that was revoked, by whichever replica,
+	// unless it is enrolled again already. It must not block. Default: nobody is.
+	Revoked func(Identity)
+	// HeldKeys says which ticket keys an edge with these labels holds, for those who
+	// revoke it. Default: that is not known.
+	HeldKeys func(ctx context.Context, edge string, labels map[string]string) []*resealv1.HeldKeys
 	// Logger gets who created, revoked and used join tokens. Default: nowhere.
 	Logger *slog.Logger
 }
@@ -78,6 +84,12 @@ type Trust struct {
 	guesses   *guesses
 	registry  *registry
 	enrolling chan struct{} // a slot for each enrolment under way
+	revoked   func(Identity)
+	heldKeys  func(ctx context.Context, edge string, labels map[string]string) []*resealv1.HeldKeys
+	live      live
+
+	ready    chan struct{} // closed when the registry was loaded first
+	followed sync.Once
 
 	opened atomic.Pointer[opened] // nil before Open
 	server atomic.Pointer[tls.Certificate]
@@ -103,6 +115,9 @@ func New(cfg Config) *Trust {
 		guesses:     newGuesses(),
 		registry:    newRegistry(),
 		enrolling:   make(chan struct{}, maxEnrolling),
+		revoked:     cfg.Revoked,
+		heldKeys:    cfg.HeldKeys,
+		ready:       make(chan struct{}),
 	}
 	if t.prefix == "" {
 		t.prefix = defaultPrefix
@@ -145,8 +160,12 @@ func (t *Trust) CAHash() string {
 	return ""
 }
 
+// Ready is closed when this replica knows which identities were revoked: before
+// that it must not serve.
+func (t *Trust) Ready() <-chan struct{} { return t.ready }
+
 // Run renews the server's certificate halfway through its life, and follows which
-// edges are enrolled, until ctx ends. Errors: ErrNotOpen.
+// edges and users are enrolled and revoked, until ctx ends. Errors: ErrNotOpen.
 func (t *Trust) Run(ctx context.Context) error {
 	if t.opened.Load() == nil {
 		return ErrNotOpen
@@ -156,6 +175,7 @@ func (t *Trust) Run(ctx context.Context) error {
 	defer following.Wait()
 	defer cancel()
 	following.Go(func() { t.follow(ctx) })
+	following.Go(func() { t.sweep(ctx) })
 	return t.renew(ctx)
 }
 
@@ -251,9 +271,19 @@ func (t *Trust) PageTLS() *tls.Config {
 		if allow := []resealv1.Role{resealv1.Role_ROLE_VIEWER}; !admits(allow, who.Role) {
 			return fmt.Errorf("%s may not read this page (role needed: %s)", who, describe(allow))
 		}
-		return nil
+		return t.CheckRevoked(state.PeerCertificates[0])
 	}
 	return config
+}
+
+// CheckRevoked says whether the identity of a certificate of this fleet was revoked:
+// nil, or an UNAUTHENTICATED status that says when, by whom and why.
+func (t *Trust) CheckRevoked(certificate *x509.Certificate) error {
+	who, err := t.identity(certificate)
+	if err != nil {
+		return err
+	}
+	return t.refused(caller{identity: who, certificate: certificate})
 }
 
 func (t *Trust) uri(path string) *url.URL {

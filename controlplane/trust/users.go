@@ -35,7 +35,7 @@ const (
 )
 
 // userRecord is what the store holds of a user, under trust/users/<name>. Without
-// it a user can't renew.
+// it a user can't renew. Of a user whose certificate is revoked there is none.
 type userRecord struct {
 	Role resealv1.Role `json:"role"`
 	// Enrolment is in all certificates of the user. Another user of the same name,
@@ -247,10 +247,14 @@ func (t *Trust) putUser(ctx context.Context, user storedUser) error {
 		If(clientv3.Compare(clientv3.ModRevision(key), "=", user.revision)).
 		Then(clientv3.OpPut(key, string(value))).
 		Commit()
-	if err == nil && !answer.Succeeded {
-		err = errTaken
+	switch {
+	case err != nil:
+		return err
+	case !answer.Succeeded:
+		return errTaken
 	}
-	return err
+	t.registry.putUser(user.name, user.userRecord)
+	return nil
 }
 
 // user reads one user; nil when there is none.

@@ -1061,6 +1061,458 @@ func (x *RenewUserResponse) GetCaPem() string {
 	return ""
 }
 
+// RevokeUserRequest names a user.
+type RevokeUserRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why, for those who are refused and for the records: at most 1,024 bytes.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeUserRequest) Reset() {
+	*x = RevokeUserRequest{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeUserRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeUserRequest) ProtoMessage() {}
+
+func (x *RevokeUserRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeUserRequest.ProtoReflect.Descriptor instead.
+func (*RevokeUserRequest) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RevokeUserRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RevokeUserRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RevokeUserResponse holds what was revoked.
+type RevokeUserResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revocation.
+	Revocation    *Revocation `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeUserResponse) Reset() {
+	*x = RevokeUserResponse{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeUserResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeUserResponse) ProtoMessage() {}
+
+func (x *RevokeUserResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeUserResponse.ProtoReflect.Descriptor instead.
+func (*RevokeUserResponse) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RevokeUserResponse) GetRevocation() *Revocation {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
+}
+
+// RevokeEdgeRequest names an edge.
+type RevokeEdgeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// As in RevokeUserRequest.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeEdgeRequest) Reset() {
+	*x = RevokeEdgeRequest{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeEdgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeEdgeRequest) ProtoMessage() {}
+
+func (x *RevokeEdgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeEdgeRequest.ProtoReflect.Descriptor instead.
+func (*RevokeEdgeRequest) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RevokeEdgeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RevokeEdgeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RevokeEdgeResponse holds what was revoked, and what is to be done besides.
+type RevokeEdgeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revocation.
+	Revocation *Revocation `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// The ticket keys that the edge held, as far as that is known: whoever has the
+	// edge's memory or state can open the traffic of their tickets, until they are
+	// revoked (KeyringService.Revoke). Sorted by keyring.
+	HeldKeys      []*HeldKeys `protobuf:"bytes,2,rep,name=held_keys,json=heldKeys,proto3" json:"held_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeEdgeResponse) Reset() {
+	*x = RevokeEdgeResponse{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeEdgeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeEdgeResponse) ProtoMessage() {}
+
+func (x *RevokeEdgeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeEdgeResponse.ProtoReflect.Descriptor instead.
+func (*RevokeEdgeResponse) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RevokeEdgeResponse) GetRevocation() *Revocation {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
+}
+
+func (x *RevokeEdgeResponse) GetHeldKeys() []*HeldKeys {
+	if x != nil {
+		return x.HeldKeys
+	}
+	return nil
+}
+
+// HeldKeys are the epochs of a keyring that an edge held.
+type HeldKeys struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The keyring's name.
+	Keyring string `protobuf:"bytes,1,opt,name=keyring,proto3" json:"keyring,omitempty"`
+	// Numbers of the epochs, sorted.
+	Epochs []uint64 `protobuf:"varint,2,rep,packed,name=epochs,proto3" json:"epochs,omitempty"`
+	// What revoking them costs: the clients whose tickets are younger than this make
+	// a full handshake. 0: the epochs encrypted none.
+	TicketAge     *durationpb.Duration `protobuf:"bytes,3,opt,name=ticket_age,json=ticketAge,proto3" json:"ticket_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldKeys) Reset() {
+	*x = HeldKeys{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldKeys) ProtoMessage() {}
+
+func (x *HeldKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldKeys.ProtoReflect.Descriptor instead.
+func (*HeldKeys) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *HeldKeys) GetKeyring() string {
+	if x != nil {
+		return x.Keyring
+	}
+	return ""
+}
+
+func (x *HeldKeys) GetEpochs() []uint64 {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
+func (x *HeldKeys) GetTicketAge() *durationpb.Duration {
+	if x != nil {
+		return x.TicketAge
+	}
+	return nil
+}
+
+// Revocation says that an identity is no longer good.
+type Revocation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ROLE_EDGE, ROLE_VIEWER, ROLE_OPERATOR or ROLE_ADMIN.
+	Role Role `protobuf:"varint,1,opt,name=role,proto3,enum=reseal.v1.Role" json:"role,omitempty"`
+	// Name of the user, or id of the edge.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// When it was revoked.
+	RevokedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
+	// By whom: "<role>/<name>".
+	RevokedBy string `protobuf:"bytes,4,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
+	// Why, as who revoked it said.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it is forgotten: the last certificate has expired by then.
+	ForgottenAt   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=forgotten_at,json=forgottenAt,proto3" json:"forgotten_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Revocation) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
+func (x *Revocation) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Revocation) GetRevokedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RevokedAt
+	}
+	return nil
+}
+
+func (x *Revocation) GetRevokedBy() string {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return ""
+}
+
+func (x *Revocation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Revocation) GetForgottenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ForgottenAt
+	}
+	return nil
+}
+
+// ListRevocationsRequest is empty.
+type ListRevocationsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevocationsRequest) Reset() {
+	*x = ListRevocationsRequest{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevocationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevocationsRequest) ProtoMessage() {}
+
+func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
+func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{24}
+}
+
+// ListRevocationsResponse holds revocations.
+type ListRevocationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by role and name.
+	Revocations   []*Revocation `protobuf:"bytes,1,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevocationsResponse) Reset() {
+	*x = ListRevocationsResponse{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevocationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevocationsResponse) ProtoMessage() {}
+
+func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
+func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
 var File_reseal_v1_enrollment_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_enrollment_proto_rawDesc = "" +
@@ -1137,7 +1589,40 @@ const file_reseal_v1_enrollment_proto_rawDesc = "" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"S\n" +
 	"\x11RenewUserResponse\x12'\n" +
 	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12\x15\n" +
-	"\x06ca_pem\x18\x02 \x01(\tR\x05caPem2\x89\x05\n" +
+	"\x06ca_pem\x18\x02 \x01(\tR\x05caPem\"?\n" +
+	"\x11RevokeUserRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"K\n" +
+	"\x12RevokeUserResponse\x125\n" +
+	"\n" +
+	"revocation\x18\x01 \x01(\v2\x15.reseal.v1.RevocationR\n" +
+	"revocation\";\n" +
+	"\x11RevokeEdgeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"}\n" +
+	"\x12RevokeEdgeResponse\x125\n" +
+	"\n" +
+	"revocation\x18\x01 \x01(\v2\x15.reseal.v1.RevocationR\n" +
+	"revocation\x120\n" +
+	"\theld_keys\x18\x02 \x03(\v2\x13.reseal.v1.HeldKeysR\bheldKeys\"v\n" +
+	"\bHeldKeys\x12\x18\n" +
+	"\akeyring\x18\x01 \x01(\tR\akeyring\x12\x16\n" +
+	"\x06epochs\x18\x02 \x03(\x04R\x06epochs\x128\n" +
+	"\n" +
+	"ticket_age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tticketAge\"\xf6\x01\n" +
+	"\n" +
+	"Revocation\x12#\n" +
+	"\x04role\x18\x01 \x01(\x0e2\x0f.reseal.v1.RoleR\x04role\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x129\n" +
+	"\n" +
+	"revoked_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAt\x12\x1d\n" +
+	"\n" +
+	"revoked_by\x18\x04 \x01(\tR\trevokedBy\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12=\n" +
+	"\fforgotten_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vforgottenAt\"\x18\n" +
+	"\x16ListRevocationsRequest\"R\n" +
+	"\x17ListRevocationsResponse\x127\n" +
+	"\vrevocations\x18\x01 \x03(\v2\x15.reseal.v1.RevocationR\vrevocations2\x8e\a\n" +
 	"\x11EnrollmentService\x12S\n" +
 	"\vCreateToken\x12\x1d.reseal.v1.CreateTokenRequest\x1a\x1e.reseal.v1.CreateTokenResponse\"\x05\xd2\xea\x1b\x01\x05\x12P\n" +
 	"\n" +
@@ -1148,7 +1633,12 @@ const file_reseal_v1_enrollment_proto_rawDesc = "" +
 	"\n" +
 	"CreateUser\x12\x1c.reseal.v1.CreateUserRequest\x1a\x1d.reseal.v1.CreateUserResponse\"\x05\xd2\xea\x1b\x01\x05\x12M\n" +
 	"\tListUsers\x12\x1b.reseal.v1.ListUsersRequest\x1a\x1c.reseal.v1.ListUsersResponse\"\x05\xd2\xea\x1b\x01\x05\x12M\n" +
-	"\tRenewUser\x12\x1b.reseal.v1.RenewUserRequest\x1a\x1c.reseal.v1.RenewUserResponse\"\x05\xd2\xea\x1b\x01\x03B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
+	"\tRenewUser\x12\x1b.reseal.v1.RenewUserRequest\x1a\x1c.reseal.v1.RenewUserResponse\"\x05\xd2\xea\x1b\x01\x03\x12P\n" +
+	"\n" +
+	"RevokeUser\x12\x1c.reseal.v1.RevokeUserRequest\x1a\x1d.reseal.v1.RevokeUserResponse\"\x05\xd2\xea\x1b\x01\x05\x12P\n" +
+	"\n" +
+	"RevokeEdge\x12\x1c.reseal.v1.RevokeEdgeRequest\x1a\x1d.reseal.v1.RevokeEdgeResponse\"\x05\xd2\xea\x1b\x01\x05\x12_\n" +
+	"\x0fListRevocations\x12!.reseal.v1.ListRevocationsRequest\x1a\".reseal.v1.ListRevocationsResponse\"\x05\xd2\xea\x1b\x01\x05B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
 
 var (
 	file_reseal_v1_enrollment_proto_rawDescOnce sync.Once
@@ -1162,70 +1652,92 @@ func file_reseal_v1_enrollment_proto_rawDescGZIP() []byte {
 	return file_reseal_v1_enrollment_proto_rawDescData
 }
 
-var file_reseal_v1_enrollment_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_reseal_v1_enrollment_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_reseal_v1_enrollment_proto_goTypes = []any{
-	(*CreateTokenRequest)(nil),    // 0: reseal.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 1: reseal.v1.CreateTokenResponse
-	(*JoinToken)(nil),             // 2: reseal.v1.JoinToken
-	(*ListTokensRequest)(nil),     // 3: reseal.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 4: reseal.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),    // 5: reseal.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 6: reseal.v1.RevokeTokenResponse
-	(*EnrollRequest)(nil),         // 7: reseal.v1.EnrollRequest
-	(*EnrollResponse)(nil),        // 8: reseal.v1.EnrollResponse
-	(*RenewRequest)(nil),          // 9: reseal.v1.RenewRequest
-	(*RenewResponse)(nil),         // 10: reseal.v1.RenewResponse
-	(*CreateUserRequest)(nil),     // 11: reseal.v1.CreateUserRequest
-	(*CreateUserResponse)(nil),    // 12: reseal.v1.CreateUserResponse
-	(*User)(nil),                  // 13: reseal.v1.User
-	(*ListUsersRequest)(nil),      // 14: reseal.v1.ListUsersRequest
-	(*ListUsersResponse)(nil),     // 15: reseal.v1.ListUsersResponse
-	(*RenewUserRequest)(nil),      // 16: reseal.v1.RenewUserRequest
-	(*RenewUserResponse)(nil),     // 17: reseal.v1.RenewUserResponse
-	nil,                           // 18: reseal.v1.CreateTokenRequest.LabelsEntry
-	nil,                           // 19: reseal.v1.JoinToken.LabelsEntry
-	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(Role)(0),                     // 22: reseal.v1.Role
+	(*CreateTokenRequest)(nil),      // 0: reseal.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 1: reseal.v1.CreateTokenResponse
+	(*JoinToken)(nil),               // 2: reseal.v1.JoinToken
+	(*ListTokensRequest)(nil),       // 3: reseal.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),      // 4: reseal.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),      // 5: reseal.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),     // 6: reseal.v1.RevokeTokenResponse
+	(*EnrollRequest)(nil),           // 7: reseal.v1.EnrollRequest
+	(*EnrollResponse)(nil),          // 8: reseal.v1.EnrollResponse
+	(*RenewRequest)(nil),            // 9: reseal.v1.RenewRequest
+	(*RenewResponse)(nil),           // 10: reseal.v1.RenewResponse
+	(*CreateUserRequest)(nil),       // 11: reseal.v1.CreateUserRequest
+	(*CreateUserResponse)(nil),      // 12: reseal.v1.CreateUserResponse
+	(*User)(nil),                    // 13: reseal.v1.User
+	(*ListUsersRequest)(nil),        // 14: reseal.v1.ListUsersRequest
+	(*ListUsersResponse)(nil),       // 15: reseal.v1.ListUsersResponse
+	(*RenewUserRequest)(nil),        // 16: reseal.v1.RenewUserRequest
+	(*RenewUserResponse)(nil),       // 17: reseal.v1.RenewUserResponse
+	(*RevokeUserRequest)(nil),       // 18: reseal.v1.RevokeUserRequest
+	(*RevokeUserResponse)(nil),      // 19: reseal.v1.RevokeUserResponse
+	(*RevokeEdgeRequest)(nil),       // 20: reseal.v1.RevokeEdgeRequest
+	(*RevokeEdgeResponse)(nil),      // 21: reseal.v1.RevokeEdgeResponse
+	(*HeldKeys)(nil),                // 22: reseal.v1.HeldKeys
+	(*Revocation)(nil),              // 23: reseal.v1.Revocation
+	(*ListRevocationsRequest)(nil),  // 24: reseal.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil), // 25: reseal.v1.ListRevocationsResponse
+	nil,                             // 26: reseal.v1.CreateTokenRequest.LabelsEntry
+	nil,                             // 27: reseal.v1.JoinToken.LabelsEntry
+	(*durationpb.Duration)(nil),     // 28: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
+	(Role)(0),                       // 30: reseal.v1.Role
 }
 var file_reseal_v1_enrollment_proto_depIdxs = []int32{
-	18, // 0: reseal.v1.CreateTokenRequest.labels:type_name -> reseal.v1.CreateTokenRequest.LabelsEntry
-	20, // 1: reseal.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	26, // 0: reseal.v1.CreateTokenRequest.labels:type_name -> reseal.v1.CreateTokenRequest.LabelsEntry
+	28, // 1: reseal.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 2: reseal.v1.CreateTokenResponse.info:type_name -> reseal.v1.JoinToken
-	19, // 3: reseal.v1.JoinToken.labels:type_name -> reseal.v1.JoinToken.LabelsEntry
-	21, // 4: reseal.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	21, // 5: reseal.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	27, // 3: reseal.v1.JoinToken.labels:type_name -> reseal.v1.JoinToken.LabelsEntry
+	29, // 4: reseal.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	29, // 5: reseal.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
 	2,  // 6: reseal.v1.ListTokensResponse.tokens:type_name -> reseal.v1.JoinToken
-	22, // 7: reseal.v1.CreateUserRequest.role:type_name -> reseal.v1.Role
-	20, // 8: reseal.v1.CreateUserRequest.ttl:type_name -> google.protobuf.Duration
+	30, // 7: reseal.v1.CreateUserRequest.role:type_name -> reseal.v1.Role
+	28, // 8: reseal.v1.CreateUserRequest.ttl:type_name -> google.protobuf.Duration
 	13, // 9: reseal.v1.CreateUserResponse.user:type_name -> reseal.v1.User
-	22, // 10: reseal.v1.User.role:type_name -> reseal.v1.Role
-	21, // 11: reseal.v1.User.created_at:type_name -> google.protobuf.Timestamp
-	21, // 12: reseal.v1.User.expires_at:type_name -> google.protobuf.Timestamp
-	21, // 13: reseal.v1.User.renewed_at:type_name -> google.protobuf.Timestamp
-	20, // 14: reseal.v1.User.ttl:type_name -> google.protobuf.Duration
+	30, // 10: reseal.v1.User.role:type_name -> reseal.v1.Role
+	29, // 11: reseal.v1.User.created_at:type_name -> google.protobuf.Timestamp
+	29, // 12: reseal.v1.User.expires_at:type_name -> google.protobuf.Timestamp
+	29, // 13: reseal.v1.User.renewed_at:type_name -> google.protobuf.Timestamp
+	28, // 14: reseal.v1.User.ttl:type_name -> google.protobuf.Duration
 	13, // 15: reseal.v1.ListUsersResponse.users:type_name -> reseal.v1.User
-	0,  // 16: reseal.v1.EnrollmentService.CreateToken:input_type -> reseal.v1.CreateTokenRequest
-	3,  // 17: reseal.v1.EnrollmentService.ListTokens:input_type -> reseal.v1.ListTokensRequest
-	5,  // 18: reseal.v1.EnrollmentService.RevokeToken:input_type -> reseal.v1.RevokeTokenRequest
-	7,  // 19: reseal.v1.EnrollmentService.Enroll:input_type -> reseal.v1.EnrollRequest
-	9,  // 20: reseal.v1.EnrollmentService.Renew:input_type -> reseal.v1.RenewRequest
-	11, // 21: reseal.v1.EnrollmentService.CreateUser:input_type -> reseal.v1.CreateUserRequest
-	14, // 22: reseal.v1.EnrollmentService.ListUsers:input_type -> reseal.v1.ListUsersRequest
-	16, // 23: reseal.v1.EnrollmentService.RenewUser:input_type -> reseal.v1.RenewUserRequest
-	1,  // 24: reseal.v1.EnrollmentService.CreateToken:output_type -> reseal.v1.CreateTokenResponse
-	4,  // 25: reseal.v1.EnrollmentService.ListTokens:output_type -> reseal.v1.ListTokensResponse
-	6,  // 26: reseal.v1.EnrollmentService.RevokeToken:output_type -> reseal.v1.RevokeTokenResponse
-	8,  // 27: reseal.v1.EnrollmentService.Enroll:output_type -> reseal.v1.EnrollResponse
-	10, // 28: reseal.v1.EnrollmentService.Renew:output_type -> reseal.v1.RenewResponse
-	12, // 29: reseal.v1.EnrollmentService.CreateUser:output_type -> reseal.v1.CreateUserResponse
-	15, // 30: reseal.v1.EnrollmentService.ListUsers:output_type -> reseal.v1.ListUsersResponse
-	17, // 31: reseal.v1.EnrollmentService.RenewUser:output_type -> reseal.v1.RenewUserResponse
-	24, // [24:32] is the sub-list for method output_type
-	16, // [16:24] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	23, // 16: reseal.v1.RevokeUserResponse.revocation:type_name -> reseal.v1.Revocation
+	23, // 17: reseal.v1.RevokeEdgeResponse.revocation:type_name -> reseal.v1.Revocation
+	22, // 18: reseal.v1.RevokeEdgeResponse.held_keys:type_name -> reseal.v1.HeldKeys
+	28, // 19: reseal.v1.HeldKeys.ticket_age:type_name -> google.protobuf.Duration
+	30, // 20: reseal.v1.Revocation.role:type_name -> reseal.v1.Role
+	29, // 21: reseal.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
+	29, // 22: reseal.v1.Revocation.forgotten_at:type_name -> google.protobuf.Timestamp
+	23, // 23: reseal.v1.ListRevocationsResponse.revocations:type_name -> reseal.v1.Revocation
+	0,  // 24: reseal.v1.EnrollmentService.CreateToken:input_type -> reseal.v1.CreateTokenRequest
+	3,  // 25: reseal.v1.EnrollmentService.ListTokens:input_type -> reseal.v1.ListTokensRequest
+	5,  // 26: reseal.v1.EnrollmentService.RevokeToken:input_type -> reseal.v1.RevokeTokenRequest
+	7,  // 27: reseal.v1.EnrollmentService.Enroll:input_type -> reseal.v1.EnrollRequest
+	9,  // 28: reseal.v1.EnrollmentService.Renew:input_type -> reseal.v1.RenewRequest
+	11, // 29: reseal.v1.EnrollmentService.CreateUser:input_type -> reseal.v1.CreateUserRequest
+	14, // 30: reseal.v1.EnrollmentService.ListUsers:input_type -> reseal.v1.ListUsersRequest
+	16, // 31: reseal.v1.EnrollmentService.RenewUser:input_type -> reseal.v1.RenewUserRequest
+	18, // 32: reseal.v1.EnrollmentService.RevokeUser:input_type -> reseal.v1.RevokeUserRequest
+	20, // 33: reseal.v1.EnrollmentService.RevokeEdge:input_type -> reseal.v1.RevokeEdgeRequest
+	24, // 34: reseal.v1.EnrollmentService.ListRevocations:input_type -> reseal.v1.ListRevocationsRequest
+	1,  // 35: reseal.v1.EnrollmentService.CreateToken:output_type -> reseal.v1.CreateTokenResponse
+	4,  // 36: reseal.v1.EnrollmentService.ListTokens:output_type -> reseal.v1.ListTokensResponse
+	6,  // 37: reseal.v1.EnrollmentService.RevokeToken:output_type -> reseal.v1.RevokeTokenResponse
+	8,  // 38: reseal.v1.EnrollmentService.Enroll:output_type -> reseal.v1.EnrollResponse
+	10, // 39: reseal.v1.EnrollmentService.Renew:output_type -> reseal.v1.RenewResponse
+	12, // 40: reseal.v1.EnrollmentService.CreateUser:output_type -> reseal.v1.CreateUserResponse
+	15, // 41: reseal.v1.EnrollmentService.ListUsers:output_type -> reseal.v1.ListUsersResponse
+	17, // 42: reseal.v1.EnrollmentService.RenewUser:output_type -> reseal.v1.RenewUserResponse
+	19, // 43: reseal.v1.EnrollmentService.RevokeUser:output_type -> reseal.v1.RevokeUserResponse
+	21, // 44: reseal.v1.EnrollmentService.RevokeEdge:output_type -> reseal.v1.RevokeEdgeResponse
+	25, // 45: reseal.v1.EnrollmentService.ListRevocations:output_type -> reseal.v1.ListRevocationsResponse
+	35, // [35:46] is the sub-list for method output_type
+	24, // [24:35] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_enrollment_proto_init() }
@@ -1240,7 +1752,7 @@ func file_reseal_v1_enrollment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_enrollment_proto_rawDesc), len(file_reseal_v1_enrollment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

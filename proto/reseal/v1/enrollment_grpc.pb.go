@@ -19,14 +19,17 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	EnrollmentService_CreateToken_FullMethodName = "/reseal.v1.EnrollmentService/CreateToken"
-	EnrollmentService_ListTokens_FullMethodName  = "/reseal.v1.EnrollmentService/ListTokens"
-	EnrollmentService_RevokeToken_FullMethodName = "/reseal.v1.EnrollmentService/RevokeToken"
-	EnrollmentService_Enroll_FullMethodName      = "/reseal.v1.EnrollmentService/Enroll"
-	EnrollmentService_Renew_FullMethodName       = "/reseal.v1.EnrollmentService/Renew"
-	EnrollmentService_CreateUser_FullMethodName  = "/reseal.v1.EnrollmentService/CreateUser"
-	EnrollmentService_ListUsers_FullMethodName   = "/reseal.v1.EnrollmentService/ListUsers"
-	EnrollmentService_RenewUser_FullMethodName   = "/reseal.v1.EnrollmentService/RenewUser"
+	EnrollmentService_CreateToken_FullMethodName     = "/reseal.v1.EnrollmentService/CreateToken"
+	EnrollmentService_ListTokens_FullMethodName      = "/reseal.v1.EnrollmentService/ListTokens"
+	EnrollmentService_RevokeToken_FullMethodName     = "/reseal.v1.EnrollmentService/RevokeToken"
+	EnrollmentService_Enroll_FullMethodName          = "/reseal.v1.EnrollmentService/Enroll"
+	EnrollmentService_Renew_FullMethodName           = "/reseal.v1.EnrollmentService/Renew"
+	EnrollmentService_CreateUser_FullMethodName      = "/reseal.v1.EnrollmentService/CreateUser"
+	EnrollmentService_ListUsers_FullMethodName       = "/reseal.v1.EnrollmentService/ListUsers"
+	EnrollmentService_RenewUser_FullMethodName       = "/reseal.v1.EnrollmentService/RenewUser"
+	EnrollmentService_RevokeUser_FullMethodName      = "/reseal.v1.EnrollmentService/RevokeUser"
+	EnrollmentService_RevokeEdge_FullMethodName      = "/reseal.v1.EnrollmentService/RevokeEdge"
+	EnrollmentService_ListRevocations_FullMethodName = "/reseal.v1.EnrollmentService/ListRevocations"
 )
 
 // EnrollmentServiceClient is the client API for EnrollmentService service.
@@ -44,6 +47,10 @@ const (
 // Operators are users: an administrator names one, with a role, and gets a
 // certificate for a key that was made where the call came from. It is short-lived,
 // and whoever has it renews it (resealctl does so by itself).
+//
+// An edge or a user that is revoked is refused by all replicas within a second:
+// its streams end, and its calls fail with UNAUTHENTICATED, which says when, by
+// whom and why. The revocation is kept until its last certificate has expired.
 type EnrollmentServiceClient interface {
 	// CreateToken makes a join token.
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
@@ -66,6 +73,16 @@ type EnrollmentServiceClient interface {
 	// lifetime, for another key if the request has one. FAILED_PRECONDITION when the
 	// certificate of the call is of no user that is known.
 	RenewUser(ctx context.Context, in *RenewUserRequest, opts ...grpc.CallOption) (*RenewUserResponse, error)
+	// RevokeUser takes a user back. NOT_FOUND when there is none of the name;
+	// FAILED_PRECONDITION when it is the last administrator whose certificate has
+	// not expired.
+	RevokeUser(ctx context.Context, in *RevokeUserRequest, opts ...grpc.CallOption) (*RevokeUserResponse, error)
+	// RevokeEdge takes an edge back; its id can be enrolled again with another join
+	// token. Sessions that it gave to other edges are dropped there. NOT_FOUND when
+	// no such edge is enrolled.
+	RevokeEdge(ctx context.Context, in *RevokeEdgeRequest, opts ...grpc.CallOption) (*RevokeEdgeResponse, error)
+	// ListRevocations lists the revocations of certificates that have not expired.
+	ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error)
 }
 
 type enrollmentServiceClient struct {
@@ -156,6 +173,36 @@ func (c *enrollmentServiceClient) RenewUser(ctx context.Context, in *RenewUserRe
 	return out, nil
 }
 
+func (c *enrollmentServiceClient) RevokeUser(ctx context.Context, in *RevokeUserRequest, opts ...grpc.CallOption) (*RevokeUserResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeUserResponse)
+	err := c.cc.Invoke(ctx, EnrollmentService_RevokeUser_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *enrollmentServiceClient) RevokeEdge(ctx context.Context, in *RevokeEdgeRequest, opts ...grpc.CallOption) (*RevokeEdgeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeEdgeResponse)
+	err := c.cc.Invoke(ctx, EnrollmentService_RevokeEdge_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *enrollmentServiceClient) ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRevocationsResponse)
+	err := c.cc.Invoke(ctx, EnrollmentService_ListRevocations_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnrollmentServiceServer is the server API for EnrollmentService service.
 // All implementations must embed UnimplementedEnrollmentServiceServer
 // for forward compatibility.
@@ -171,6 +218,10 @@ func (c *enrollmentServiceClient) RenewUser(ctx context.Context, in *RenewUserRe
 // Operators are users: an administrator names one, with a role, and gets a
 // certificate for a key that was made where the call came from. It is short-lived,
 // and whoever has it renews it (resealctl does so by itself).
+//
+// An edge or a user that is revoked is refused by all replicas within a second:
+// its streams end, and its calls fail with UNAUTHENTICATED, which says when, by
+// whom and why. The revocation is kept until its last certificate has expired.
 type EnrollmentServiceServer interface {
 	// CreateToken makes a join token.
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
@@ -193,6 +244,16 @@ type EnrollmentServiceServer interface {
 	// lifetime, for another key if the request has one. FAILED_PRECONDITION when the
 	// certificate of the call is of no user that is known.
 	RenewUser(context.Context, *RenewUserRequest) (*RenewUserResponse, error)
+	// RevokeUser takes a user back. NOT_FOUND when there is none of the name;
+	// FAILED_PRECONDITION when it is the last administrator whose certificate has
+	// not expired.
+	RevokeUser(context.Context, *RevokeUserRequest) (*RevokeUserResponse, error)
+	// RevokeEdge takes an edge back; its id can be enrolled again with another join
+	// token. Sessions that it gave to other edges are dropped there. NOT_FOUND when
+	// no such edge is enrolled.
+	RevokeEdge(context.Context, *RevokeEdgeRequest) (*RevokeEdgeResponse, error)
+	// ListRevocations lists the revocations of certificates that have not expired.
+	ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error)
 	mustEmbedUnimplementedEnrollmentServiceServer()
 }
 
@@ -226,6 +287,15 @@ func (UnimplementedEnrollmentServiceServer) ListUsers(context.Context, *ListUser
 }
 func (UnimplementedEnrollmentServiceServer) RenewUser(context.Context, *RenewUserRequest) (*RenewUserResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewUser not implemented")
+}
+func (UnimplementedEnrollmentServiceServer) RevokeUser(context.Context, *RevokeUserRequest) (*RevokeUserResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeUser not implemented")
+}
+func (UnimplementedEnrollmentServiceServer) RevokeEdge(context.Context, *RevokeEdgeRequest) (*RevokeEdgeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeEdge not implemented")
+}
+func (UnimplementedEnrollmentServiceServer) ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRevocations not implemented")
 }
 func (UnimplementedEnrollmentServiceServer) mustEmbedUnimplementedEnrollmentServiceServer() {}
 func (UnimplementedEnrollmentServiceServer) testEmbeddedByValue()                           {}
@@ -392,6 +462,60 @@ func _EnrollmentService_RenewUser_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EnrollmentService_RevokeUser_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeUserRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollmentServiceServer).RevokeUser(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrollmentService_RevokeUser_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollmentServiceServer).RevokeUser(ctx, req.(*RevokeUserRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _EnrollmentService_RevokeEdge_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeEdgeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollmentServiceServer).RevokeEdge(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrollmentService_RevokeEdge_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollmentServiceServer).RevokeEdge(ctx, req.(*RevokeEdgeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _EnrollmentService_ListRevocations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRevocationsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollmentServiceServer).ListRevocations(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrollmentService_ListRevocations_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollmentServiceServer).ListRevocations(ctx, req.(*ListRevocationsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EnrollmentService_ServiceDesc is the grpc.ServiceDesc for EnrollmentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -430,6 +554,18 @@ var EnrollmentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RenewUser",
 			Handler:    _EnrollmentService_RenewUser_Handler,
+		},
+		{
+			MethodName: "RevokeUser",
+			Handler:    _EnrollmentService_RevokeUser_Handler,
+		},
+		{
+			MethodName: "RevokeEdge",
+			Handler:    _EnrollmentService_RevokeEdge_Handler,
+		},
+		{
+			MethodName: "ListRevocations",
+			Handler:    _EnrollmentService_ListRevocations_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
