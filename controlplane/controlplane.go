@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/reseal/reseal/controlplane/admin"
+	"github.com/reseal/reseal/controlplane/audit"
 	"github.com/reseal/reseal/controlplane/backup"
 	"github.com/reseal/reseal/controlplane/budget"
 	"github.com/reseal/reseal/controlplane/etcd"
@@ -78,6 +79,9 @@ type Config struct {
 	HistoryLimit int
 	// HistoryBytes bounds the bytes of the kept revisions. Default 64 MiB.
 	HistoryBytes int
+	// AuditLog gets every entry of the audit log as a line of JSON. Default: no file
+	// does.
+	AuditLog string
 	// Version is shown to operators.
 	Version string
 	// Logger is for the operator of this process. Required.
@@ -94,6 +98,7 @@ type ControlPlane struct {
 	// who they are.
 	edges atomic.Pointer[func(context.Context) []map[string]string]
 
+	audit *audit.Log   // set before trust is open
 	trust *trust.Trust // set before ready is closed
 	store *store.Store // likewise
 
@@ -150,6 +155,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 		if err := c.checkRestored(ctx, kept); err != nil {
 			return err
 		}
+		c.audit = audit.New(audit.Config{Client: kept.Client, Caller: c.author, File: c.cfg.AuditLog, Logger: c.cfg.Logger.With("part", "audit")})
 		if err := c.openTrust(ctx, kept, listener); err != nil {
 			return err
 		}
@@ -191,6 +197,9 @@ func (c *ControlPlane) storeConfig(kept *etcd.Store) store.Config {
 	}
 	if c.trust != nil {
 		config.Seal, config.Open = c.trust.Seal, c.trust.Unseal
+	}
+	if c.audit != nil {
+		config.Audit = c.audit.Change
 	}
 	return config
 }
@@ -238,6 +247,7 @@ func (c *ControlPlane) openTrust(ctx context.Context, kept *etcd.Store, listener
 		KEKFile:     c.cfg.KEKFile,
 		Revoked:     c.cutOff,
 		HeldKeys:    c.heldKeys,
+		Refused:     c.audit.Refused,
 		Logger:      c.cfg.Logger.With("part", "trust"),
 	})
 	if err := c.trust.Open(ctx); err != nil {
@@ -298,12 +308,13 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		Registerer: c.registry,
 	})
 	adminServer := admin.New(admin.Config{
-		Store:    c.store,
-		Author:   c.author,
-		Annotate: func(revisions []*resealv1.Revision) { rolloutServer.Annotate(revisions) },
-		Codes:    storeCodes,
-		Validate: manifest.Validate,
-		Logger:   c.cfg.Logger.With("part", "admin"),
+		Store:     c.store,
+		Author:    c.author,
+		Annotate:  func(revisions []*resealv1.Revision) { rolloutServer.Annotate(revisions) },
+		Codes:     storeCodes,
+		ReadAudit: c.audit.Read,
+		Validate:  manifest.Validate,
+		Logger:    c.cfg.Logger.With("part", "admin"),
 	})
 	group, err := c.newGroup(kept, listener.Addr(), feedServer.Connected)
 	if err != nil {
@@ -341,7 +352,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 	})
 	c.sessions, c.keyring = sessionServer, keyringServer
 	door := gate.New(gate.Limits{}, c.cfg.Logger.With("part", "gate"))
-	server, health := newGRPCServer(c.trust, door, fleet.Codec{}, c.cfg.Version)
+	server, health := newGRPCServer(c.trust, c.audit, door, fleet.Codec{}, c.cfg.Version)
 	resealv1.RegisterAdminServiceServer(server, adminServer)
 	resealv1.RegisterFeedServiceServer(server, feedServer)
 	previewer := feedServer.Previewer()
@@ -403,7 +414,7 @@ func (c *ControlPlane) serve(ctx context.Context, kept *etcd.Store, listener net
 		return nil
 	})
 	for _, run := range []func(context.Context) error{
-		c.trust.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, budgetServer.Run, rolloutServer.Run, door.Run, links.Run,
+		c.trust.Run, c.audit.Run, c.store.Run, orders.Run, feedServer.Run, tallyServer.Run, sessionServer.Run, keyringServer.Run, budgetServer.Run, rolloutServer.Run, door.Run, links.Run,
 		relay(group, sessionServer),
 		func(ctx context.Context) error { return group.Balance(ctx, feedServer.Move) },
 		func(ctx context.Context) error { return c.joinGroup(ctx, group) },

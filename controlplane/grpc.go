@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/reseal/reseal/controlplane/audit"
 	"github.com/reseal/reseal/controlplane/gate"
 	"github.com/reseal/reseal/controlplane/trust"
 )
@@ -54,13 +55,13 @@ func tellVersion(version string) grpc.UnaryServerInterceptor {
 	}
 }
 
-func newGRPCServer(t *trust.Trust, door *gate.Gate, codec encoding.CodecV2, version string) (*grpc.Server, *healthServer) {
+func newGRPCServer(t *trust.Trust, log *audit.Log, door *gate.Gate, codec encoding.CodecV2, version string) (*grpc.Server, *healthServer) {
 	server := grpc.NewServer(
 		grpc.Creds(door.Credentials(t.Credentials())),
 		// Callers that will be refused are, before their message is decoded.
 		grpc.InTapHandle(t.Tap),
-		grpc.ChainUnaryInterceptor(t.UnaryInterceptor, tellVersion(version)),
-		grpc.ChainStreamInterceptor(t.StreamInterceptor),
+		grpc.ChainUnaryInterceptor(t.UnaryInterceptor, log.UnaryInterceptor, tellVersion(version)),
+		grpc.ChainStreamInterceptor(t.StreamInterceptor, log.StreamInterceptor),
 		grpc.ForceServerCodecV2(codec),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),

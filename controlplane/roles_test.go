@@ -48,6 +48,7 @@ func newBench(t *testing.T) *bench {
 	}
 	cfg := testConfig(t.TempDir())
 	cfg.Listen = free.Addr().String()
+	cfg.AuditLog = filepath.Join(cfg.DataDir, "audit.json")
 	_ = free.Close()
 	b := &bench{t: t, address: cfg.Listen, roots: x509.NewCertPool()}
 	b.plane, _ = start(t, cfg)
@@ -148,6 +149,21 @@ func (b *bench) foreign(of tls.Certificate) tls.Certificate {
 		b.t.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// selfSigned makes a certificate of a site, and its key, in PEM.
+func selfSigned(t *testing.T, key *ecdsa.PrivateKey) (keyPEM, certPEM string) {
+	t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"site.example"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
 // expired is a certificate that was one of the fleet's until now.

@@ -80,6 +80,7 @@ func (o *options) define(flags *daemon.Flags) {
 	flags.Int64Var(&o.EtcdQuotaBytes, "etcd-quota-bytes", 2<<30, "largest size of the embedded store's database, `BYTES`; there is a warning at 80%, and from 90% on applies are refused")
 	flags.StringVar(&o.KEKFile, "kek-file", "", "key that encrypts all secrets in the store, `FILE` (default DATA-DIR/kek, generated)")
 	flags.StringVar(&o.TrustDomain, "trust-domain", "reseal", "authority of the fleet's spiffe:// identities, `NAME`")
+	flags.StringVar(&o.AuditLog, "audit-log", "", "append each entry of the fleet's audit log, as a line of JSON, to `FILE`, mode 0600; it may be moved away at any time")
 	flags.IntVar(&o.HistoryLimit, "history-limit", 100, "revisions that are kept")
 	flags.IntVar(&o.HistoryBytes, "history-bytes", 64<<20, "`BYTES` that the kept revisions may take up; fewer are kept when changes are large")
 }

@@ -57,6 +57,7 @@ var deeds = []deed{
 	{[]string{"rollouts", "rollout"}, []string{"pause"}, resealv1.FleetService_PauseRollout_FullMethodName},
 	{[]string{"rollouts", "rollout"}, []string{"resume"}, resealv1.FleetService_ResumeRollout_FullMethodName},
 	{[]string{"rollouts", "rollout"}, []string{"undo"}, resealv1.FleetService_UndoRollout_FullMethodName},
+	{[]string{"audit"}, []string{"get", "list", "watch"}, resealv1.AdminService_ReadAudit_FullMethodName},
 	{[]string{"backups", "backup"}, []string{"create"}, resealv1.BackupService_Backup_FullMethodName},
 }
 
@@ -68,7 +69,7 @@ func methodOf(verb, noun string) (string, error) {
 	_, resource := manifest.KindByName(noun)
 	resource = resource || noun == "*" || noun == kindAll
 	if !resource && !slices.ContainsFunc(deeds, func(d deed) bool { return slices.Contains(d.nouns, noun) }) {
-		return "", usagef("there is no %q; there are %s, history, stats, tokens, users, rollouts and backups", noun, kindList())
+		return "", usagef("there is no %q; there are %s, history, stats, tokens, users, rollouts, audit and backups", noun, kindList())
 	}
 	var verbs []string
 	for _, d := range deeds {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -100,4 +101,23 @@ func (f *fakeServer) ListRevocations(context.Context, *resealv1.ListRevocationsR
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return &resealv1.ListRevocationsResponse{Revocations: slices.Clone(f.revocations)}, nil
+}
+
+func (f *fakeServer) ReadAudit(req *resealv1.ReadAuditRequest, stream grpc.ServerStreamingServer[resealv1.ReadAuditResponse]) error {
+	var response resealv1.ReadAuditResponse
+	for _, e := range []*resealv1.AuditEntry{
+		{Number: 7, Time: timestamppb.New(fakeEpoch), User: "admin/alice", Source: "10.0.0.1:1", Action: "AdminService.Apply", Outcome: "OK", Message: "moved",
+			Revision: 12, Hash: "aa", Resources: []*resealv1.AuditedResource{{Resource: "BackendPool/jetty", Change: "configured", Before: "01", After: "02", Diff: "-a\n+b\n"}}},
+		{Number: 8, Time: timestamppb.New(fakeEpoch), User: "viewer/vera", Source: "10.0.0.2:1", Action: "AdminService.Apply", Outcome: "PERMISSION_DENIED",
+			Error: "not you", Suppressed: 3, Previous: "ab", Broken: true},
+	} {
+		about := req.GetResource() == "" || e.GetResources() != nil && e.GetResources()[0].GetResource() == req.GetResource()
+		if about && (req.GetUser() == "" || strings.HasSuffix(e.GetUser(), "/"+req.GetUser())) {
+			response.Entries = append(response.Entries, e)
+		}
+	}
+	if len(response.GetEntries()) == 0 {
+		return nil
+	}
+	return stream.Send(&response)
 }

@@ -55,7 +55,7 @@ func newRootCommand(a *app) *cobra.Command {
 	}{
 		{"Configuration:", []*cobra.Command{newApplyCommand(a), newDiffCommand(a), newDeleteCommand(a),
 			newGetCommand(a), newDescribeCommand(a), newExplainCommand(a)}},
-		{"History:", []*cobra.Command{newHistoryCommand(a), newRollbackCommand(a), newRolloutCommand(a)}},
+		{"History:", []*cobra.Command{newHistoryCommand(a), newRollbackCommand(a), newRolloutCommand(a), newAuditCommand(a)}},
 		{"Fleet:", []*cobra.Command{newFleetStatusCommand(a), newStatsCommand(a), newTopCommand(a), newObserveCommand(a), newDiagnoseCommand(a), newProbeCommand(a),
 			newDrainCommand(a), newTokenCommand(a), newRevokeCommand(a), newUserCommand(a), newKeyringCommand(a), newBackupCommand(a)}},
 		{"This command:", []*cobra.Command{newConfigCommand(a), newAuthCommand(a), newWhoamiCommand(a), newVersionCommand(a)}},

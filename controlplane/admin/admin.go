@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
@@ -60,6 +61,8 @@ type Config struct {
 	// Annotate adds to kept revisions what became of them on their way to the edges.
 	// Default: nothing.
 	Annotate func([]*resealv1.Revision)
+	// ReadAudit serves the method of that name. Default: there is no audit log.
+	ReadAudit func(*resealv1.ReadAuditRequest, grpc.ServerStreamingServer[resealv1.ReadAuditResponse]) error
 	// Logger gets changes and internal errors. Default: slog.Default().
 	Logger *slog.Logger
 }
@@ -126,6 +129,14 @@ func (s *server) Rollback(ctx context.Context, req *resealv1.RollbackRequest) (*
 	}
 	s.logChange(ctx, "rollback", author, resp.GetRevision(), len(resp.GetChanges()), req.GetDryRun())
 	return resp, nil
+}
+
+// ReadAudit implements the method of AdminService.
+func (s *server) ReadAudit(req *resealv1.ReadAuditRequest, stream grpc.ServerStreamingServer[resealv1.ReadAuditResponse]) error {
+	if s.cfg.ReadAudit == nil {
+		return s.UnimplementedAdminServiceServer.ReadAudit(req, stream)
+	}
+	return s.cfg.ReadAudit(req, stream)
 }
 
 // ListRevisions implements the method of AdminService.

@@ -125,17 +125,17 @@ func (l Limits) next(prefix string, entries []entry) int {
 		}
 		n++
 	}
-	if n < len(entries) && entries[n].Revision == entries[0].Revision && entries[n].rank() > 0 && entries[n-1].rank() > 0 && n > 1 {
-		n-- // the head and its record stay together
+	for n > 1 && n < len(entries) && entries[n].Revision == entries[0].Revision && entries[n].rank() > 0 && entries[n-1].rank() > 0 {
+		n-- // the head, its record and its audit entry stay together
 	}
 	return n
 }
 
-// rank orders what was written in one transaction: the head of the configuration and
-// the record of its change come last, so that they have one revision even when it
+// rank orders what was written in one transaction: the head of the configuration, the
+// record of its change and its audit entry come last, so that they have one revision even when it
 // becomes several.
 func (e entry) rank() int {
-	if e.Key == "head" || strings.HasPrefix(e.Key, "history/") {
+	if e.Key == "head" || strings.HasPrefix(e.Key, "history/") || strings.HasPrefix(e.Key, "audit/") {
 		return 1
 	}
 	return 0

@@ -22,6 +22,9 @@ const (
 	// ownOps are the operations of a transaction besides those on resources:
 	// head, history, removal of old history.
 	ownOps = 3
+	// auditOps and auditBytes are what Config.Audit may add.
+	auditOps   = 2
+	auditBytes = 34 << 10
 	// opOverhead is more than what the encoding of an operation adds to its
 	// key and value.
 	opOverhead = 32
@@ -145,15 +148,32 @@ func (s *Store) checkSize(tx *transaction, changes int, size *sizes) error {
 	for _, op := range tx.ops {
 		total += len(op.KeyBytes()) + len(op.RangeBytes()) + len(op.ValueBytes()) + opOverhead
 	}
+	maxChanges := s.cfg.MaxOps - ownOps
+	if s.cfg.Audit != nil {
+		total, maxChanges = total+auditBytes, maxChanges-auditOps
+	}
 	biggest := fmt.Sprintf("the biggest of its %d resources is %s with %d bytes", changes, size.biggest.Key(), size.bytes)
 	if total > s.cfg.MaxBytes {
 		return fmt.Errorf("%w: it has %d bytes with what the history keeps, at most %d fit; %s; make resources smaller or apply them in parts",
 			ErrTooLarge, total, s.cfg.MaxBytes, biggest)
 	}
-	if changes > s.cfg.MaxOps-ownOps {
+	if changes > maxChanges {
 		return fmt.Errorf("%w: it changes %d resources, at most %d fit; %s; apply them in parts, or raise etcd's --max-txn-ops",
-			ErrTooLarge, changes, s.cfg.MaxOps-ownOps, biggest)
+			ErrTooLarge, changes, maxChanges, biggest)
 	}
+	return nil
+}
+
+// audit has tx record what it does.
+func (s *Store) audit(ctx context.Context, tx *transaction, message string, changes []change) error {
+	if s.cfg.Audit == nil {
+		return nil
+	}
+	guards, ops, err := s.cfg.Audit(ctx, message, s.report(changes))
+	if err != nil {
+		return fmt.Errorf("%w; nothing was changed, since it could not be recorded", unavailable(err))
+	}
+	tx.guards, tx.ops = append(tx.guards, guards...), append(tx.ops, ops...)
 	return nil
 }
 

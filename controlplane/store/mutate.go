@@ -142,6 +142,9 @@ func (s *Store) attempt(ctx context.Context, m mutation) (int64, *plan, error) {
 		forgetAssigned(p)
 		return base.revision(), p, nil
 	}
+	if err := s.audit(ctx, tx, m.message, effective); err != nil {
+		return 0, nil, err
+	}
 	revision, err := s.commit(ctx, tx)
 	if err != nil {
 		return 0, nil, err

@@ -71,6 +71,11 @@ type Config struct {
 	// Edges are the labels of the live edges. It is asked only about changes of edge
 	// selectors, and may take some seconds. Default: no edges are known.
 	Edges func(context.Context) []map[string]string
+	// Audit returns what records a change in its own transaction: guards, and at most
+	// 2 operations with 34 KiB. When a guard does not hold it is called again. A change
+	// that can't be recorded is not made. The secrets in the changes are redacted.
+	// Default: changes are not recorded.
+	Audit func(ctx context.Context, message string, changes []*resealv1.Change) ([]clientv3.Cmp, []clientv3.Op, error)
 	// Logger gets what goes wrong. Default: slog.Default().
 	Logger *slog.Logger
 }

@@ -88,10 +88,24 @@ type authorisedStream struct {
 
 func (s *authorisedStream) Context() context.Context { return s.ctx }
 
+// authorise decides about a call, and tells of those that are refused.
 func (t *Trust) authorise(ctx context.Context, fullMethod string) (context.Context, error) {
+	who, err := t.identify(ctx)
+	admitted, refusal := t.decide(ctx, fullMethod, who, err)
+	if refusal != nil && t.turned != nil {
+		user := "unknown"
+		if err == nil {
+			user = who.identity.String()
+		}
+		t.turned(ctx, user, fullMethod, refusal)
+	}
+	return admitted, refusal
+}
+
+// decide admits who calls a method, or err says that it is not known who.
+func (t *Trust) decide(ctx context.Context, fullMethod string, who caller, err error) (context.Context, error) {
 	name := strings.TrimPrefix(fullMethod, "/")
 	service, _, _ := strings.Cut(name, "/")
-	who, err := t.identify(ctx)
 	if service == "grpc.health.v1.Health" {
 		if err == nil {
 			ctx = context.WithValue(ctx, callerKey{}, who)

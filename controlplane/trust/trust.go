@@ -64,6 +64,10 @@ type Config struct {
 	// HeldKeys says which ticket keys an edge with these labels holds, for those who
 	// revoke it. Default: that is not known.
 	HeldKeys func(ctx context.Context, edge string, labels map[string]string) []*resealv1.HeldKeys
+	// Refused is told of each call that was refused: who called, "unknown" when the
+	// certificate says nothing that counts, and the full name of the method. It must
+	// not block. Default: nobody is.
+	Refused func(ctx context.Context, user, method string, err error)
 	// Logger gets who created, revoked and used join tokens. Default: nowhere.
 	Logger *slog.Logger
 }
@@ -85,6 +89,7 @@ type Trust struct {
 	registry  *registry
 	enrolling chan struct{} // a slot for each enrolment under way
 	revoked   func(Identity)
+	turned    func(ctx context.Context, user, method string, err error) // away; nil: nobody is told
 	heldKeys  func(ctx context.Context, edge string, labels map[string]string) []*resealv1.HeldKeys
 	live      live
 
@@ -116,6 +121,7 @@ func New(cfg Config) *Trust {
 		registry:    newRegistry(),
 		enrolling:   make(chan struct{}, maxEnrolling),
 		revoked:     cfg.Revoked,
+		turned:      cfg.Refused,
 		heldKeys:    cfg.HeldKeys,
 		ready:       make(chan struct{}),
 	}

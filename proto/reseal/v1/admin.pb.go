@@ -1207,7 +1207,7 @@ var File_reseal_v1_admin_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x15reseal/v1/admin.proto\x12\treseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\x1a\x18reseal/v1/resource.proto\"\xe1\x01\n" +
+	"\x15reseal/v1/admin.proto\x12\treseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15reseal/v1/audit.proto\x1a\x17reseal/v1/options.proto\x1a\x18reseal/v1/resource.proto\"\xe1\x01\n" +
 	"\fApplyRequest\x121\n" +
 	"\tresources\x18\x01 \x03(\v2\x13.reseal.v1.ResourceR\tresources\x12+\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03R\x10expectedRevision\x12\x17\n" +
@@ -1299,7 +1299,7 @@ const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12+\n" +
 	"\achanges\x18\x02 \x03(\v2\x11.reseal.v1.ChangeR\achanges\x12$\n" +
 	"\x0erolled_back_to\x18\x03 \x01(\x03R\frolledBackTo\x12!\n" +
-	"\flarge_change\x18\x04 \x03(\tR\vlargeChange2\x80\x04\n" +
+	"\flarge_change\x18\x04 \x03(\tR\vlargeChange2\xd1\x04\n" +
 	"\fAdminService\x12A\n" +
 	"\x05Apply\x12\x17.reseal.v1.ApplyRequest\x1a\x18.reseal.v1.ApplyResponse\"\x05\xd2\xea\x1b\x01\x04\x12;\n" +
 	"\x03Get\x12\x15.reseal.v1.GetRequest\x1a\x16.reseal.v1.GetResponse\"\x05\xd2\xea\x1b\x01\x03\x12>\n" +
@@ -1307,7 +1307,8 @@ const file_reseal_v1_admin_proto_rawDesc = "" +
 	"\x06Delete\x12\x18.reseal.v1.DeleteRequest\x1a\x19.reseal.v1.DeleteResponse\"\x05\xd2\xea\x1b\x01\x04\x12C\n" +
 	"\x05Watch\x12\x17.reseal.v1.WatchRequest\x1a\x18.reseal.v1.WatchResponse\"\x05\xd2\xea\x1b\x01\x030\x01\x12Y\n" +
 	"\rListRevisions\x12\x1f.reseal.v1.ListRevisionsRequest\x1a .reseal.v1.ListRevisionsResponse\"\x05\xd2\xea\x1b\x01\x03\x12J\n" +
-	"\bRollback\x12\x1a.reseal.v1.RollbackRequest\x1a\x1b.reseal.v1.RollbackResponse\"\x05\xd2\xea\x1b\x01\x04B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
+	"\bRollback\x12\x1a.reseal.v1.RollbackRequest\x1a\x1b.reseal.v1.RollbackResponse\"\x05\xd2\xea\x1b\x01\x04\x12O\n" +
+	"\tReadAudit\x12\x1b.reseal.v1.ReadAuditRequest\x1a\x1c.reseal.v1.ReadAuditResponse\"\x05\xd2\xea\x1b\x01\x050\x01B3Z1github.com/reseal/reseal/proto/reseal/v1;resealv1b\x06proto3"
 
 var (
 	file_reseal_v1_admin_proto_rawDescOnce sync.Once
@@ -1347,6 +1348,8 @@ var file_reseal_v1_admin_proto_goTypes = []any{
 	(*Violation)(nil),             // 20: reseal.v1.Violation
 	(*ResourceRef)(nil),           // 21: reseal.v1.ResourceRef
 	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*ReadAuditRequest)(nil),      // 23: reseal.v1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),     // 24: reseal.v1.ReadAuditResponse
 }
 var file_reseal_v1_admin_proto_depIdxs = []int32{
 	19, // 0: reseal.v1.ApplyRequest.resources:type_name -> reseal.v1.Resource
@@ -1376,15 +1379,17 @@ var file_reseal_v1_admin_proto_depIdxs = []int32{
 	10, // 24: reseal.v1.AdminService.Watch:input_type -> reseal.v1.WatchRequest
 	12, // 25: reseal.v1.AdminService.ListRevisions:input_type -> reseal.v1.ListRevisionsRequest
 	15, // 26: reseal.v1.AdminService.Rollback:input_type -> reseal.v1.RollbackRequest
-	2,  // 27: reseal.v1.AdminService.Apply:output_type -> reseal.v1.ApplyResponse
-	5,  // 28: reseal.v1.AdminService.Get:output_type -> reseal.v1.GetResponse
-	7,  // 29: reseal.v1.AdminService.List:output_type -> reseal.v1.ListResponse
-	9,  // 30: reseal.v1.AdminService.Delete:output_type -> reseal.v1.DeleteResponse
-	11, // 31: reseal.v1.AdminService.Watch:output_type -> reseal.v1.WatchResponse
-	13, // 32: reseal.v1.AdminService.ListRevisions:output_type -> reseal.v1.ListRevisionsResponse
-	16, // 33: reseal.v1.AdminService.Rollback:output_type -> reseal.v1.RollbackResponse
-	27, // [27:34] is the sub-list for method output_type
-	20, // [20:27] is the sub-list for method input_type
+	23, // 27: reseal.v1.AdminService.ReadAudit:input_type -> reseal.v1.ReadAuditRequest
+	2,  // 28: reseal.v1.AdminService.Apply:output_type -> reseal.v1.ApplyResponse
+	5,  // 29: reseal.v1.AdminService.Get:output_type -> reseal.v1.GetResponse
+	7,  // 30: reseal.v1.AdminService.List:output_type -> reseal.v1.ListResponse
+	9,  // 31: reseal.v1.AdminService.Delete:output_type -> reseal.v1.DeleteResponse
+	11, // 32: reseal.v1.AdminService.Watch:output_type -> reseal.v1.WatchResponse
+	13, // 33: reseal.v1.AdminService.ListRevisions:output_type -> reseal.v1.ListRevisionsResponse
+	16, // 34: reseal.v1.AdminService.Rollback:output_type -> reseal.v1.RollbackResponse
+	24, // 35: reseal.v1.AdminService.ReadAudit:output_type -> reseal.v1.ReadAuditResponse
+	28, // [28:36] is the sub-list for method output_type
+	20, // [20:28] is the sub-list for method input_type
 	20, // [20:20] is the sub-list for extension type_name
 	20, // [20:20] is the sub-list for extension extendee
 	0,  // [0:20] is the sub-list for field type_name
@@ -1395,6 +1400,7 @@ func file_reseal_v1_admin_proto_init() {
 	if File_reseal_v1_admin_proto != nil {
 		return
 	}
+	file_reseal_v1_audit_proto_init()
 	file_reseal_v1_options_proto_init()
 	file_reseal_v1_resource_proto_init()
 	type x struct{}

@@ -26,6 +26,7 @@ const (
 	AdminService_Watch_FullMethodName         = "/reseal.v1.AdminService/Watch"
 	AdminService_ListRevisions_FullMethodName = "/reseal.v1.AdminService/ListRevisions"
 	AdminService_Rollback_FullMethodName      = "/reseal.v1.AdminService/Rollback"
+	AdminService_ReadAudit_FullMethodName     = "/reseal.v1.AdminService/ReadAudit"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -65,6 +66,10 @@ type AdminServiceClient interface {
 	// Rollback makes the resources what they were at a kept revision, as a new
 	// revision.
 	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*RollbackResponse, error)
+	// ReadAudit sends who did what, oldest first: every change, and calls that were
+	// refused. 10,000 entries are kept. The log can be read by any replica, and is the
+	// same at each.
+	ReadAudit(ctx context.Context, in *ReadAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadAuditResponse], error)
 }
 
 type adminServiceClient struct {
@@ -154,6 +159,25 @@ func (c *adminServiceClient) Rollback(ctx context.Context, in *RollbackRequest, 
 	return out, nil
 }
 
+func (c *adminServiceClient) ReadAudit(ctx context.Context, in *ReadAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadAuditResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[1], AdminService_ReadAudit_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReadAuditRequest, ReadAuditResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_ReadAuditClient = grpc.ServerStreamingClient[ReadAuditResponse]
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -191,6 +215,10 @@ type AdminServiceServer interface {
 	// Rollback makes the resources what they were at a kept revision, as a new
 	// revision.
 	Rollback(context.Context, *RollbackRequest) (*RollbackResponse, error)
+	// ReadAudit sends who did what, oldest first: every change, and calls that were
+	// refused. 10,000 entries are kept. The log can be read by any replica, and is the
+	// same at each.
+	ReadAudit(*ReadAuditRequest, grpc.ServerStreamingServer[ReadAuditResponse]) error
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -221,6 +249,9 @@ func (UnimplementedAdminServiceServer) ListRevisions(context.Context, *ListRevis
 }
 func (UnimplementedAdminServiceServer) Rollback(context.Context, *RollbackRequest) (*RollbackResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Rollback not implemented")
+}
+func (UnimplementedAdminServiceServer) ReadAudit(*ReadAuditRequest, grpc.ServerStreamingServer[ReadAuditResponse]) error {
+	return status.Error(codes.Unimplemented, "method ReadAudit not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -362,6 +393,17 @@ func _AdminService_Rollback_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ReadAudit_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ReadAuditRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).ReadAudit(m, &grpc.GenericServerStream[ReadAuditRequest, ReadAuditResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_ReadAuditServer = grpc.ServerStreamingServer[ReadAuditResponse]
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -398,6 +440,11 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Watch",
 			Handler:       _AdminService_Watch_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ReadAudit",
+			Handler:       _AdminService_ReadAudit_Handler,
 			ServerStreams: true,
 		},
 	},
