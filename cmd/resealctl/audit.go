@@ -27,7 +27,7 @@ func newAuditCommand(a *app) *cobra.Command {
 		Use:   "audit",
 		Short: "Show who did what, and who was refused",
 		Long: `Show who did what, from where and to what: every change, and calls that were
-refused, a few a minute of those. -o json and yaml also have what became of each
+refused, if there are many some an hour of those. -o json and yaml also have what became of each
 resource: the SHA-256 before and after, and how they differ, without secrets.
 
 The control planes keep 10,000 entries, each with the hash of the one before. One

@@ -29,8 +29,8 @@ import (
 )
 
 const (
-	// Limit is how many entries are kept: some 10 MiB as they usually are, a year of
-	// ten changes a day and all refusals that are recorded.
+	// Limit is how many entries are kept: some 10 MiB as they usually are, weeks of
+	// changes, and of refusals as far as they are recorded.
 	Limit = 10_000
 	// trimEvery is how many entries are made before the oldest are removed, at once.
 	trimEvery = 100
@@ -49,11 +49,12 @@ const (
 )
 
 // Refused and failed calls that are recorded, of each replica: nobody must be able to
-// fill the log, and push out of it what happened, by calls that come to nothing. At
-// these rates the entries last for days.
+// fill the log, and push out of it what happened, by calls that come to nothing, such
+// as a revoked edge that tries again for ever. At these rates they are 432 a day and
+// replica, so that the entries last for weeks.
 var (
-	refusedRate   = rate.Every(10 * time.Second) // of callers with a certificate
-	anonymousRate = rate.Every(time.Minute)
+	refusedRate   = rate.Every(5 * time.Minute) // of callers with a certificate
+	anonymousRate = rate.Every(10 * time.Minute)
 )
 
 const (

@@ -171,7 +171,8 @@ type AuditEntry struct {
 	// What the caller was told. Empty when the outcome is OK.
 	Error string `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
 	// So many refused or failed calls came to this replica since its entry before and were
-	// not recorded: a few of them a minute are.
+	// not recorded: the first 20 are, and then 12 an hour, of callers without a
+	// certificate 10 and 6.
 	Suppressed uint64 `protobuf:"varint,11,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
 	// The SHA-256 of the record of the entry before, in hex. Empty in the first.
 	Previous string `protobuf:"bytes,12,opt,name=previous,proto3" json:"previous,omitempty"`
