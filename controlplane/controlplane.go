@@ -155,7 +155,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 		if err := c.checkRestored(ctx, kept); err != nil {
 			return err
 		}
-		c.audit = audit.New(audit.Config{Client: kept.Client, Caller: c.author, File: c.cfg.AuditLog, Logger: c.cfg.Logger.With("part", "audit")})
+		c.audit = audit.New(audit.Config{Client: kept.Client, Caller: c.author, Diff: manifest.Diff, File: c.cfg.AuditLog, Logger: c.cfg.Logger.With("part", "audit")})
 		if err := c.openTrust(ctx, kept, listener); err != nil {
 			return err
 		}

@@ -75,6 +75,9 @@ type Config struct {
 	Prefix string
 	// Caller names who makes a call: "<role>/<name>". Required.
 	Caller func(context.Context) string
+	// Diff is a unified diff of a resource before and after, without secrets. Default:
+	// entries have none.
+	Diff func(before, after *resealv1.Resource, changedSecrets ...string) string
 	// File gets every entry of all replicas as a line of JSON, mode 0600: what was made
 	// while this replica was away follows at the next start, as far as it is kept. It
 	// may be moved away at any time. Default: none.
@@ -96,6 +99,9 @@ type Log struct {
 func New(config Config) *Log {
 	if config.Prefix == "" {
 		config.Prefix = "/reseal/v1/"
+	}
+	if config.Diff == nil {
+		config.Diff = func(_, _ *resealv1.Resource, _ ...string) string { return "" }
 	}
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)

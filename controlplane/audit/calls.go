@@ -13,7 +13,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/reseal/reseal/proto/manifest"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -133,7 +132,7 @@ func (l *Log) Change(ctx context.Context, message string, changes []*resealv1.Ch
 		entry.Resources = append(entry.Resources, &resealv1.AuditedResource{
 			Resource: c.GetResource().Key(), Change: resealv1.Label(c.GetAction()),
 			Before: fingerprint(c.GetBefore()), After: fingerprint(c.GetAfter()),
-			Diff: changedLines(manifest.Diff(c.GetBefore(), c.GetAfter(), c.GetChangedSecrets()...)),
+			Diff: changedLines(l.config.Diff(c.GetBefore(), c.GetAfter(), c.GetChangedSecrets()...)),
 		})
 	}
 	return l.Extend(ctx, entry)
