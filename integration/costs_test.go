@@ -59,24 +59,24 @@ func TestCosts(t *testing.T) {
 		start    func(t *testing.T) func()
 		bound    cost
 	}{
-		{"HTTP1", 1, 400, get(c.http1Pool), cost{calls: 6, waits: 12, toClient: 1.05, toBackend: 1.05, allocations: 40}},
-		{"HTTP1 to HTTP2 pool", 1, 400, get(c.http2Pool), cost{calls: 7, waits: 12, toClient: 1.6, toBackend: 1.1, allocations: 45}},
+		{"HTTP1", 1, 400, get(c.http1Pool), cost{calls: 6, waits: 5, toClient: 1.05, toBackend: 1.05, allocations: 40}},
+		{"HTTP1 to HTTP2 pool", 1, 400, get(c.http2Pool), cost{calls: 7, waits: 6, toClient: 1.6, toBackend: 1.1, allocations: 45}},
 		{"HTTP1 upload of 1 KB", 1, 400, func(t *testing.T) func() {
 			return c.http1(t, c.http1Pool, "POST", peers.Echo, peers.Body(peers.Small))
-		}, cost{calls: 6, waits: 13, toClient: 1.05, toBackend: 1.05, allocations: 40}},
-		{"HTTP2", 1, 400, streams(c.http1Pool, 1), cost{calls: 6, waits: 12, toClient: 1.1, toBackend: 1.05, allocations: 35}},
-		{"HTTP2 with 20 streams at once", 20, 20, streams(c.http1Pool, 20), cost{calls: 4, waits: 4, toClient: 0.8, toBackend: 1.05, allocations: 35}},
-		{"HTTP2 to HTTP2 pool", 1, 400, streams(c.http2Pool, 1), cost{calls: 7, waits: 12, toClient: 1.6, toBackend: 1.1, allocations: 35}},
-		{"HTTP2 to HTTP2 pool with 20 streams at once", 20, 20, streams(c.http2Pool, 20), cost{calls: 1, waits: 2.5, toClient: 0.6, toBackend: 0.3, allocations: 50}},
+		}, cost{calls: 6, waits: 6.5, toClient: 1.05, toBackend: 1.05, allocations: 40}},
+		{"HTTP2", 1, 400, streams(c.http1Pool, 1), cost{calls: 6, waits: 5, toClient: 1.1, toBackend: 1.05, allocations: 35}},
+		{"HTTP2 with 20 streams at once", 20, 20, streams(c.http1Pool, 20), cost{calls: 4, waits: 1.5, toClient: 0.8, toBackend: 1.05, allocations: 35}},
+		{"HTTP2 to HTTP2 pool", 1, 400, streams(c.http2Pool, 1), cost{calls: 7, waits: 6, toClient: 1.6, toBackend: 1.1, allocations: 35}},
+		{"HTTP2 to HTTP2 pool with 20 streams at once", 20, 20, streams(c.http2Pool, 20), cost{calls: 1, waits: 1, toClient: 0.6, toBackend: 0.3, allocations: 50}},
 		{"download of 10 MB", 1, 20, func(t *testing.T) func() { return c.http1(t, c.http1Pool, "GET", peers.Large, nil) },
-			cost{calls: 320, waits: 600, toClient: 650, toBackend: 1.1, allocations: 900}},
+			cost{calls: 320, waits: 400, toClient: 650, toBackend: 1.1, allocations: 900}},
 		{"upload of 10 MB", 1, 20, func(t *testing.T) func() {
 			return c.http1(t, c.http1Pool, "POST", "/sink", peers.Body(peers.Large))
-		}, cost{calls: 320, waits: 600, toClient: 1.1, toBackend: 650, allocations: 900}},
+		}, cost{calls: 320, waits: 400, toClient: 1.1, toBackend: 650, allocations: 900}},
 		{"connection with a full handshake", 1, 100, func(t *testing.T) func() { return c.connections(t, nil) },
-			cost{calls: 26, waits: 30, toClient: 6.1, toBackend: 1.05, allocations: 700}},
+			cost{calls: 26, waits: 24, toClient: 6.1, toBackend: 1.05, allocations: 700}},
 		{"connection that is resumed", 1, 100, func(t *testing.T) func() { return c.connections(t, tls.NewLRUClientSessionCache(1)) },
-			cost{calls: 26, waits: 28, toClient: 5.1, toBackend: 1.05, allocations: 650}},
+			cost{calls: 26, waits: 23, toClient: 5.1, toBackend: 1.05, allocations: 650}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -3,7 +3,6 @@ package loop
 import (
 	"errors"
 	"net/netip"
-	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -14,7 +13,7 @@ import (
 // functions may be called by several goroutines at once, and must be quick.
 type HandshakesConfig struct {
 	// Computing is how many handshakes compute at once, so that what was established
-	// before them has the rest of the processors. Default: half of GOMAXPROCS, at
+	// before them has the rest of the processors. Default: half of them, at
 	// least 1.
 	Computing int
 	// Limit is how many handshakes may be under way, those included that wait for
@@ -68,7 +67,7 @@ type Handshakes struct {
 // NewHandshakes makes Handshakes that run nothing of their own.
 func NewHandshakes(cfg HandshakesConfig) *Handshakes {
 	if cfg.Computing <= 0 {
-		cfg.Computing = max(runtime.GOMAXPROCS(0)/2, 1)
+		cfg.Computing = max(processors()/2, 1)
 	}
 	if cfg.Limit <= 0 {
 		cfg.Limit = 4096

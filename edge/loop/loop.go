@@ -24,7 +24,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -34,7 +33,7 @@ import (
 
 // Config configures a Group. It is read once, by New.
 type Config struct {
-	// Loops is how many there are. Default: GOMAXPROCS.
+	// Loops is how many there are. Default: one for each processor.
 	Loops int
 	// Goroutines has the loops read and write through goroutines and net.Conn, on
 	// every system. Default: epoll where there is epoll.
@@ -67,7 +66,7 @@ var ErrStopped = errors.New("the loop has ended")
 // New makes loops, which do nothing before Run but take what is posted.
 func New(cfg Config) *Group {
 	if cfg.Loops <= 0 {
-		cfg.Loops = runtime.GOMAXPROCS(0)
+		cfg.Loops = processors()
 	}
 	if cfg.HighWater <= 0 {
 		cfg.HighWater = 256 << 10

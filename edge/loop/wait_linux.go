@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -15,15 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Waits are made without telling the scheduler (RawSyscall), as reads and writes
-// are: none of them blocks.
+// holdTime is for how many milliseconds a loop that waits keeps its processor: it makes
+// the system call without telling Go's scheduler (RawSyscall), so that a wait is that
+// call and no more. A loop that serves anything waits shorter than this. Go's garbage
+// collector need not wait for as long: the signal by which it asks a goroutine to stop
+// ends the call.
+const holdTime = 4
 
 // wakeUp stands for the eventfd in what epoll_wait returns.
 const wakeUp = -1
-
-// rounds are how many rounds in a row a busy loop may begin before it lets other
-// goroutines of its processor run, handshakes among them.
-const rounds = 4
 
 func newWaiter(cfg Config) (waiter, error) {
 	if cfg.Goroutines {
@@ -61,19 +60,13 @@ func newSource(g *Group, conn net.Conn) (source, error) {
 }
 
 // epoll waits for the sockets of one loop, edge-triggered: a socket is added once,
-// and after that there are only waits, reads and writes. The descriptor of the
-// epoll itself is in Go's poller, so that a loop that waits blocks a goroutine and
-// no thread.
+// and after that there are only waits, reads and writes.
 type epoll struct {
 	fd     int
-	file   *os.File
-	raw    syscall.RawConn
-	until  time.Duration // of the deadline that file has
-	poll   func(uintptr) bool
+	hold   int // holdTime, but in tests
 	events [256]unix.EpollEvent
-	n      int
-	looks  int // in this wait
-	busy   int // rounds in a row that did not wait
+	n      int // of events
+	rest   *rest
 
 	// places are what events name, with the generation of the place: an event of a
 	// socket that was closed in the same round is not its successor's.
@@ -107,66 +100,51 @@ func newEpoll() (*epoll, error) {
 	}
 	// A new edge comes with each write, so nobody needs to read it.
 	wake := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: wakeUp}
-	err = errors.Join(unix.SetNonblock(fd, true), unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, event, &wake))
-	e := &epoll{fd: fd, event: event, until: -1, file: os.NewFile(uintptr(fd), "epoll")}
+	e := &epoll{fd: fd, hold: holdTime, event: event}
+	err = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, event, &wake)
 	if err == nil {
-		e.raw, err = e.file.SyscallConn()
-	}
-	if err == nil {
-		err = e.file.SetReadDeadline(time.Time{}) // fails when Go can't wait for it
+		e.rest, err = newRest(fd, func() bool { e.fetch(0); return e.n > 0 })
 	}
 	if err != nil {
-		e.close()
-		return nil, err
+		_, _ = unix.Close(event), unix.Close(fd)
+		return nil, os.NewSyscallError("epoll_ctl", err)
 	}
-	e.poll = func(uintptr) bool { return e.look() }
+	keepProcessor()
 	return e, nil
 }
 
-// look fetches what is ready, and does not wait for it.
-func (e *epoll) look() bool {
-	e.looks++
-	e.counts.waits++
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd),
-		uintptr(unsafe.Pointer(&e.events[0])), uintptr(len(e.events)), 0, 0, 0)
-	e.n = 0
-	if errno == 0 {
-		e.n = int(n)
-	}
-	return e.n > 0
-}
-
 func (e *epoll) wait(l *Loop, until time.Duration) {
-	e.looks = 0
-	if until == 0 {
-		e.look()
-	} else {
-		e.park(l, until)
-	}
-	if e.looks > 1 {
-		e.busy = 0
-	} else if e.busy++; e.busy >= rounds {
-		e.busy = 0
-		runtime.Gosched()
+	timeout := milliseconds(l, until)
+	if timeout >= 0 && timeout <= e.hold {
+		e.fetch(timeout)
+	} else if e.fetch(e.hold) {
+		e.rest.until(l, until)
 	}
 	for i := range e.events[:e.n] {
 		e.tell(l, &e.events[i])
 	}
 }
 
-// park looks, and waits in Go's poller when there is nothing.
-func (e *epoll) park(l *Loop, until time.Duration) {
-	if until != e.until {
-		var at time.Time
-		if until > 0 {
-			at = l.start.Add(until)
-		}
-		_ = e.file.SetReadDeadline(at) // was tried by newEpoll
-		e.until = until
+// milliseconds is until when to wait, as epoll_pwait takes it.
+func milliseconds(l *Loop, until time.Duration) int {
+	if until <= 0 {
+		return int(until)
 	}
-	if e.raw.Read(e.poll) != nil { // the time has come
-		e.look()
+	left := until - time.Since(l.start)
+	return int(max(left+time.Millisecond-1, 0) / time.Millisecond)
+}
+
+// fetch fetches what is ready, and waits for it while the loop keeps its processor. It
+// reports whether the time has passed without anything.
+func (e *epoll) fetch(timeout int) (passed bool) {
+	e.counts.waits++
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd),
+		uintptr(unsafe.Pointer(&e.events[0])), uintptr(len(e.events)), uintptr(timeout), 0, 0)
+	e.n = 0
+	if errno == 0 { // else a signal has ended it
+		e.n = int(n)
 	}
+	return errno == 0 && n == 0
 }
 
 // tell tells a connection what its socket is ready for.
@@ -203,10 +181,10 @@ func (e *epoll) wake() {
 
 func (e *epoll) close() {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	_ = unix.Close(e.event)
+	_, _, _ = unix.Close(e.event), unix.Close(e.fd), e.rest.file.Close()
 	e.event = -1
-	_ = e.file.Close()
+	e.mu.Unlock()
+	freeProcessor()
 }
 
 // socket is a descriptor on a loop.
