@@ -701,6 +701,9 @@ func TestStop(t *testing.T) {
 		if g.Next().Post(func() {}) || g.Next().Connections() != 0 {
 			t.Error("a loop that has ended takes a function, or has connections")
 		}
+		if err := g.Run(t.Context()); err != ErrStopped {
+			t.Errorf("a group that has ended runs again: %v", err)
+		}
 	})
 }
 

@@ -57,6 +57,7 @@ type Group struct {
 	cfg   Config
 	loops []*Loop
 	turn  atomic.Uint32
+	ran   atomic.Bool
 	work  sync.WaitGroup // goroutines of pumps
 }
 
@@ -86,8 +87,12 @@ func New(cfg Config) *Group {
 
 // Run runs the loops until ctx ends. Then it closes the connections that are left,
 // tells their handlers, and returns nil. Until then it returns only when there is
-// nothing to wait with, at the start. A Group can't run again.
+// nothing to wait with, at the start, or when the group has been run before: it can't
+// run again.
 func (g *Group) Run(ctx context.Context) error {
+	if g.ran.Swap(true) {
+		return ErrStopped
+	}
 	for i, l := range g.loops {
 		w, err := newWaiter(g.cfg)
 		if err != nil {

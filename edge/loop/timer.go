@@ -14,6 +14,10 @@ const (
 	slots     = 1 << levelBits
 	slotMask  = slots - 1
 	levels    = 4 // 64 ticks, 41 s, 44 min, 46 h; what is due later is looked at again then
+
+	// longest is what a timer is set to at most: a century, which leaves room for the
+	// loop's time to be added.
+	longest = 100 * 365 * 24 * time.Hour
 )
 
 // Timer calls a function on its loop, once per Set. It is made by Loop.Timer or
@@ -46,14 +50,14 @@ func (c *Conn) Timer(f func()) *Timer {
 }
 
 // Set has the timer fire after d, in place of what was set before. The resolution
-// is 10 ms.
+// is 10 ms; more than a century is as a century.
 func (t *Timer) Set(d time.Duration) {
 	if t.conn != nil && t.conn.told {
 		return
 	}
 	w := &t.loop.wheel
 	// The time of the round is a little behind, hence the further tick.
-	t.due = int64((t.loop.now+max(d, 0)+tick-1)/tick) + 1
+	t.due = int64((t.loop.now+min(max(d, 0), longest)+tick-1)/tick) + 1
 	if t.armed && t.due >= t.at {
 		return // looked at again when its slot is due
 	}

@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -60,6 +61,18 @@ func TestWheel(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestTimerLongest: what stands for "never" is not due at once.
+func TestTimerLongest(t *testing.T) {
+	l := &Loop{now: time.Hour}
+	timer := l.Timer(func() { t.Error("it fired") })
+	timer.Set(math.MaxInt64)
+	l.now += 1000 * time.Hour
+	l.wheel.advance(int64(l.now/tick), func(t *Timer) { t.call() })
+	if !timer.Pending() {
+		t.Error("it is not set any more")
 	}
 }
 
