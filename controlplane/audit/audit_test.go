@@ -259,9 +259,9 @@ func TestEveryMethodIsDecidedOn(t *testing.T) {
 		AdminService.Apply AdminService.Delete AdminService.Rollback
 		AdminService.Get AdminService.List AdminService.Watch AdminService.ListRevisions AdminService.ReadAudit
 		FleetService.ListEdges FleetService.WatchEdges FleetService.ListReplicas FleetService.ProbeBackend FleetService.PreviewChange
-		FleetService.ListFailures FleetService.GetRollout FleetService.WatchRollout KeyringService.Status
+		FleetService.ListFailures FleetService.ObserveRequests FleetService.GetRollout FleetService.WatchRollout KeyringService.Status
 		TallyService.GetStats TallyService.WatchStats EnrollmentService.ListTokens EnrollmentService.ListUsers EnrollmentService.ListRevocations
-		FeedService.Sync KeyringService.Hold TallyService.Report SessionService.Exchange PreviewService.Preview LinkService.Connect
+		FeedService.Sync KeyringService.Hold TallyService.Report SessionService.Exchange PreviewService.Preview LinkService.Connect ObservationService.Observe
 		ReplicaService.Relay EnrollmentService.Renew`) {
 		silent[protoreflect.FullName("reseal.v1."+name)] = true
 	}
