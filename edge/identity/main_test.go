@@ -239,8 +239,10 @@ func (p *plane) serve(t *testing.T, certificate *tls.Certificate) string {
 	return listener.Addr().String()
 }
 
-// direct calls the control plane without any network, for tests in fake time.
+// direct calls the control plane without any network, for tests in fake time, as edges
+// do: what they don't call it does not have.
 type direct struct {
+	resealv1.EnrollmentServiceClient
 	p *plane
 }
 
@@ -254,18 +256,6 @@ func (d direct) Enroll(ctx context.Context, req *resealv1.EnrollRequest, _ ...gr
 
 func (d direct) Renew(ctx context.Context, req *resealv1.RenewRequest, _ ...grpc.CallOption) (*resealv1.RenewResponse, error) {
 	return d.p.Renew(ctx, req)
-}
-
-func (direct) CreateToken(context.Context, *resealv1.CreateTokenRequest, ...grpc.CallOption) (*resealv1.CreateTokenResponse, error) {
-	return nil, errors.New("not for edges")
-}
-
-func (direct) ListTokens(context.Context, *resealv1.ListTokensRequest, ...grpc.CallOption) (*resealv1.ListTokensResponse, error) {
-	return nil, errors.New("not for edges")
-}
-
-func (direct) RevokeToken(context.Context, *resealv1.RevokeTokenRequest, ...grpc.CallOption) (*resealv1.RevokeTokenResponse, error) {
-	return nil, errors.New("not for edges")
 }
 
 func writeToken(t *testing.T, path, text string) {
@@ -290,7 +280,7 @@ func newDirect(t *testing.T, p *plane, cfg Config) *Identity {
 		cfg.ControlPlane = []string{"direct"}
 	}
 	i := New(cfg)
-	i.connect = direct{p}.connect
+	i.connect = direct{p: p}.connect
 	return i
 }
 

@@ -194,7 +194,7 @@ func TestRenewalWithUnusableAnswer(t *testing.T) {
 	ensure(t, i)
 	before := i.NotAfter()
 	other := newPlane(t)
-	i.connect = direct{other}.connect
+	i.connect = direct{p: other}.connect
 	p.ttl, other.trustDomain = time.Hour, "elsewhere"
 	if err := i.tend(t.Context()); !errors.Is(err, ErrRecord) {
 		t.Errorf("error is %v", err)
