@@ -48,7 +48,7 @@ type witness struct {
 	base  tallies   // when it was looked at first in this stage
 	warm  tallies   // a look later, when it has its connections to backends again
 	looks int
-	past  tallies   // before the change began, for moved ones
+	past  tallies // before the change began, for moved ones
 	now   tallies
 }
 
