@@ -108,17 +108,25 @@ func (r *reader) catchUp(ctx context.Context, deliver func([]stored) error) erro
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	// The head's key alone: it changes with each entry, and says when to read.
-	for answer := range r.log.config.Client.Watch(ctx, r.log.headKey(), clientv3.WithRev(revision+1)) {
-		if err := answer.Err(); err != nil {
-			return err
-		}
-		if len(answer.Events) > 0 {
-			if _, err := r.all(ctx, deliver); err != nil {
+	answers := r.log.config.Client.Watch(ctx, r.log.headKey(), clientv3.WithRev(revision+1))
+	for {
+		select {
+		case <-ctx.Done(): // etcd's client does not always close the channel then
+			return ctx.Err()
+		case answer, ok := <-answers:
+			if !ok {
+				return errors.New("the watch ended")
+			}
+			if err := answer.Err(); err != nil {
 				return err
+			}
+			if len(answer.Events) > 0 {
+				if _, err := r.all(ctx, deliver); err != nil {
+					return err
+				}
 			}
 		}
 	}
-	return errors.New("the watch ended")
 }
 
 // all delivers everything up to the end.
