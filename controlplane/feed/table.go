@@ -45,7 +45,8 @@ type edge struct {
 	connectedAt    time.Time
 	disconnectedAt time.Time
 	acked          int64
-	sent           int64          // the revision that it was sent last
+	sent           int64 // the revision that it was sent last
+	sentAt         time.Time
 	nack           *resealv1.Nack // nil: the newest answer is an ack
 	before         *resealv1.Nack // the answer to the revision before, likewise
 	answered       int64          // the revision that was answered last
@@ -180,7 +181,7 @@ func (t *table) sent(stream *session, revision int64, resources int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if row := t.rowLocked(stream); row != nil {
-		row.sent = revision
+		row.sent, row.sentAt = revision, time.Now()
 		row.resourcesSent += int64(resources)
 		t.changedLocked()
 	}
@@ -416,6 +417,9 @@ func (e *edge) describe(target int64) *resealv1.Edge {
 	}
 	if e.convergence > 0 {
 		described.Convergence = durationpb.New(e.convergence)
+	}
+	if e.sent > 0 {
+		described.SentAt = timestamppb.New(e.sentAt)
 	}
 	if e.stream == nil {
 		described.DisconnectedAt = timestamppb.New(e.disconnectedAt)

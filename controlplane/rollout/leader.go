@@ -158,6 +158,8 @@ func edgesOf(edges []*resealv1.Edge, candidate int64, touched func(map[string]st
 		}
 		if !found[i].Connected {
 			found[i].Away = now.Sub(e.GetDisconnectedAt().AsTime())
+			found[i].Silent = found[i].Sent == candidate && found[i].Acked != candidate &&
+				e.GetDisconnectedAt().AsTime().Sub(e.GetSentAt().AsTime()) > silentFor
 		}
 	}
 	return found

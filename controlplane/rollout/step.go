@@ -22,6 +22,11 @@ const (
 	leastPatience = 10 * time.Second
 	// awayFor is how long an edge may be away before that counts.
 	awayFor = 10 * time.Second
+	// silentFor is how long after it was sent a change an edge that never answered lost
+	// its stream, when the change is not to blame: a process that ends with it does so
+	// sooner, and what the network keeps is noticed later, by what is sent to keep
+	// connections alive.
+	silentFor = 15 * time.Second
 )
 
 // Fleet is what is known at one moment.
@@ -57,6 +62,8 @@ type Edge struct {
 	// Connected says that it has a stream; Away is for how long it has had none.
 	Connected bool
 	Away      time.Duration
+	// Silent says that it was out of reach when it was sent the candidate.
+	Silent bool
 	// Sent is the revision that it was sent last, Acked the one that it acked last.
 	Sent, Acked int64
 	// Refused is why it refused what it was sent last, "" when it did not.
@@ -85,6 +92,9 @@ func Step(now time.Time, r *Record, f *Fleet) *Record {
 	}
 	if reason := r.failed(f); reason != "" {
 		return r.fail(now, reason)
+	}
+	if next := r.replaced(now, f); next != nil {
+		return next
 	}
 	if now.Sub(r.Entered) < r.Soak || len(r.waits(f)) > 0 {
 		return r
@@ -184,6 +194,32 @@ func (r *Record) enter(now time.Time, f *Fleet) {
 	}
 }
 
+// replaced is the same stage with other edges in the place of those that are gone, or
+// can't be reached, nil when none has to be: a stage that nobody proves proves nothing.
+// What stages select by label nobody else stands in for.
+func (r *Record) replaced(now time.Time, f *Fleet) *Record {
+	stages := r.Policy.GetStages()
+	if r.All || len(f.Missing) > 0 || r.Stage == 0 || r.Stage > len(stages) || stages[r.Stage-1].GetEdgeSelector() != nil {
+		return nil
+	}
+	missing := r.Moved
+	var others []Edge
+	for _, edge := range r.order(f) {
+		switch has := r.Has(edge.ID, edge.Labels); {
+		case has && !edge.Silent:
+			missing--
+		case !has && edge.Connected:
+			others = append(others, edge)
+		}
+	}
+	if missing <= 0 || len(others) == 0 {
+		return nil
+	}
+	next := *r
+	next.Until, next.Entered = max(r.Until, place(r.Seed, others[min(missing, len(others))-1].ID)), now
+	return &next
+}
+
 // touched is how many edges the change touches.
 func (f *Fleet) touched() int {
 	count := 0
@@ -265,7 +301,7 @@ func (r *Record) waits(f *Fleet) []string {
 		}
 		seen++
 		switch {
-		case r.All && !edge.Connected:
+		case !edge.Connected && (r.All || edge.Silent):
 		case !edge.Connected:
 			waits = append(waits, fmt.Sprintf("edge %s, which is away", edge.ID))
 		case edge.Refused == "" && edge.Acked != r.Candidate:
@@ -283,7 +319,7 @@ func (r *Record) waits(f *Fleet) []string {
 // failed is why the candidate may not go on, "" when it may.
 func (r *Record) failed(f *Fleet) string {
 	gates := r.Policy.GetGates()
-	var nacks, crashes, disconnects []string
+	var nacks, crashes, disconnects, silent []string
 	crashed := 0
 	for _, edge := range f.Edges {
 		if !r.Has(edge.ID, edge.Labels) || !edge.Touched {
@@ -296,7 +332,9 @@ func (r *Record) failed(f *Fleet) string {
 			crashed += edge.Crashes
 			crashes = append(crashes, fmt.Sprintf("edge %s crashed with it", edge.ID))
 		}
-		if !edge.Connected && edge.Sent == r.Candidate && edge.Away > awayFor {
+		if edge.Silent {
+			silent = append(silent, fmt.Sprintf("edge %s fell silent when it was sent it", edge.ID))
+		} else if !edge.Connected && edge.Sent == r.Candidate && edge.Away > awayFor {
 			disconnects = append(disconnects, fmt.Sprintf("edge %s was sent it, and has been away for more than %s", edge.ID, awayFor))
 		}
 	}
@@ -307,6 +345,8 @@ func (r *Record) failed(f *Fleet) string {
 		return some(nacks)
 	case len(disconnects) > int(gates.GetDisconnects()):
 		return some(disconnects)
+	case len(silent) > 1+int(gates.GetDisconnects()): // one may be chance
+		return some(silent)
 	}
 	return f.Shares.worse(gates)
 }

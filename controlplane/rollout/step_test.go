@@ -361,3 +361,44 @@ func TestNeverMoreThanAllowed(t *testing.T) {
 		}
 	})
 }
+
+// TestSilentEdge: an edge that was out of reach when it was sent a change is not taken
+// for one that the change did harm to, and another one proves it instead. Two are.
+func TestSilentEdge(t *testing.T) {
+	r, f, i := begun(t, 10, nil)
+	silence := func(i int) {
+		f.Edges[i].Connected, f.Edges[i].Sent, f.Edges[i].Acked = false, 11, 10
+		f.Edges[i].Silent, f.Edges[i].Away = true, awayFor+time.Second
+	}
+	silence(i)
+	now := start.Add(40 * time.Second)
+	r = Step(now, r, f)
+	f.serve(r)
+	moved := f.moved(r)
+	if r.Phase != resealv1.Rollout_PHASE_RUNNING || r.Stage != 1 || len(moved) != 2 || !r.Entered.Equal(now) {
+		t.Fatalf("it is not replaced: %v have it, %+v", moved, r)
+	}
+	if next := Step(now.Add(time.Second), r, f); next != r {
+		t.Errorf("it goes on before the other one has proved itself: %+v", next)
+	}
+	if next, _, _ := run(r, f, now); next.Phase != resealv1.Rollout_PHASE_DONE {
+		t.Errorf("it does not go on: %+v", next)
+	}
+	for _, i := range moved {
+		silence(i)
+	}
+	if next := Step(now.Add(40*time.Second), r, f); next.Phase != resealv1.Rollout_PHASE_UNDONE || !strings.Contains(next.Reason, "fell silent") {
+		t.Errorf("two fell silent: %+v", next)
+	}
+}
+
+// TestEdgeOfStageLeaves: the first stage is proved by an edge that is there.
+func TestEdgeOfStageLeaves(t *testing.T) {
+	r, f, i := begun(t, 4, nil)
+	f.Edges = slices.Delete(f.Edges, i, i+1)
+	r = Step(start.Add(time.Minute), r, f)
+	f.serve(r)
+	if moved := f.moved(r); r.Phase != resealv1.Rollout_PHASE_RUNNING || r.Stage != 1 || len(moved) != 1 {
+		t.Errorf("%v have it: %+v", moved, r)
+	}
+}

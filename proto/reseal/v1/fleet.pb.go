@@ -461,7 +461,9 @@ type Edge struct {
 	// as when it held what it should when it connected.
 	SentRevision int64 `protobuf:"varint,19,opt,name=sent_revision,json=sentRevision,proto3" json:"sent_revision,omitempty"`
 	// Whether nack says something that its answer to the revision before did not.
-	RefusedNewly  bool `protobuf:"varint,20,opt,name=refused_newly,json=refusedNewly,proto3" json:"refused_newly,omitempty"`
+	RefusedNewly bool `protobuf:"varint,20,opt,name=refused_newly,json=refusedNewly,proto3" json:"refused_newly,omitempty"`
+	// When it was sent sent_revision. Absent: it was sent none.
+	SentAt        *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=sent_at,json=sentAt,proto3" json:"sent_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -662,6 +664,13 @@ func (x *Edge) GetRefusedNewly() bool {
 		return x.RefusedNewly
 	}
 	return false
+}
+
+func (x *Edge) GetSentAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SentAt
+	}
+	return nil
 }
 
 // DrainEdgeRequest names an edge.
@@ -908,7 +917,7 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\x05edges\x18\x01 \x03(\v2\x0f.reseal.v1.EdgeR\x05edges\x12<\n" +
 	"\n" +
 	"unanswered\x18\x02 \x03(\v2\x1c.reseal.v1.UnansweredReplicaR\n" +
-	"unanswered\"\x89\t\n" +
+	"unanswered\"\xbe\t\n" +
 	"\x04Edge\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
 	"\x06labels\x18\x02 \x03(\v2\x1b.reseal.v1.Edge.LabelsEntryR\x06labels\x12\x18\n" +
@@ -936,7 +945,8 @@ const file_reseal_v1_fleet_proto_rawDesc = "" +
 	"\frunning_hash\x18  \x01(\fR\vrunningHash\x12\x18\n" +
 	"\adrifted\x18! \x01(\bR\adrifted\x12#\n" +
 	"\rsent_revision\x18\x13 \x01(\x03R\fsentRevision\x12#\n" +
-	"\rrefused_newly\x18\x14 \x01(\bR\frefusedNewly\x1a9\n" +
+	"\rrefused_newly\x18\x14 \x01(\bR\frefusedNewly\x123\n" +
+	"\asent_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\x06sentAt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x01\n" +
@@ -1049,40 +1059,41 @@ var file_reseal_v1_fleet_proto_depIdxs = []int32{
 	19, // 13: reseal.v1.Edge.disconnected_at:type_name -> google.protobuf.Timestamp
 	20, // 14: reseal.v1.Edge.convergence:type_name -> google.protobuf.Duration
 	21, // 15: reseal.v1.Edge.crashed:type_name -> reseal.v1.CrashedConfiguration
-	20, // 16: reseal.v1.DrainEdgeRequest.timeout:type_name -> google.protobuf.Duration
-	22, // 17: reseal.v1.ProbeBackendRequest.order:type_name -> reseal.v1.ProbeOrder
-	23, // 18: reseal.v1.ProbeBackendResponse.report:type_name -> reseal.v1.ProbeReport
-	1,  // 19: reseal.v1.FleetService.ListEdges:input_type -> reseal.v1.ListEdgesRequest
-	5,  // 20: reseal.v1.FleetService.WatchEdges:input_type -> reseal.v1.WatchEdgesRequest
-	3,  // 21: reseal.v1.FleetService.ListReplicas:input_type -> reseal.v1.ListReplicasRequest
-	8,  // 22: reseal.v1.FleetService.DrainEdge:input_type -> reseal.v1.DrainEdgeRequest
-	10, // 23: reseal.v1.FleetService.ProbeBackend:input_type -> reseal.v1.ProbeBackendRequest
-	24, // 24: reseal.v1.FleetService.PreviewChange:input_type -> reseal.v1.PreviewChangeRequest
-	25, // 25: reseal.v1.FleetService.ListFailures:input_type -> reseal.v1.ListFailuresRequest
-	26, // 26: reseal.v1.FleetService.ObserveRequests:input_type -> reseal.v1.ObserveRequestsRequest
-	27, // 27: reseal.v1.FleetService.GetRollout:input_type -> reseal.v1.GetRolloutRequest
-	28, // 28: reseal.v1.FleetService.WatchRollout:input_type -> reseal.v1.WatchRolloutRequest
-	29, // 29: reseal.v1.FleetService.PauseRollout:input_type -> reseal.v1.PauseRolloutRequest
-	30, // 30: reseal.v1.FleetService.ResumeRollout:input_type -> reseal.v1.ResumeRolloutRequest
-	31, // 31: reseal.v1.FleetService.UndoRollout:input_type -> reseal.v1.UndoRolloutRequest
-	2,  // 32: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
-	6,  // 33: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
-	4,  // 34: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
-	9,  // 35: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
-	11, // 36: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
-	32, // 37: reseal.v1.FleetService.PreviewChange:output_type -> reseal.v1.PreviewChangeResponse
-	33, // 38: reseal.v1.FleetService.ListFailures:output_type -> reseal.v1.ListFailuresResponse
-	34, // 39: reseal.v1.FleetService.ObserveRequests:output_type -> reseal.v1.ObserveRequestsResponse
-	35, // 40: reseal.v1.FleetService.GetRollout:output_type -> reseal.v1.GetRolloutResponse
-	36, // 41: reseal.v1.FleetService.WatchRollout:output_type -> reseal.v1.WatchRolloutResponse
-	37, // 42: reseal.v1.FleetService.PauseRollout:output_type -> reseal.v1.PauseRolloutResponse
-	38, // 43: reseal.v1.FleetService.ResumeRollout:output_type -> reseal.v1.ResumeRolloutResponse
-	39, // 44: reseal.v1.FleetService.UndoRollout:output_type -> reseal.v1.UndoRolloutResponse
-	32, // [32:45] is the sub-list for method output_type
-	19, // [19:32] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	19, // 16: reseal.v1.Edge.sent_at:type_name -> google.protobuf.Timestamp
+	20, // 17: reseal.v1.DrainEdgeRequest.timeout:type_name -> google.protobuf.Duration
+	22, // 18: reseal.v1.ProbeBackendRequest.order:type_name -> reseal.v1.ProbeOrder
+	23, // 19: reseal.v1.ProbeBackendResponse.report:type_name -> reseal.v1.ProbeReport
+	1,  // 20: reseal.v1.FleetService.ListEdges:input_type -> reseal.v1.ListEdgesRequest
+	5,  // 21: reseal.v1.FleetService.WatchEdges:input_type -> reseal.v1.WatchEdgesRequest
+	3,  // 22: reseal.v1.FleetService.ListReplicas:input_type -> reseal.v1.ListReplicasRequest
+	8,  // 23: reseal.v1.FleetService.DrainEdge:input_type -> reseal.v1.DrainEdgeRequest
+	10, // 24: reseal.v1.FleetService.ProbeBackend:input_type -> reseal.v1.ProbeBackendRequest
+	24, // 25: reseal.v1.FleetService.PreviewChange:input_type -> reseal.v1.PreviewChangeRequest
+	25, // 26: reseal.v1.FleetService.ListFailures:input_type -> reseal.v1.ListFailuresRequest
+	26, // 27: reseal.v1.FleetService.ObserveRequests:input_type -> reseal.v1.ObserveRequestsRequest
+	27, // 28: reseal.v1.FleetService.GetRollout:input_type -> reseal.v1.GetRolloutRequest
+	28, // 29: reseal.v1.FleetService.WatchRollout:input_type -> reseal.v1.WatchRolloutRequest
+	29, // 30: reseal.v1.FleetService.PauseRollout:input_type -> reseal.v1.PauseRolloutRequest
+	30, // 31: reseal.v1.FleetService.ResumeRollout:input_type -> reseal.v1.ResumeRolloutRequest
+	31, // 32: reseal.v1.FleetService.UndoRollout:input_type -> reseal.v1.UndoRolloutRequest
+	2,  // 33: reseal.v1.FleetService.ListEdges:output_type -> reseal.v1.ListEdgesResponse
+	6,  // 34: reseal.v1.FleetService.WatchEdges:output_type -> reseal.v1.WatchEdgesResponse
+	4,  // 35: reseal.v1.FleetService.ListReplicas:output_type -> reseal.v1.ListReplicasResponse
+	9,  // 36: reseal.v1.FleetService.DrainEdge:output_type -> reseal.v1.DrainEdgeResponse
+	11, // 37: reseal.v1.FleetService.ProbeBackend:output_type -> reseal.v1.ProbeBackendResponse
+	32, // 38: reseal.v1.FleetService.PreviewChange:output_type -> reseal.v1.PreviewChangeResponse
+	33, // 39: reseal.v1.FleetService.ListFailures:output_type -> reseal.v1.ListFailuresResponse
+	34, // 40: reseal.v1.FleetService.ObserveRequests:output_type -> reseal.v1.ObserveRequestsResponse
+	35, // 41: reseal.v1.FleetService.GetRollout:output_type -> reseal.v1.GetRolloutResponse
+	36, // 42: reseal.v1.FleetService.WatchRollout:output_type -> reseal.v1.WatchRolloutResponse
+	37, // 43: reseal.v1.FleetService.PauseRollout:output_type -> reseal.v1.PauseRolloutResponse
+	38, // 44: reseal.v1.FleetService.ResumeRollout:output_type -> reseal.v1.ResumeRolloutResponse
+	39, // 45: reseal.v1.FleetService.UndoRollout:output_type -> reseal.v1.UndoRolloutResponse
+	33, // [33:46] is the sub-list for method output_type
+	20, // [20:33] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_fleet_proto_init() }

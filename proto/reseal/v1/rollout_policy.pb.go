@@ -232,7 +232,8 @@ type RolloutGates struct {
 	// How many times edges may start again after they were sent the change. Default 0.
 	Crashes uint32 `protobuf:"varint,2,opt,name=crashes,proto3" json:"crashes,omitempty"`
 	// How many edges that were sent the change may be away for more than 10s.
-	// Default 0.
+	// Default 0. One edge more may be silent: it was out of reach when it was sent the
+	// change, as when the network was cut, and another one proves the change.
 	Disconnects uint32 `protobuf:"varint,3,opt,name=disconnects,proto3" json:"disconnects,omitempty"`
 	// Requests that failed for a reason of the edge's own, in percent of all, on each
 	// leg; and requests that were answered with a 5xx status, whoever gave it, where
