@@ -10,7 +10,6 @@ package budget
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sync/atomic"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/reseal/reseal/controlplane/fleet"
+	"github.com/reseal/reseal/controlplane/mirror"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -128,7 +128,7 @@ func (s *Server) Share(edge, pool string, budget uint32) (share uint32, ok bool)
 // has ended, and otherwise the source's error.
 func (s *Server) Run(ctx context.Context) error {
 	group, inner := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.follow(inner) })
+	group.Go(func() error { return mirror.Snapshots(inner, "budget", s.config.Source.Next, s.take) })
 	group.Go(func() error { s.divide(inner); return nil })
 	err := group.Wait()
 	if ctx.Err() != nil {
@@ -138,23 +138,12 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// follow takes each snapshot.
-func (s *Server) follow(ctx context.Context) error {
-	var revision int64
-	for {
-		snapshot, err := s.config.Source.Next(ctx, revision)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			return fmt.Errorf("budget: wait for the next snapshot: %w", err)
-		}
-		revision = snapshot.Revision()
-		s.newest.Store(snapshot)
-		select {
-		case s.news <- struct{}{}:
-		default:
-		}
+// take takes a snapshot.
+func (s *Server) take(snapshot *resealv1.Snapshot) {
+	s.newest.Store(snapshot)
+	select {
+	case s.news <- struct{}{}:
+	default:
 	}
 }
 

@@ -4,7 +4,6 @@ package feed
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"slices"
 	"strconv"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/reseal/reseal/controlplane/fleet"
+	"github.com/reseal/reseal/controlplane/mirror"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -132,7 +132,12 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.lines.End(fleet.ErrStopping)
 	defer close(s.stopped)
 	group, inner := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.follow(inner) })
+	group.Go(func() error {
+		return mirror.Snapshots(inner, "feed", s.config.Source.Next, func(snapshot *resealv1.Snapshot) {
+			s.publish(snapshot)
+			s.resolve(inner)
+		})
+	})
 	group.Go(func() error {
 		ticker := time.NewTicker(expireInterval)
 		defer ticker.Stop()
@@ -151,22 +156,6 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
-}
-
-func (s *Server) follow(ctx context.Context) error {
-	var revision int64
-	for {
-		snapshot, err := s.config.Source.Next(ctx, revision)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			return fmt.Errorf("feed: wait for the next snapshot: %w", err)
-		}
-		revision = snapshot.Revision()
-		s.publish(snapshot)
-		s.resolve(ctx)
-	}
 }
 
 // publish makes snapshot what edges should serve.

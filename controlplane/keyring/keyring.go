@@ -18,7 +18,6 @@ package keyring
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -27,6 +26,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/reseal/reseal/controlplane/fleet"
+	"github.com/reseal/reseal/controlplane/mirror"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -145,7 +145,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.lines.End(fleet.ErrStopping)
 	defer close(s.stopped)
 	group, inner := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.configure(inner) })
+	group.Go(func() error { return mirror.Snapshots(inner, "keyring", s.config.Source.Next, s.configure) })
 	group.Go(func() error { s.follow(inner); return nil })
 	group.Go(func() error { return s.roster.run(inner) })
 	group.Go(func() error { s.confirm(inner); return nil })
@@ -158,20 +158,10 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// configure takes the Keyring resources of each snapshot.
-func (s *Server) configure(ctx context.Context) error {
-	var revision int64
-	for {
-		snapshot, err := s.config.Source.Next(ctx, revision)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			return fmt.Errorf("keyring: wait for the next snapshot: %w", err)
-		}
-		revision = snapshot.Revision()
-		asked := termsOf(s.selectors(snapshot))
-		s.state.configure(snapshot, asked)
-		s.roster.ask(asked)
-	}
+// configure takes the Keyring resources of a snapshot.
+func (s *Server) configure(snapshot *resealv1.Snapshot) {
+	specs := specsOf(snapshot)
+	asked := termsOf(s.selectors(snapshot, specs))
+	s.state.configure(snapshot.Revision(), specs, asked)
+	s.roster.ask(asked)
 }

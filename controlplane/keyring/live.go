@@ -21,9 +21,9 @@ func (s *Server) Live() (members []fleet.Member, complete bool, changed <-chan s
 }
 
 // selectors are those that the covers of edges are asked for.
-func (s *Server) selectors(snapshot *resealv1.Snapshot) []*resealv1.EdgeSelector {
+func (s *Server) selectors(snapshot *resealv1.Snapshot, specs []keyringSpec) []*resealv1.EdgeSelector {
 	var all []*resealv1.EdgeSelector
-	for _, k := range specsOf(snapshot) {
+	for _, k := range specs {
 		all = append(all, k.spec.GetEdgeSelector())
 	}
 	if s.config.Selectors != nil {

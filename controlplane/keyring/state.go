@@ -8,8 +8,6 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-
-	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
 // state is what this replica knows: of etcd by watch, of the configuration from
@@ -118,12 +116,11 @@ func (st *state) currentEra() int {
 	return st.era
 }
 
-// configure takes the keyrings of a snapshot, and what selectors ask for.
-func (st *state) configure(snapshot *resealv1.Snapshot, asked terms) {
-	specs := specsOf(snapshot)
+// configure takes the keyrings of a revision, and what selectors ask for.
+func (st *state) configure(revision int64, specs []keyringSpec, asked terms) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.specs, st.terms, st.configured = specs, asked, snapshot.Revision()
+	st.specs, st.terms, st.configured = specs, asked, revision
 	st.notify(true)
 }
 

@@ -44,12 +44,12 @@ func (s *Server) lead(ctx context.Context, fence office.Fence, seen *evidence) e
 	for ctx.Err() == nil {
 		r, revision, changed, ok := s.current()
 		newest := s.config.Source.Snapshot()
-		if !ok || newest.Revision() == 0 {
-			_ = s.wait(ctx, changed, newest.Revision())
-			continue
-		}
-		if r != nil && r.Cluster == newest.ClusterID() && r.Candidate == newest.Revision() && r.Phase != resealv1.Rollout_PHASE_RUNNING {
-			_ = s.wait(ctx, changed, newest.Revision())
+		unknown := !ok || newest.Revision() == 0
+		if unknown || r != nil && r.Cluster == newest.ClusterID() && r.Candidate == newest.Revision() && r.Phase != resealv1.Rollout_PHASE_RUNNING {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
 			continue
 		}
 		begun := time.Now()
@@ -71,16 +71,15 @@ func (s *Server) lead(ctx context.Context, fence office.Fence, seen *evidence) e
 			s.report(r, next)
 			continue
 		}
-		s.pause(ctx, interval, changed, newest.Revision())
+		pause := time.NewTimer(interval)
+		select {
+		case <-pause.C:
+		case <-changed:
+		case <-ctx.Done():
+		}
+		pause.Stop()
 	}
 	return office.ErrDeposed
-}
-
-// pause waits for some time, another record or another snapshot.
-func (s *Server) pause(ctx context.Context, d time.Duration, changed <-chan struct{}, newest int64) {
-	bounded, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	_ = s.wait(bounded, changed, newest)
 }
 
 // look finds out what is next.

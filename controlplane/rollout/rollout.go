@@ -14,8 +14,6 @@ package rollout
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -97,7 +95,7 @@ type Server struct {
 	record   *Record // nil: there is none
 	revision int64   // of its last write, 0: none
 	cluster  uint64
-	changed  chan struct{} // closed at the next change of the record
+	changed  chan struct{} // closed at the next change of the record or the configuration
 	moved    counts        // what the leader saw last
 }
 
@@ -135,7 +133,10 @@ func (s *Server) Run(ctx context.Context) error {
 	defer close(s.stopped)
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error { s.follow(inner); return nil })
-	group.Go(func() error { return s.tell(inner) })
+	group.Go(func() error {
+		return mirror.Snapshots(inner, "rollout", s.config.Source.Next, func(*resealv1.Snapshot) { s.notify() })
+	})
+	group.Go(func() error { s.tell(inner); return nil })
 	group.Go(func() error { s.stand(inner); return nil })
 	err := group.Wait()
 	if ctx.Err() != nil {
@@ -202,12 +203,24 @@ func (s *Server) set(r *Record, revision int64) {
 		return
 	}
 	s.loaded, s.record, s.revision = true, r, revision
+	s.notifyLocked()
+}
+
+// notify has everybody look at the record and the configuration again.
+func (s *Server) notify() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notifyLocked()
+}
+
+func (s *Server) notifyLocked() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
 
 // current is the newest record and the revision of its last write. ok is false before
-// it was looked for. changed is closed when there is another one.
+// it was looked for. changed is closed when there is another one, or another
+// configuration.
 func (s *Server) current() (r *Record, revision int64, changed <-chan struct{}, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,68 +235,29 @@ func (s *Server) Record() *Record {
 
 // tell tells this replica's edges what to serve, after every change of the record.
 // Without one the newest revision is the base.
-func (s *Server) tell(ctx context.Context) error {
-	var newest int64
-	for {
+func (s *Server) tell(ctx context.Context) {
+	var told *Record // what the edges go by, nil: none
+	for ctx.Err() == nil {
 		r, _, changed, ok := s.current()
 		snapshot := s.config.Source.Snapshot()
-		if ok && snapshot.Revision() > 0 {
-			newest = snapshot.Revision()
+		if newest := snapshot.Revision(); ok && newest > 0 {
 			switch {
 			case r == nil || r.Cluster != snapshot.ClusterID() && r.Candidate == r.Base:
 				s.config.Aim(ctx, newest, newest, nil)
-			case r.Cluster != snapshot.ClusterID():
-				// The leader decides; until then nobody gets anything new.
+				told = nil
+			case r == told, r.Cluster != snapshot.ClusterID():
+				// In another cluster the leader decides; until then nobody gets anything new.
 			case r.underWay():
 				s.config.Aim(ctx, r.Base, r.Candidate, r.Has)
+				told = r
 			default:
 				s.config.Aim(ctx, r.Base, r.Base, nil)
+				told = r
 			}
 		}
-		var err error
-		if !ok || r == nil || snapshot.Revision() == 0 || r.Cluster != snapshot.ClusterID() {
-			err = s.wait(ctx, changed, newest)
-		} else {
-			err = s.wait(ctx, changed, -1)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("rollout: wait for the next snapshot: %w", err)
-		}
-	}
-}
-
-// errChanged ends a wait.
-var errChanged = errors.New("the record has changed")
-
-// wait waits for another record, or a snapshot newer than after unless that is below 0.
-func (s *Server) wait(ctx context.Context, changed <-chan struct{}, after int64) error {
-	if after < 0 {
 		select {
 		case <-changed:
 		case <-ctx.Done():
 		}
-		return nil
 	}
-	inner, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	done := make(chan struct{})
-	defer func() { <-done }()
-	ended := make(chan struct{})
-	defer close(ended)
-	go func() {
-		defer close(done)
-		select {
-		case <-changed:
-			cancel(errChanged)
-		case <-ended:
-		}
-	}()
-	_, err := s.config.Source.Next(inner, after)
-	if errors.Is(context.Cause(inner), errChanged) {
-		return nil
-	}
-	return err
 }
