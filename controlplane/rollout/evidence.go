@@ -61,12 +61,20 @@ type spot struct {
 	name    string
 }
 
-type tally struct {
-	requests, failed, handshakes, full uint64
+// tally are counters by what they count.
+type tally [kinds]uint64
 
-	answered, ill uint64                               // of listeners: with a status, with 5xx
-	waits         [len(resealv1.WaitBounds) + 1]uint64 // of listeners, as Stats.waits
-}
+// What is counted.
+const (
+	requests   = iota
+	failed     // of requests
+	handshakes // but for those in once
+	full       // of handshakes
+	answered   // requests of clients with a status
+	ill        // of those, with 5xx
+	waits      // the first of as many as Stats.waits has keys
+	kinds      = waits + len(resealv1.WaitBounds) + 1
+)
 
 func (e *evidence) shares(ctx context.Context, r *Record, edges []Edge) (*Shares, error) {
 	if e.candidate != r.Candidate || !e.entered.Equal(r.Entered) {
@@ -161,8 +169,6 @@ func (e *evidence) past(ctx context.Context, id string) tallies {
 	return talliesOf(all).since(talliesOf(meanwhile))
 }
 
-var waitLabels = resealv1.WaitLabels()
-
 // once are the reasons of full handshakes that a changed identity costs once: they are
 // no fault of the change.
 var once = []string{"policy_changed", "policy_mismatch", "no_session"}
@@ -171,26 +177,7 @@ func talliesOf(stats *resealv1.EdgeStats) tallies {
 	found := tallies{}
 	add := func(backend bool, all []*resealv1.Stats) {
 		for _, s := range all {
-			h := s.GetHandshakes()
-			t := tally{requests: s.GetRequests(), full: h.GetFull()}
-			for _, n := range s.GetErrors() {
-				t.failed += n
-			}
-			for _, reason := range once {
-				t.full -= min(t.full, s.GetMisses()[reason])
-			}
-			t.handshakes = t.full + h.GetResumedSessionId() + h.GetResumedTicket() + h.GetResumedPsk()
-			t.failed = min(t.failed, t.requests)
-			for class, n := range s.GetAnswers() {
-				t.answered += n
-				if class == "5xx" {
-					t.ill += n
-				}
-			}
-			for i, bound := range waitLabels {
-				t.waits[i] = s.GetWaits()[bound]
-			}
-			found[spot{backend, s.GetName()}] = t
+			found[spot{backend, s.GetName()}] = tallyOf(s)
 		}
 	}
 	add(true, stats.GetPools())
@@ -198,49 +185,46 @@ func talliesOf(stats *resealv1.EdgeStats) tallies {
 	return found
 }
 
+func tallyOf(s *resealv1.Stats) tally {
+	h := s.GetHandshakes()
+	t := tally{requests: s.GetRequests(), full: h.GetFull(), ill: s.GetAnswers()["5xx"]}
+	for _, n := range s.GetErrors() {
+		t[failed] += n
+	}
+	t[failed] = min(t[failed], t[requests])
+	for _, reason := range once {
+		t[full] -= min(t[full], s.GetMisses()[reason])
+	}
+	t[handshakes] = t[full] + h.GetResumedSessionId() + h.GetResumedTicket() + h.GetResumedPsk()
+	for _, n := range s.GetAnswers() {
+		t[answered] += n
+	}
+	for i, bound := range resealv1.WaitLabels {
+		t[waits+i] = s.GetWaits()[bound]
+	}
+	return t
+}
+
 // since is what was counted after base: what is new began at 0.
 func (t tallies) since(base tallies) tallies {
 	grown := tallies{}
 	for key, now := range t {
 		before := base[key]
-		if now.requests < before.requests || now.handshakes < before.handshakes {
+		if now[requests] < before[requests] || now[handshakes] < before[handshakes] {
 			before = tally{}
 		}
-		grown[key] = now.minus(before)
+		for i := range now {
+			now[i] -= min(now[i], before[i])
+		}
+		grown[key] = now
 	}
 	return grown
-}
-
-func (t tally) minus(base tally) tally {
-	t.requests -= min(t.requests, base.requests)
-	t.failed -= min(t.failed, base.failed)
-	t.handshakes -= min(t.handshakes, base.handshakes)
-	t.full -= min(t.full, base.full)
-	t.answered -= min(t.answered, base.answered)
-	t.ill -= min(t.ill, base.ill)
-	for i := range t.waits {
-		t.waits[i] -= min(t.waits[i], base.waits[i])
-	}
-	return t
-}
-
-func (t tally) plus(more tally) tally {
-	t.requests += more.requests
-	t.failed += more.failed
-	t.handshakes += more.handshakes
-	t.full += more.full
-	t.answered += more.answered
-	t.ill += more.ill
-	for i := range t.waits {
-		t.waits[i] += more.waits[i]
-	}
-	return t
 }
 
 // waited are the requests that took longer than a bound, and all.
 func (t tally) waited(bound int) Share {
 	var s Share
-	for i, n := range t.waits {
+	for i, n := range t[waits:] {
 		s.Of += n
 		if i > bound {
 			s.Count += n
@@ -256,14 +240,26 @@ type sides struct{ moved, past, others tally }
 func (e *evidence) sides(backend bool, from func(*witness) tallies) sides {
 	var sum sides
 	for _, w := range e.edges {
-		now := w.now.since(from(w)).sum(backend)
+		now := w.now.since(from(w))
 		if w.moved {
-			sum.moved, sum.past = sum.moved.plus(now), sum.past.plus(w.past.sum(backend))
+			sum.moved.add(now, backend)
+			sum.past.add(w.past, backend)
 		} else {
-			sum.others = sum.others.plus(now)
+			sum.others.add(now, backend)
 		}
 	}
 	return sum
+}
+
+// add adds what was counted on one leg.
+func (t *tally) add(all tallies, backend bool) {
+	for key, one := range all {
+		if key.backend == backend {
+			for i, n := range one {
+				t[i] += n
+			}
+		}
+	}
 }
 
 // compared are the shares that of finds.
@@ -273,20 +269,19 @@ func (s sides) compared(what string, of func(tally) Share) Compared {
 
 // compare finds the shares of what each side did.
 func (e *evidence) compare() *Shares {
-	failed := func(t tally) Share { return Share{t.failed, t.requests} }
-	full := func(t tally) Share { return Share{t.full, t.handshakes} }
+	of := func(count, all int) func(tally) Share { return func(t tally) Share { return Share{t[count], t[all]} } }
 	base := func(w *witness) tallies { return w.base }
 	clients, backends := e.sides(false, base), e.sides(true, base)
 	warm := e.sides(false, func(w *witness) tallies { return w.warm })
 	shares := &Shares{
 		Errors: []Compared{
-			clients.compared("requests of clients failed", failed),
-			backends.compared("requests to backends failed", failed),
-			clients.compared("requests of clients were answered with 5xx", func(t tally) Share { return Share{t.ill, t.answered} }),
+			clients.compared("requests of clients failed", of(failed, requests)),
+			backends.compared("requests to backends failed", of(failed, requests)),
+			clients.compared("requests of clients were answered with 5xx", of(ill, answered)),
 		},
 		FullHandshakes: []Compared{
-			clients.compared("handshakes with clients were full", full),
-			backends.compared("handshakes with backends were full", full),
+			clients.compared("handshakes with clients were full", of(full, handshakes)),
+			backends.compared("handshakes with backends were full", of(full, handshakes)),
 		},
 	}
 	shares.Errors[0].FromNothing, shares.Errors[1].FromNothing = true, true
@@ -298,14 +293,4 @@ func (e *evidence) compare() *Shares {
 		})
 	}
 	return shares
-}
-
-func (t tallies) sum(backend bool) tally {
-	var sum tally
-	for key, one := range t {
-		if key.backend == backend {
-			sum = sum.plus(one)
-		}
-	}
-	return sum
 }

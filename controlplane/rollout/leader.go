@@ -55,7 +55,7 @@ func (s *Server) lead(ctx context.Context, fence office.Fence, seen *evidence) e
 		begun := time.Now()
 		next, err := s.look(ctx, r, newest, seen)
 		if err == nil && next != r {
-			err = s.commit(ctx, next, revision, fence)
+			err = s.write(ctx, next, revision, fence)
 		}
 		interval := max(lookInterval, 9*time.Since(begun))
 		switch {
@@ -176,24 +176,28 @@ func refusal(edge *resealv1.Edge) string {
 	return "it does not say why"
 }
 
-// commit writes a record in the place of the one that was written at a revision.
-func (s *Server) commit(ctx context.Context, r *Record, before int64, fence office.Fence) error {
+// write writes a record in the place of the one that was written at a revision. The zero
+// fence is an operator's, who needs no office.
+func (s *Server) write(ctx context.Context, r *Record, before int64, fence office.Fence) error {
 	value, err := r.encode()
 	if err != nil {
 		return err
 	}
+	guards := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.key), "=", before)}
+	var otherwise []clientv3.Op
+	if fence.Created > 0 {
+		guards, otherwise = append(guards, fence.Guard(s.office)), append(otherwise, clientv3.OpGet(fence.Key))
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.config.RequestTimeout)
 	defer cancel()
-	answer, err := s.config.Client.Txn(ctx).
-		If(fence.Guard(s.office), clientv3.Compare(clientv3.ModRevision(s.key), "=", before)).
-		Then(clientv3.OpPut(s.key, string(value))).Else(clientv3.OpGet(fence.Key)).Commit()
+	answer, err := s.config.Client.Txn(ctx).If(guards...).Then(clientv3.OpPut(s.key, string(value))).Else(otherwise...).Commit()
 	switch {
 	case err != nil:
 		return fmt.Errorf("write the rollout: %w", err)
 	case answer.Succeeded:
 		s.set(r, answer.Header.Revision)
 		return nil
-	case fence.Lost(answer.Responses[0].GetResponseRange().GetKvs()):
+	case fence.Created > 0 && fence.Lost(answer.Responses[0].GetResponseRange().GetKvs()):
 		return office.ErrDeposed
 	}
 	return errStale

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/reseal/reseal/controlplane/fleet"
+	"github.com/reseal/reseal/controlplane/office"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -103,7 +104,7 @@ func (s *Server) order(ctx context.Context, verb, reason string, do func(*Record
 		if err != nil {
 			return nil, status.Error(codes.FailedPrecondition, err.Error())
 		}
-		switch err := s.write(ctx, next, revision); {
+		switch err := s.write(ctx, next, revision, office.Fence{}); {
 		case errors.Is(err, errStale):
 			select { // until the watch brings it
 			case <-changed:
@@ -118,26 +119,6 @@ func (s *Server) order(ctx context.Context, verb, reason string, do func(*Record
 		}
 	}
 	return nil, status.Error(codes.Aborted, "the rollout changes all the time; try again")
-}
-
-// write writes a record for an operator, who needs no office.
-func (s *Server) write(ctx context.Context, r *Record, before int64) error {
-	value, err := r.encode()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.config.RequestTimeout)
-	defer cancel()
-	answer, err := s.config.Client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(s.key), "=", before)).
-		Then(clientv3.OpPut(s.key, string(value))).Commit()
-	switch {
-	case err != nil:
-		return fmt.Errorf("write the rollout: %w", err)
-	case !answer.Succeeded:
-		return errStale
-	}
-	s.set(r, answer.Header.Revision)
-	return nil
 }
 
 // errUnknown means that the record has not been read, or written, yet.

@@ -47,7 +47,7 @@ func newVocabularies() *vocabularies {
 		byClose:  newVocabulary(labels(resealv1.CloseKind(0).Descriptor())...),
 		byCloser: newVocabulary("us", "peer"),
 		byAnswer: newVocabulary("1xx", "2xx", "3xx", "4xx", "5xx"),
-		byWait:   newVocabulary(resealv1.WaitLabels()...),
+		byWait:   newVocabulary(resealv1.WaitLabels...),
 	}
 }
 

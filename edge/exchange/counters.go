@@ -149,11 +149,9 @@ var (
 	// answer: At(Wait(d)).
 	Waits = define(Counter{
 		Key:       "waits",
-		Labels:    []Label{{Name: "wait", Values: resealv1.WaitLabels()}},
+		Labels:    []Label{{Name: "wait", Values: resealv1.WaitLabels}},
 		Listeners: true,
-		Report: func(stats *resealv1.Stats, at []int, n int64) {
-			put(&stats.Waits, resealv1.WaitLabels()[at[0]], n)
-		},
+		Report:    func(stats *resealv1.Stats, at []int, n int64) { stats.Waits[resealv1.WaitLabels[at[0]]] = uint64(n) },
 	})
 	// Answers counts the requests of clients by their status code (RFC 9110 section
 	// 15), and connections of protocol tls by the code that their end amounts to, 0
@@ -167,7 +165,7 @@ var (
 		Listeners: true,
 		Report: func(stats *resealv1.Stats, at []int, n int64) {
 			if code := at[0]; code >= 100 && code < maxCode {
-				put(&stats.Answers, classes[code/100], n)
+				stats.Answers[classes[code/100]] += uint64(n)
 			}
 		},
 	})
@@ -227,14 +225,6 @@ func Wait(d time.Duration) int {
 		}
 	}
 	return len(resealv1.WaitBounds)
-}
-
-// put adds to a map of a report.
-func put(counts *map[string]uint64, key string, n int64) {
-	if *counts == nil {
-		*counts = map[string]uint64{}
-	}
-	(*counts)[key] += uint64(n)
 }
 
 // values are those of a label that shows an enum of the contract, by number.

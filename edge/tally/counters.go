@@ -155,6 +155,7 @@ func (c *Counters) stats() *resealv1.Stats {
 	stats := &resealv1.Stats{
 		Name: c.name, Errors: c.errors.read(), Handshakes: &resealv1.Handshakes{}, Connections: &resealv1.ConnectionStats{},
 		Misses: map[string]uint64{}, Closes: map[string]uint64{}, ClosesBy: map[string]uint64{},
+		Answers: map[string]uint64{}, Waits: map[string]uint64{},
 	}
 	read := c.read()
 	for _, cell := range reported {
