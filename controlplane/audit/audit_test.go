@@ -66,7 +66,7 @@ func run(t *testing.T, l *Log) (stop func()) {
 func entries(t *testing.T, l *Log) []*resealv1.AuditEntry {
 	t.Helper()
 	var all []*resealv1.AuditEntry
-	_, err := (&reader{log: l, next: 1}).all(t.Context(), func(found []stored) error {
+	err := (&reader{log: l, next: 1}).all(t.Context(), func(found []stored) error {
 		for _, s := range found {
 			all = append(all, s.AuditEntry)
 		}

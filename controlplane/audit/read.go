@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/reseal/reseal/controlplane/mirror"
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
@@ -36,21 +37,20 @@ type reader struct {
 	previous string // hash of the entry before next, "" when it was not read
 }
 
-// page reads the next entries; none at the end. It also returns the revision of etcd
-// that it read.
-func (r *reader) page(ctx context.Context) ([]stored, int64, error) {
+// page reads the next entries; none at the end.
+func (r *reader) page(ctx context.Context) ([]stored, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	end := clientv3.GetPrefixRangeEnd(r.log.config.Prefix + "audit/entries/")
 	answer, err := r.log.config.Client.Get(ctx, r.log.entryKey(r.next), clientv3.WithRange(end), clientv3.WithLimit(pageSize))
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	var found []stored
 	for _, kv := range answer.Kvs {
 		found = append(found, r.take(kv.Value, kv.ModRevision))
 	}
-	return found, answer.Header.Revision, nil
+	return found, nil
 }
 
 // take reads a record and checks that it follows the one before.
@@ -73,18 +73,36 @@ func (r *reader) take(record []byte, revision int64) stored {
 // follow delivers entries as they are made until ctx ends or deliver fails. Trouble
 // with etcd is tried again.
 func (r *reader) follow(ctx context.Context, deliver func([]stored) error) error {
-	for ctx.Err() == nil {
-		err := r.catchUp(ctx, deliver)
-		var failed deliveryError
-		if errors.As(err, &failed) {
-			return failed.error
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var failed deliveryError
+	read := func() {
+		for ctx.Err() == nil {
+			err := r.all(ctx, deliver)
+			if err == nil {
+				return
+			}
+			if errors.As(err, &failed) {
+				cancel()
+				return
+			}
+			if ctx.Err() == nil {
+				r.log.config.Logger.Warn("lost track of the audit log in etcd, reading on", "error", err)
+			}
+			pause(ctx, followPause)
 		}
-		if err != nil && ctx.Err() == nil {
-			r.log.config.Logger.Warn("lost track of the audit log in etcd, reading on", "error", err)
-		}
-		pause(ctx, followPause)
 	}
-	return nil
+	// The head's key alone: it changes with each entry, and says when to read.
+	mirror.Follow(ctx, mirror.Config{
+		Client:         r.log.config.Client,
+		Prefix:         r.log.headKey(),
+		RequestTimeout: requestTimeout,
+		Logger:         r.log.config.Logger,
+		Subject:        "the audit log",
+		Load:           func(mirror.Contents) { read() },
+		Take:           func([]*clientv3.Event) { read() },
+	})
+	return failed.error
 }
 
 // pause waits, or until ctx ends.
@@ -99,45 +117,15 @@ func pause(ctx context.Context, d time.Duration) {
 
 type deliveryError struct{ error }
 
-// catchUp reads what there is and then watches.
-func (r *reader) catchUp(ctx context.Context, deliver func([]stored) error) error {
-	revision, err := r.all(ctx, deliver)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	// The head's key alone: it changes with each entry, and says when to read.
-	answers := r.log.config.Client.Watch(ctx, r.log.headKey(), clientv3.WithRev(revision+1))
-	for {
-		select {
-		case <-ctx.Done(): // etcd's client does not always close the channel then
-			return ctx.Err()
-		case answer, ok := <-answers:
-			if !ok {
-				return errors.New("the watch ended")
-			}
-			if err := answer.Err(); err != nil {
-				return err
-			}
-			if len(answer.Events) > 0 {
-				if _, err := r.all(ctx, deliver); err != nil {
-					return err
-				}
-			}
-		}
-	}
-}
-
 // all delivers everything up to the end.
-func (r *reader) all(ctx context.Context, deliver func([]stored) error) (int64, error) {
+func (r *reader) all(ctx context.Context, deliver func([]stored) error) error {
 	for {
-		found, revision, err := r.page(ctx)
+		found, err := r.page(ctx)
 		if err != nil || len(found) == 0 {
-			return revision, err
+			return err
 		}
 		if err := deliver(found); err != nil {
-			return 0, deliveryError{err}
+			return deliveryError{err}
 		}
 	}
 }
@@ -170,7 +158,7 @@ func (l *Log) Read(request *resealv1.ReadAuditRequest, stream grpc.ServerStreami
 		}
 		return stream.Context().Err()
 	}
-	_, err := r.all(stream.Context(), send)
+	err := r.all(stream.Context(), send)
 	var failed deliveryError
 	switch {
 	case err == nil:
