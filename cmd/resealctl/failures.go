@@ -118,11 +118,16 @@ func sessionText(failure *resealv1.Failure) string {
 	return "<none>"
 }
 
-func requestText(failure *resealv1.Failure) string {
-	if failure.GetMethod() == "" {
-		return orNone(failure.GetHost())
+// requestText is what was asked for, of a connection of protocol tls its SNI.
+func requestText(request interface {
+	GetMethod() string
+	GetHost() string
+	GetPath() string
+}) string {
+	if request.GetMethod() == "" {
+		return orNone(request.GetHost())
 	}
-	return failure.GetMethod() + " " + failure.GetHost() + failure.GetPath()
+	return request.GetMethod() + " " + request.GetHost() + request.GetPath()
 }
 
 // watch shows what there is, and then what comes, until it is interrupted.

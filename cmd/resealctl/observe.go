@@ -292,7 +292,7 @@ func (o *observeRun) rows(requests []*resealv1.ObservedRequest) {
 		cells := []string{
 			r.GetTime().AsTime().Local().Format("15:04:05.000"), r.GetEdge(), orNone(r.GetListener()), orNone(r.GetPool()), orNone(r.GetEndpoint()),
 			fmt.Sprint(r.GetStatus()), orNone(r.GetReason()), observedSession(r.GetFrontend()), observedSession(r.GetBackend()),
-			roundTime(r.GetDuration()), observedText(r),
+			roundTime(r.GetDuration()), requestText(r),
 		}
 		if wide {
 			cells = append(cells, orNone(r.GetProtocol()), orNone(r.GetRoute()), fmt.Sprint(r.GetAttempts()), roundTime(r.GetConnect()),
@@ -323,13 +323,6 @@ func observedSession(c *resealv1.ObservedConnection) string {
 		return "full"
 	}
 	return "full:" + resealv1.Label(c.GetMiss())
-}
-
-func observedText(r *resealv1.ObservedRequest) string {
-	if r.GetMethod() == "" {
-		return orNone(r.GetHost())
-	}
-	return r.GetMethod() + " " + r.GetHost() + r.GetPath()
 }
 
 // observedView is what -o json shows of a request.

@@ -36,8 +36,6 @@ const (
 	// renewInterval is how often edges are told to go on, a third of how long they do
 	// without, and how often those that don't answer are asked again.
 	renewInterval = 10 * time.Second
-	// maxSilent bounds the edges that are named because they don't answer.
-	maxSilent = 1000
 	// maxFilter bounds a filter, in bytes, and maxAlternatives the ranges and reasons in it:
 	// an edge compares each request with all of them.
 	maxFilter       = 8 << 10
@@ -214,17 +212,17 @@ func pace(n int) time.Duration {
 // describe finds out who takes part. o.mu is held.
 func (o *observation) describe(now time.Time) {
 	found := &resealv1.ObservedFleet{Edges: int32(o.telling)}
+	var silent []string
 	for id, m := range o.members {
 		switch {
 		case m.line != nil:
 		case now.Sub(m.since) >= silentAfter:
-			found.SilentEdges = append(found.SilentEdges, id)
+			silent = append(silent, id)
 		case o.said == nil:
 			return // it has a moment to answer
 		}
 	}
-	slices.Sort(found.SilentEdges)
-	found.SilentEdges = found.GetSilentEdges()[:min(len(found.GetSilentEdges()), maxSilent)]
+	found.SetSilent(silent)
 	o.fleet = nil
 	if !proto.Equal(found, o.said) {
 		o.fleet = found

@@ -15,9 +15,6 @@ import (
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
 
-// maxSilent bounds the edges that are named because they don't answer.
-const maxSilent = 1000
-
 // observed is what an observation brought of one replica.
 type observed struct {
 	replica string
@@ -207,9 +204,10 @@ func (o *observing) complete() bool {
 // members is who takes part.
 func (o *observing) members() *resealv1.ObservedFleet {
 	all := &resealv1.ObservedFleet{}
+	var silent []string
 	for id, s := range o.sources {
 		all.Edges += s.fleet.GetEdges()
-		all.SilentEdges = append(all.SilentEdges, s.fleet.GetSilentEdges()...)
+		silent = append(silent, s.fleet.GetSilentEdges()...)
 		switch {
 		case s.err != nil:
 			all.Unanswered = append(all.Unanswered, o.fleet.group.missing(id, s.err))
@@ -217,8 +215,7 @@ func (o *observing) members() *resealv1.ObservedFleet {
 			all.Unanswered = append(all.Unanswered, o.fleet.group.missing(id, context.DeadlineExceeded))
 		}
 	}
-	slices.Sort(all.SilentEdges)
-	all.SilentEdges = all.GetSilentEdges()[:min(len(all.GetSilentEdges()), maxSilent)]
+	all.SetSilent(silent)
 	slices.SortFunc(all.Unanswered, func(a, b *resealv1.UnansweredReplica) int { return cmp.Compare(a.GetId(), b.GetId()) })
 	return all
 }
