@@ -115,7 +115,7 @@ func rolloutStages(p *resealv1.RolloutPolicy) string {
 		case stage.GetEdgeSelector() != nil:
 			texts = append(texts, selector(stage.GetEdgeSelector()))
 		case stage.GetEdges() > 0:
-			texts = append(texts, fmt.Sprintf("%d edges", stage.GetEdges()))
+			texts = append(texts, plural(uint64(stage.GetEdges()), "edge"))
 		default:
 			texts = append(texts, fmt.Sprintf("%d%%", stage.GetPercent()))
 		}
