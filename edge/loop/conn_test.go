@@ -798,6 +798,30 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// TestWatchReset: who watches learns of RST behind close_notify, also when both have
+// come before the loop reads. Nothing more would come of such a connection.
+func TestWatchReset(t *testing.T) {
+	pollers(t, func(t *testing.T, cfg Config) {
+		l := start(t, cfg).Next()
+		left := make(chan struct{}, 2)
+		client, tcp := serve(t, l, tls.VersionTLS13, &funcs{
+			peerEnded: func(c *Conn, _ bool) {
+				if c.Watch() {
+					left <- struct{}{}
+				}
+			},
+			closed: func(*Conn, Ending) { left <- struct{}{} },
+		})
+		on(t, l, func() {
+			if err := errors.Join(client.CloseWrite(), tcp.SetLinger(0), tcp.Close()); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(20 * time.Millisecond)
+		})
+		receive(t, left, "the peer's leaving")
+	})
+}
+
 // TestUnread puts bytes in front of the hello.
 func TestUnread(t *testing.T) {
 	client, server := tcpPair(t)

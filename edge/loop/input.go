@@ -197,11 +197,12 @@ func (c *Conn) broken(err error) {
 
 // Watch has the handler told by PeerEnded, once more and not notified, when FIN
 // follows close_notify, as of a peer that has left and does not take more either. It
-// reports whether FIN has come already; then nothing more is told.
+// reports whether FIN or RST has come already, which may have been read together with
+// close_notify; then nothing more is told.
 func (c *Conn) Watch() (left bool) {
 	c.watched = true
 	c.reconsider()
-	return c.ending.FIN
+	return c.wire.end != nil
 }
 
 // drained ends the connection, the peer having ended TCP.
