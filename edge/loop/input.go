@@ -35,7 +35,7 @@ func (c *Conn) mayRead() bool {
 	case c.phase != open || c.paused || c.moving != nil:
 		return false
 	case c.over:
-		return c.watched && !c.ending.FIN
+		return c.watched && c.wire.end == nil
 	}
 	// Peers can cause output by what they send, as by KeyUpdate.
 	return c.buffered() < 2*c.loop.group.cfg.HighWater
