@@ -89,9 +89,10 @@ type Config struct {
 	// stands for each listener's own. It must not block. Nil: orders to drain
 	// are ignored.
 	Drain func(drain bool, timeout time.Duration)
-	// Move connects to another replica of the control plane, if it can: rather to
-	// one of those addresses. It must not block. Nil: the edge stays.
-	Move func(addresses []string)
+	// Move connects to another replica of the control plane, rather to one of those
+	// addresses. It must not block. It returns false when the edge knows no other.
+	// Nil: the edge stays.
+	Move func(addresses []string) bool
 	// Probe probes an endpoint of a pool that is in force and reports, or refuses
 	// by a report with an error. Calls don't overlap. It returns soon after ctx
 	// ends, which is before the control plane stops waiting. Nil, as well as a
@@ -132,6 +133,7 @@ type Feed struct {
 	trial *trial // belongs to whoever holds applying
 
 	drained atomic.Bool                // the control plane said so last
+	stays   sync.Once                  // it was said that the edge knows no other replica
 	shares  *resealv1.ConnectionShares // that Config.Shares was told last; belongs to the session
 
 	// What survives a reconnect, guarded by mu.

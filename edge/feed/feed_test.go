@@ -1,10 +1,13 @@
 package feed
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -342,6 +345,42 @@ func TestDrainOrders(t *testing.T) {
 			t.Error(diff)
 		}
 	})
+}
+
+// An edge that knows one replica says once that it can't move, though it is asked again
+// and again.
+func TestMoveOrders(t *testing.T) {
+	for name, test := range map[string]struct {
+		moves bool
+		says  string
+		times int
+	}{
+		"to another": {true, "msg=\"asked to connect to another replica\" reason=uneven addresses=[b:1]", 3},
+		"nowhere":    {false, "--control-plane names no other", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var said bytes.Buffer
+				asked := 0
+				run(t, &memory{}, func(stream syncStream, _ *resealv1.Hello) error {
+					for range 3 {
+						move := &resealv1.Move{Addresses: []string{"b:1"}, Reason: "uneven"}
+						if err := stream.Send(&resealv1.SyncResponse{Message: &resealv1.SyncResponse_Move{Move: move}}); err != nil {
+							return err
+						}
+					}
+					return hold(stream)
+				}, func(c *Config) {
+					c.Logger = slog.New(slog.NewTextHandler(&said, nil))
+					c.Move = func([]string) bool { asked++; return test.moves }
+				})
+				settle(0)
+				if n := strings.Count(said.String(), test.says); asked != 3 || n != test.times {
+					t.Errorf("asked %d times, said %d times:\n%s", asked, n, &said)
+				}
+			})
+		})
+	}
 }
 
 // Tries get rarer while streams fail, and soon again after a good one.

@@ -152,8 +152,7 @@ func (s *session) talk(ctx, streamCtx context.Context) error {
 				s.feed.config.Drain(drain.GetDrain(), drain.GetTimeout().AsDuration())
 			}
 			if move := message.GetMove(); move != nil && s.feed.config.Move != nil {
-				s.feed.config.Logger.Info("asked to connect to another replica", "reason", move.GetReason(), "addresses", move.GetAddresses())
-				s.feed.config.Move(move.GetAddresses())
+				s.feed.move(move)
 			}
 			if message.GetUpdate() == nil {
 				continue
@@ -169,6 +168,18 @@ func (s *session) talk(ctx, streamCtx context.Context) error {
 			return err
 		}
 	}
+}
+
+// move does what the control plane asks for as long as its edges are spread unevenly.
+func (f *Feed) move(move *resealv1.Move) {
+	log := f.config.Logger.With("reason", move.GetReason(), "addresses", move.GetAddresses())
+	if f.config.Move(move.GetAddresses()) {
+		log.Info("asked to connect to another replica")
+		return
+	}
+	f.stays.Do(func() {
+		log.Warn("asked to connect to another replica, but --control-plane names no other; that is said once")
+	})
 }
 
 func answered(answer *resealv1.SyncRequest) int64 {

@@ -36,12 +36,17 @@ func NewMover() *Mover {
 }
 
 // Move asks to connect to another replica, one of those addresses if the
-// configuration has them. It does not wait.
-func (m *Mover) Move(preferred []string) {
+// configuration has them. It does not wait, and returns false when the configuration
+// has no other replica's address.
+func (m *Mover) Move(preferred []string) bool {
+	if len(m.addresses) < 2 {
+		return false
+	}
 	select {
 	case m.asked <- preferred:
 	default: // the move before is under way
 	}
+	return true
 }
 
 // Run moves when it is asked to, until ctx ends. It returns nil. The present

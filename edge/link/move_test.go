@@ -160,7 +160,9 @@ func TestMove(t *testing.T) {
 				before := mover.now()
 				broken := make(chan error, 1)
 				go func() { _, err := stream.Recv(); broken <- err }()
-				mover.Move(test.preferred)
+				if can := mover.Move(test.preferred); can != (len(test.addresses) > 1) {
+					t.Errorf("Move returned %t", can)
+				}
 				time.Sleep(moveTimeout + time.Second)
 				synctest.Wait()
 				moved := mover.now() != before
