@@ -73,6 +73,12 @@ type Config struct {
 	// TrustDomain is the authority of the spiffe:// identities. Default
 	// "reseal".
 	TrustDomain string
+	// EdgeCertTTL is how long an edge's certificate is valid. Default 24h.
+	EdgeCertTTL time.Duration
+	// ExpiredGrace is for how long after an edge's certificate has expired the edge may
+	// come back with it, by proof of its key; later it needs a new join token. Default
+	// 0: not at all.
+	ExpiredGrace time.Duration
 	// EtcdQuotaBytes bounds the database of the embedded store. Default 2 GiB.
 	EtcdQuotaBytes int64
 	// HistoryLimit is how many revisions are kept. Default 100.
@@ -242,13 +248,15 @@ func Compact(ctx context.Context, cfg Config, out io.Writer) error {
 // context of the replica that made it.
 func (c *ControlPlane) openTrust(ctx context.Context, kept *etcd.Store, listener net.Listener) error {
 	c.trust = trust.New(trust.Config{
-		Client:      kept.Client,
-		TrustDomain: c.cfg.TrustDomain,
-		KEKFile:     c.cfg.KEKFile,
-		Revoked:     c.cutOff,
-		HeldKeys:    c.heldKeys,
-		Refused:     c.audit.Refused,
-		Logger:      c.cfg.Logger.With("part", "trust"),
+		Client:       kept.Client,
+		TrustDomain:  c.cfg.TrustDomain,
+		KEKFile:      c.cfg.KEKFile,
+		EdgeCertTTL:  c.cfg.EdgeCertTTL,
+		ExpiredGrace: c.cfg.ExpiredGrace,
+		Revoked:      c.cutOff,
+		HeldKeys:     c.heldKeys,
+		Refused:      c.audit.Refused,
+		Logger:       c.cfg.Logger.With("part", "trust"),
 	})
 	if err := c.trust.Open(ctx); err != nil {
 		return err

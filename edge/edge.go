@@ -270,14 +270,15 @@ func (e *Edge) run(ctx context.Context) error {
 
 // enrol makes sure that the edge has an identity. One that has expired, after a
 // long time without a control plane, does not keep the edge from serving its last
-// good configuration: it enrols again when a new token appears.
+// good configuration: it comes back by proof of its key, or enrols again when a new
+// token appears.
 func (e *Edge) enrol(ctx context.Context) error {
 	err := e.identity.Load(ctx)
 	if errors.Is(err, identity.ErrNotEnrolled) {
 		return e.identity.Ensure(ctx)
 	}
 	if errors.Is(err, identity.ErrExpired) {
-		e.cfg.Logger.Error("the edge's certificate has expired; still serving, without a control plane, until there is a new join token", "error", err)
+		e.cfg.Logger.Error("the edge's certificate has expired; still serving, without a control plane until that gives another one", "error", err)
 		return nil
 	}
 	return err

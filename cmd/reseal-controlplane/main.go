@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/reseal/reseal/cmd/daemon"
 	"github.com/reseal/reseal/controlplane"
@@ -80,6 +81,8 @@ func (o *options) define(flags *daemon.Flags) {
 	flags.Int64Var(&o.EtcdQuotaBytes, "etcd-quota-bytes", 2<<30, "largest size of the embedded store's database, `BYTES`; there is a warning at 80%, and from 90% on applies are refused")
 	flags.StringVar(&o.KEKFile, "kek-file", "", "key that encrypts all secrets in the store, `FILE` (default DATA-DIR/kek, generated)")
 	flags.StringVar(&o.TrustDomain, "trust-domain", "reseal", "authority of the fleet's spiffe:// identities, `NAME`")
+	flags.DurationVar(&o.EdgeCertTTL, "edge-cert-ttl", 24*time.Hour, "how long an edge's certificate is valid, at least 10s; edges renew theirs halfway")
+	flags.DurationVar(&o.ExpiredGrace, "expired-grace", 7*24*time.Hour, "how long after its certificate has expired an edge may still come back with it, by proof of its key; later it needs a new join token; 0: never")
 	flags.StringVar(&o.AuditLog, "audit-log", "", "append each entry of the fleet's audit log, as a line of JSON, to `FILE`, mode 0600; it may be moved away at any time")
 	flags.IntVar(&o.HistoryLimit, "history-limit", 100, "revisions that are kept")
 	flags.IntVar(&o.HistoryBytes, "history-bytes", 64<<20, "`BYTES` that the kept revisions may take up; fewer are kept when changes are large")
@@ -87,6 +90,10 @@ func (o *options) define(flags *daemon.Flags) {
 
 func (o *options) check() error {
 	switch {
+	case o.EdgeCertTTL < 10*time.Second:
+		return fmt.Errorf("--edge-cert-ttl: %s, it must be at least 10s", o.EdgeCertTTL)
+	case o.ExpiredGrace < 0:
+		return fmt.Errorf("--expired-grace: %s, it must be 0 (never) or more", o.ExpiredGrace)
 	case o.HistoryLimit < 1:
 		return fmt.Errorf("--history-limit: %d, it must be at least 1", o.HistoryLimit)
 	case o.HistoryBytes < 1:

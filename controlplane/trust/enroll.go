@@ -36,28 +36,44 @@ func (t *Trust) Enroll(ctx context.Context, req *resealv1.EnrollRequest) (*resea
 	if opened == nil {
 		return nil, status.Error(codes.Unavailable, ErrNotOpen.Error())
 	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if req.GetToken() == "" && req.GetExpired() != nil {
+		response, err := t.comeBack(ctx, opened.authority, req)
+		if err != nil {
+			t.logger.Warn("an edge can't come back", "edge", req.GetId(), "error", err)
+		}
+		return response, err
+	}
 	secret, ok := parseCredential(req.GetToken(), opened.authority.hash())
 	if !ok {
 		return nil, errRefused
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
 	known := t.knownToken(secret)
 	if known == nil && !t.guesses.allow(sourceOf(ctx)) {
 		return nil, status.Error(codes.ResourceExhausted, "too many enrolments from this address failed just now; try again in some seconds")
 	}
-	select {
-	case t.enrolling <- struct{}{}:
-		defer func() { <-t.enrolling }()
-	case <-ctx.Done():
-		return nil, status.FromContextError(ctx.Err()).Err()
+	end, err := t.turn(ctx)
+	if err != nil {
+		return nil, err
 	}
+	defer end()
 	response, err := t.enroll(ctx, opened.authority, secret, known, req)
 	switch status.Code(err) {
 	case codes.PermissionDenied, codes.InvalidArgument:
 		t.logger.Warn("enrolment refused", "token", secret.id, "edge", req.GetId(), "error", err)
 	}
 	return response, err
+}
+
+// turn waits until an enrolment may be worked on. end is called when it has been.
+func (t *Trust) turn(ctx context.Context) (end func(), err error) {
+	select {
+	case t.enrolling <- struct{}{}:
+		return func() { <-t.enrolling }, nil
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
 }
 
 // knownToken returns the token that belongs to secret, if this replica knows it.
@@ -133,11 +149,15 @@ func (t *Trust) admit(authority *authority, token *storedToken, request certific
 		return nil, err
 	}
 	t.logger.Info(message, "edge", token.Edge, "labels", token.Labels, "token", token.id, "invited_by", token.CreatedBy, "not_after", certificate.NotAfter)
+	return t.enrolled(authority, certificate), nil
+}
+
+func (t *Trust) enrolled(authority *authority, certificate *x509.Certificate) *resealv1.EnrollResponse {
 	return &resealv1.EnrollResponse{
 		CertificatePem: string(certificatePEM(certificate.Raw)),
 		CaPem:          string(authority.pem()),
 		TrustDomain:    t.trustDomain,
-	}, nil
+	}
 }
 
 // Renew implements resealv1.EnrollmentServiceServer.
@@ -159,15 +179,7 @@ func (t *Trust) Renew(ctx context.Context, req *resealv1.RenewRequest) (*resealv
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	record, err := t.edge(ctx, who.identity.Name)
-	if err != nil {
-		return nil, t.storeError(ctx, err)
-	}
-	if record == nil || record.Enrolment != who.certificate.Subject.SerialNumber {
-		t.logger.Warn("renewal refused", "edge", who.identity.Name, "enrolled", record != nil)
-		return nil, status.Errorf(codes.PermissionDenied, "%s was removed or enrolled anew with another join token; this certificate can't be renewed", who.identity)
-	}
-	certificate, err := t.issueEdge(opened.authority, who.identity.Name, record.Enrolment, request.publicKey)
+	certificate, err := t.renewEdge(ctx, opened.authority, who, request)
 	if err != nil {
 		return nil, err
 	}
@@ -176,6 +188,20 @@ func (t *Trust) Renew(ctx context.Context, req *resealv1.RenewRequest) (*resealv
 		CertificatePem: string(certificatePEM(certificate.Raw)),
 		CaPem:          string(opened.authority.pem()),
 	}, nil
+}
+
+// renewEdge issues the next certificate of an edge that has proved who it is. The error is
+// a status.
+func (t *Trust) renewEdge(ctx context.Context, authority *authority, who caller, request certificateRequest) (*x509.Certificate, error) {
+	record, err := t.edge(ctx, who.identity.Name)
+	if err != nil {
+		return nil, t.storeError(ctx, err)
+	}
+	if record == nil || record.Enrolment != who.certificate.Subject.SerialNumber {
+		t.logger.Warn("renewal refused", "edge", who.identity.Name, "enrolled", record != nil)
+		return nil, status.Errorf(codes.PermissionDenied, "%s was removed or enrolled anew with another join token; this certificate can't be renewed", who.identity)
+	}
+	return t.issueEdge(authority, who.identity.Name, record.Enrolment, request.publicKey)
 }
 
 func (t *Trust) issueEdge(authority *authority, id, enrolment string, key crypto.PublicKey) (*x509.Certificate, error) {

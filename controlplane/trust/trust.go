@@ -58,6 +58,9 @@ type Config struct {
 	KEKFile string
 	// EdgeCertTTL is how long an edge's certificate is valid. Default 24h.
 	EdgeCertTTL time.Duration
+	// ExpiredGrace is for how long after an edge's certificate has expired the edge may
+	// come back with it, by proof of its key. Default 0: not at all.
+	ExpiredGrace time.Duration
 	// Revoked is told of each edge and user that was revoked, by whichever replica,
 	// unless it is enrolled again already. It must not block. Default: nobody is.
 	Revoked func(Identity)
@@ -77,12 +80,13 @@ type Config struct {
 type Trust struct {
 	resealv1.UnimplementedEnrollmentServiceServer
 
-	client      *clientv3.Client
-	prefix      string
-	trustDomain string
-	kekFile     string
-	edgeCertTTL time.Duration
-	logger      *slog.Logger
+	client       *clientv3.Client
+	prefix       string
+	trustDomain  string
+	kekFile      string
+	edgeCertTTL  time.Duration
+	expiredGrace time.Duration
+	logger       *slog.Logger
 
 	methods   map[string][]resealv1.Role // by full method name
 	guesses   *guesses
@@ -110,20 +114,21 @@ type opened struct {
 // New makes a Trust that does nothing before Open.
 func New(cfg Config) *Trust {
 	t := &Trust{
-		client:      cfg.Client,
-		prefix:      cfg.Prefix,
-		trustDomain: cfg.TrustDomain,
-		kekFile:     cfg.KEKFile,
-		edgeCertTTL: cfg.EdgeCertTTL,
-		logger:      cfg.Logger,
-		methods:     allowedRoles(),
-		guesses:     newGuesses(),
-		registry:    newRegistry(),
-		enrolling:   make(chan struct{}, maxEnrolling),
-		revoked:     cfg.Revoked,
-		turned:      cfg.Refused,
-		heldKeys:    cfg.HeldKeys,
-		ready:       make(chan struct{}),
+		client:       cfg.Client,
+		prefix:       cfg.Prefix,
+		trustDomain:  cfg.TrustDomain,
+		kekFile:      cfg.KEKFile,
+		edgeCertTTL:  cfg.EdgeCertTTL,
+		expiredGrace: cfg.ExpiredGrace,
+		logger:       cfg.Logger,
+		methods:      allowedRoles(),
+		guesses:      newGuesses(),
+		registry:     newRegistry(),
+		enrolling:    make(chan struct{}, maxEnrolling),
+		revoked:      cfg.Revoked,
+		turned:       cfg.Refused,
+		heldKeys:     cfg.HeldKeys,
+		ready:        make(chan struct{}),
 	}
 	if t.prefix == "" {
 		t.prefix = defaultPrefix

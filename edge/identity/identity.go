@@ -27,7 +27,8 @@ var (
 	// certificate yet.
 	ErrNotEnrolled = errors.New("the edge is not enrolled")
 	// ErrExpired is the error of Load and Ensure when the certificate can't be
-	// used any more. The edge needs a new join token.
+	// used any more. Run replaces it while the control plane allows it; then the edge
+	// needs a new join token.
 	ErrExpired = errors.New("the edge's certificate expired")
 	// ErrNoToken is the error of Ensure when the edge must enrol but has no join
 	// token.
@@ -61,7 +62,7 @@ type Config struct {
 	// ID is the edge's id: letters, digits, ".", "_" and "-", at most 63 bytes.
 	// Required. It can't change while the state directory stays.
 	ID string
-	// TokenFile holds the join token. It is read whenever the edge must enrol:
+	// TokenFile holds the join token. It is read whenever the edge may have to enrol:
 	// at the first start and when the certificate has expired. Default: none.
 	TokenFile string
 	// CAHash is the SHA-256 of the authority's certificate, 64 hex digits.
@@ -115,8 +116,8 @@ func (i *Identity) release() { <-i.busy }
 
 // Load takes the identity from the state directory, without any network. A
 // caller that wants to serve its last good configuration whatever the state of
-// its certificate uses it before Ensure: with ErrExpired, Run enrols again as
-// soon as there is a join token and a control plane.
+// its certificate uses it before Ensure: with ErrExpired, Run sees to another
+// one as soon as there is a control plane.
 //
 // Errors: ErrNotEnrolled, ErrExpired, ErrMismatch, ErrRecord, and those of State.
 func (i *Identity) Load(ctx context.Context) error {

@@ -87,7 +87,9 @@ type plane struct {
 	lose   bool                 // carry out, then answer UNAVAILABLE
 	edit   func(*resealv1.EnrollResponse)
 	issue  func(*x509.Certificate)
+	grace  bool // take expired certificates
 	calls  int
+	back   int      // came back with an expired certificate
 	keys   []string // public keys of the requests
 	tokens []string
 	peers  []string // URIs of the callers of Renew
@@ -176,7 +178,14 @@ func (p *plane) answer(request []byte, id string) (string, error) {
 func (p *plane) Enroll(_ context.Context, req *resealv1.EnrollRequest) (*resealv1.EnrollResponse, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.tokens = append(p.tokens, req.GetToken())
+	switch {
+	case req.GetExpired() == nil:
+		p.tokens = append(p.tokens, req.GetToken())
+	case !p.grace:
+		return nil, status.Error(codes.PermissionDenied, "too late")
+	default:
+		p.back++
+	}
 	certificate, err := p.answer(req.GetCertificateRequest(), req.GetId())
 	if err != nil {
 		return nil, err

@@ -2,10 +2,15 @@ package identity
 
 import (
 	"context"
-	"errors"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	resealv1 "github.com/reseal/reseal/proto/reseal/v1"
 )
@@ -17,9 +22,9 @@ const (
 
 // Run renews the certificate about halfway through its life, with a new key, until
 // ctx ends. What fails is tried again with backoff; in between the old
-// certificate is used. A certificate that has expired meanwhile can only be
-// replaced by enrolling: Run reads the token file again until it holds a new join
-// token.
+// certificate is used. One that has expired meanwhile is replaced by proof of its key,
+// for as long as the control plane allows (its --expired-grace), or by enrolling: Run
+// reads the token file again and again, and a new join token in it comes first.
 //
 // Errors: ErrNotEnrolled when neither Ensure nor Load found a certificate.
 func (i *Identity) Run(ctx context.Context) error {
@@ -30,7 +35,7 @@ func (i *Identity) Run(ctx context.Context) error {
 	for {
 		wait := max(time.Until(i.due()), firstRenewDelay)
 		if delay > firstRenewDelay {
-			wait = delay/2 + rand.N(delay/2) // after a failure
+			wait = delay/2 + mathrand.N(delay/2) // after a failure
 		}
 		if err := sleep(ctx, wait); err != nil {
 			return nil
@@ -67,21 +72,20 @@ func (i *Identity) tend(ctx context.Context) error {
 	if i.unsaved {
 		return i.save(i.stored)
 	}
-	expired := i.current.Load().expired()
-	if expired == nil {
-		return i.renew(ctx)
+	if i.current.Load().expired() == nil {
+		return i.renew(ctx, i.renewAt)
 	}
-	token, err := i.readToken()
-	if err != nil {
-		return fmt.Errorf("%w: %w", expired, err)
+	token, tokenErr := i.readToken()
+	if tokenErr == nil && token.text != i.refused && !i.usedBefore(token) {
+		return i.enrol(ctx, token)
 	}
-	if token.text == i.refused || i.usedBefore(token) {
-		return fmt.Errorf("%w, and the join token in %s can't be used again: %s", expired, i.cfg.TokenFile, i.advice())
-	}
-	return i.enrol(ctx, token)
+	return i.renew(ctx, i.comeBackAt)
 }
 
-func (i *Identity) renew(ctx context.Context) error {
+// renewal asks one replica for the next certificate.
+type renewal func(ctx context.Context, address string, request []byte) (certificatePEM, caPEM string, err error)
+
+func (i *Identity) renew(ctx context.Context, ask renewal) error {
 	key, der, err := newKey()
 	if err != nil {
 		return err
@@ -90,16 +94,15 @@ func (i *Identity) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var answer *resealv1.RenewResponse
+	next := i.stored
+	next.PrivateKey, next.PendingKey = der, nil
 	err = i.askReplicas(func(address string) error {
-		answer, err = i.renewAt(ctx, address, request)
+		next.CertificatePEM, next.CAPEM, err = ask(ctx, address, request)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	next := i.stored
-	next.CAPEM, next.CertificatePEM, next.PrivateKey, next.PendingKey = answer.GetCaPem(), answer.GetCertificatePem(), der, nil
 	h, err := next.held()
 	if err != nil {
 		return fmt.Errorf("the control plane's answer: %w", err)
@@ -117,17 +120,51 @@ func (i *Identity) renew(ctx context.Context) error {
 	return nil
 }
 
-func (i *Identity) renewAt(ctx context.Context, address string, request []byte) (*resealv1.RenewResponse, error) {
+// renewAt renews with the certificate that is still valid.
+func (i *Identity) renewAt(ctx context.Context, address string, request []byte) (certificatePEM, caPEM string, err error) {
 	client, done, err := i.connect(address, i.ClientTLS())
 	if err != nil {
-		return nil, err
+		return "", "", err
 	}
 	defer done()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	answer, err := client.Renew(ctx, &resealv1.RenewRequest{CertificateRequest: request})
-	if err == nil && answer == nil {
-		err = errors.New("the control plane gave no answer")
+	if err != nil {
+		return "", "", err
 	}
-	return answer, err
+	return answer.GetCertificatePem(), answer.GetCaPem(), nil
+}
+
+// comeBackAt renews by proof of the key of the certificate that has expired, which no
+// TLS handshake can show any more.
+func (i *Identity) comeBackAt(ctx context.Context, address string, request []byte) (certificatePEM, caPEM string, err error) {
+	last := i.current.Load().certificate
+	digest := sha256.Sum256(resealv1.ComeBackProof(request))
+	signature, err := last.PrivateKey.(crypto.Signer).Sign(rand.Reader, digest[:], crypto.SHA256)
+	if err != nil {
+		return "", "", err
+	}
+	config := i.ClientTLS()
+	config.GetClientCertificate = nil
+	client, done, err := i.connect(address, config)
+	if err != nil {
+		return "", "", err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	answer, err := client.Enroll(ctx, &resealv1.EnrollRequest{
+		Id: i.cfg.ID, CertificateRequest: request,
+		Expired: &resealv1.ExpiredCertificate{Certificate: last.Leaf.Raw, Signature: signature},
+	})
+	switch status.Code(err) {
+	case codes.OK:
+		i.cfg.Logger.Info("came back with an expired certificate", "edge", i.cfg.ID, "expired", last.Leaf.NotAfter)
+		return answer.GetCertificatePem(), answer.GetCaPem(), nil
+	case codes.PermissionDenied, codes.Unauthenticated:
+		return "", "", fmt.Errorf("%w on %s, and the control plane does not take it any more: %s; %s",
+			ErrExpired, last.Leaf.NotAfter.Format(time.RFC3339), status.Convert(err).Message(), i.advice())
+	}
+	return "", "", err
 }

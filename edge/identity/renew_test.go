@@ -140,6 +140,62 @@ func TestExpiredWhileRunning(t *testing.T) {
 	})
 }
 
+// An edge that was away for long comes back by itself, as often as that happens, with
+// a new key each time. A new token comes first.
+func TestComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlane(t)
+		cfg := testConfig(t, p)
+		ensure(t, newDirect(t, p, cfg))
+		p.grace = true
+		back := func() *Identity {
+			time.Sleep(48 * time.Hour)
+			i := newDirect(t, p, cfg)
+			wantError(t, i.Load(t.Context()), ErrExpired)
+			stop := run(t, i)
+			time.Sleep(2 * firstRenewDelay)
+			synctest.Wait()
+			stop()
+			if left := time.Until(i.NotAfter()); left < 23*time.Hour {
+				t.Fatalf("%s left", left)
+			}
+			return i
+		}
+		back()
+		i := back()
+		if p.back != 2 || len(p.tokens) != 1 {
+			t.Errorf("came back %d times, with tokens %v", p.back, p.tokens)
+		}
+		keys := slices.Clone(p.keys)
+		slices.Sort(keys)
+		if len(slices.Compact(keys)) != len(p.keys) {
+			t.Error("a key was used twice")
+		}
+		again := newDirect(t, p, cfg)
+		ensure(t, again)
+		if !again.NotAfter().Equal(i.NotAfter()) {
+			t.Error("the newest certificate is not the stored one")
+		}
+		writeToken(t, cfg.TokenFile, p.token("2"))
+		back()
+		if p.back != 2 || len(p.tokens) != 2 {
+			t.Errorf("came back %d times, with tokens %v", p.back, p.tokens)
+		}
+	})
+}
+
+// An edge that may not come back says what to do.
+func TestComeBackRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlane(t)
+		cfg := testConfig(t, p)
+		i := newDirect(t, p, cfg)
+		ensure(t, i)
+		time.Sleep(48 * time.Hour)
+		wantError(t, i.tend(t.Context()), ErrExpired, "too late", "resealctl token create --id e1")
+	})
+}
+
 // The same from a start with an expired certificate.
 func TestRunAfterLoadOfExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -399,16 +399,20 @@ func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
 	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{6}
 }
 
-// EnrollRequest asks for an edge's first certificate.
+// EnrollRequest asks for an edge's first certificate, or for the next when the last
+// one has expired.
 type EnrollRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The join token.
+	// The join token. When there is one, expired does not count.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// A PKCS #10 certificate request (RFC 2986), DER. Only its public key and
 	// signature are used.
 	CertificateRequest []byte `protobuf:"bytes,2,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
-	// The id that the edge was started with. It must be the token's.
-	Id            string `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	// The id that the edge was started with. It must be the token's, or the
+	// certificate's.
+	Id string `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	// In place of a token.
+	Expired       *ExpiredCertificate `protobuf:"bytes,4,opt,name=expired,proto3" json:"expired,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -464,6 +468,72 @@ func (x *EnrollRequest) GetId() string {
 	return ""
 }
 
+func (x *EnrollRequest) GetExpired() *ExpiredCertificate {
+	if x != nil {
+		return x.Expired
+	}
+	return nil
+}
+
+// ExpiredCertificate proves who an edge is that was away for too long to renew its
+// certificate. It is bound to the certificate request that it comes with: whoever
+// repeats it gets a certificate for a key that only the edge has.
+type ExpiredCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The edge's last certificate, DER.
+	Certificate []byte `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// A signature by its key over 64 bytes of 0x20, "Reseal, an edge comes back", a zero
+	// byte and certificate_request, as RFC 8446, section 4.4.3, tells apart what keys
+	// sign. ECDSA with SHA-256, as ASN.1; Ed25519; or RSA PKCS #1 v1.5 with SHA-256.
+	Signature     []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExpiredCertificate) Reset() {
+	*x = ExpiredCertificate{}
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpiredCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpiredCertificate) ProtoMessage() {}
+
+func (x *ExpiredCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpiredCertificate.ProtoReflect.Descriptor instead.
+func (*ExpiredCertificate) Descriptor() ([]byte, []int) {
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ExpiredCertificate) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *ExpiredCertificate) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 // EnrollResponse holds the certificate.
 type EnrollResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -479,7 +549,7 @@ type EnrollResponse struct {
 
 func (x *EnrollResponse) Reset() {
 	*x = EnrollResponse{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[8]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +561,7 @@ func (x *EnrollResponse) String() string {
 func (*EnrollResponse) ProtoMessage() {}
 
 func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[8]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +574,7 @@ func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollResponse.ProtoReflect.Descriptor instead.
 func (*EnrollResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{8}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *EnrollResponse) GetCertificatePem() string {
@@ -539,7 +609,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[9]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +621,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[9]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -564,7 +634,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{9}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -587,7 +657,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[10]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -599,7 +669,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[10]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -612,7 +682,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{10}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RenewResponse) GetCertificatePem() string {
@@ -647,7 +717,7 @@ type CreateUserRequest struct {
 
 func (x *CreateUserRequest) Reset() {
 	*x = CreateUserRequest{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[11]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +729,7 @@ func (x *CreateUserRequest) String() string {
 func (*CreateUserRequest) ProtoMessage() {}
 
 func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[11]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +742,7 @@ func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserRequest.ProtoReflect.Descriptor instead.
 func (*CreateUserRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{11}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateUserRequest) GetName() string {
@@ -720,7 +790,7 @@ type CreateUserResponse struct {
 
 func (x *CreateUserResponse) Reset() {
 	*x = CreateUserResponse{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[12]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +802,7 @@ func (x *CreateUserResponse) String() string {
 func (*CreateUserResponse) ProtoMessage() {}
 
 func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[12]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +815,7 @@ func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserResponse.ProtoReflect.Descriptor instead.
 func (*CreateUserResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{12}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateUserResponse) GetUser() *User {
@@ -800,7 +870,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[13]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +882,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[13]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +895,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{13}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *User) GetName() string {
@@ -886,7 +956,7 @@ type ListUsersRequest struct {
 
 func (x *ListUsersRequest) Reset() {
 	*x = ListUsersRequest{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[14]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +968,7 @@ func (x *ListUsersRequest) String() string {
 func (*ListUsersRequest) ProtoMessage() {}
 
 func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[14]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +981,7 @@ func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersRequest.ProtoReflect.Descriptor instead.
 func (*ListUsersRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{14}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{15}
 }
 
 // ListUsersResponse holds users.
@@ -925,7 +995,7 @@ type ListUsersResponse struct {
 
 func (x *ListUsersResponse) Reset() {
 	*x = ListUsersResponse{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[15]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -937,7 +1007,7 @@ func (x *ListUsersResponse) String() string {
 func (*ListUsersResponse) ProtoMessage() {}
 
 func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[15]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -950,7 +1020,7 @@ func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersResponse.ProtoReflect.Descriptor instead.
 func (*ListUsersResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{15}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListUsersResponse) GetUsers() []*User {
@@ -971,7 +1041,7 @@ type RenewUserRequest struct {
 
 func (x *RenewUserRequest) Reset() {
 	*x = RenewUserRequest{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[16]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1053,7 @@ func (x *RenewUserRequest) String() string {
 func (*RenewUserRequest) ProtoMessage() {}
 
 func (x *RenewUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[16]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1066,7 @@ func (x *RenewUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewUserRequest.ProtoReflect.Descriptor instead.
 func (*RenewUserRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{16}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RenewUserRequest) GetCertificateRequest() []byte {
@@ -1019,7 +1089,7 @@ type RenewUserResponse struct {
 
 func (x *RenewUserResponse) Reset() {
 	*x = RenewUserResponse{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[17]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1101,7 @@ func (x *RenewUserResponse) String() string {
 func (*RenewUserResponse) ProtoMessage() {}
 
 func (x *RenewUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[17]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1114,7 @@ func (x *RenewUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewUserResponse.ProtoReflect.Descriptor instead.
 func (*RenewUserResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{17}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RenewUserResponse) GetCertificatePem() string {
@@ -1074,7 +1144,7 @@ type RevokeUserRequest struct {
 
 func (x *RevokeUserRequest) Reset() {
 	*x = RevokeUserRequest{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[18]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1156,7 @@ func (x *RevokeUserRequest) String() string {
 func (*RevokeUserRequest) ProtoMessage() {}
 
 func (x *RevokeUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[18]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1169,7 @@ func (x *RevokeUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeUserRequest.ProtoReflect.Descriptor instead.
 func (*RevokeUserRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{18}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RevokeUserRequest) GetName() string {
@@ -1127,7 +1197,7 @@ type RevokeUserResponse struct {
 
 func (x *RevokeUserResponse) Reset() {
 	*x = RevokeUserResponse{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[19]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1209,7 @@ func (x *RevokeUserResponse) String() string {
 func (*RevokeUserResponse) ProtoMessage() {}
 
 func (x *RevokeUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[19]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1222,7 @@ func (x *RevokeUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeUserResponse.ProtoReflect.Descriptor instead.
 func (*RevokeUserResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{19}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokeUserResponse) GetRevocation() *Revocation {
@@ -1175,7 +1245,7 @@ type RevokeEdgeRequest struct {
 
 func (x *RevokeEdgeRequest) Reset() {
 	*x = RevokeEdgeRequest{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[20]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1257,7 @@ func (x *RevokeEdgeRequest) String() string {
 func (*RevokeEdgeRequest) ProtoMessage() {}
 
 func (x *RevokeEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[20]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1270,7 @@ func (x *RevokeEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeEdgeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{20}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RevokeEdgeRequest) GetId() string {
@@ -1232,7 +1302,7 @@ type RevokeEdgeResponse struct {
 
 func (x *RevokeEdgeResponse) Reset() {
 	*x = RevokeEdgeResponse{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[21]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1314,7 @@ func (x *RevokeEdgeResponse) String() string {
 func (*RevokeEdgeResponse) ProtoMessage() {}
 
 func (x *RevokeEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[21]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1327,7 @@ func (x *RevokeEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeEdgeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{21}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevokeEdgeResponse) GetRevocation() *Revocation {
@@ -1290,7 +1360,7 @@ type HeldKeys struct {
 
 func (x *HeldKeys) Reset() {
 	*x = HeldKeys{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[22]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1372,7 @@ func (x *HeldKeys) String() string {
 func (*HeldKeys) ProtoMessage() {}
 
 func (x *HeldKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[22]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1385,7 @@ func (x *HeldKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldKeys.ProtoReflect.Descriptor instead.
 func (*HeldKeys) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{22}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HeldKeys) GetKeyring() string {
@@ -1360,7 +1430,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[23]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1442,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[23]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1455,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{23}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Revocation) GetRole() Role {
@@ -1439,7 +1509,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[24]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1521,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[24]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1534,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{24}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{25}
 }
 
 // ListRevocationsResponse holds revocations.
@@ -1478,7 +1548,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[25]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1560,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_reseal_v1_enrollment_proto_msgTypes[25]
+	mi := &file_reseal_v1_enrollment_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1573,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{25}
+	return file_reseal_v1_enrollment_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
@@ -1546,11 +1616,15 @@ const file_reseal_v1_enrollment_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x14.reseal.v1.JoinTokenR\x06tokens\"/\n" +
 	"\x12RevokeTokenRequest\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\"\x15\n" +
-	"\x13RevokeTokenResponse\"f\n" +
+	"\x13RevokeTokenResponse\"\x9f\x01\n" +
 	"\rEnrollRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12/\n" +
 	"\x13certificate_request\x18\x02 \x01(\fR\x12certificateRequest\x12\x0e\n" +
-	"\x02id\x18\x03 \x01(\tR\x02id\"s\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\x127\n" +
+	"\aexpired\x18\x04 \x01(\v2\x1d.reseal.v1.ExpiredCertificateR\aexpired\"T\n" +
+	"\x12ExpiredCertificate\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"s\n" +
 	"\x0eEnrollResponse\x12'\n" +
 	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12\x15\n" +
 	"\x06ca_pem\x18\x02 \x01(\tR\x05caPem\x12!\n" +
@@ -1652,7 +1726,7 @@ func file_reseal_v1_enrollment_proto_rawDescGZIP() []byte {
 	return file_reseal_v1_enrollment_proto_rawDescData
 }
 
-var file_reseal_v1_enrollment_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_reseal_v1_enrollment_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_reseal_v1_enrollment_proto_goTypes = []any{
 	(*CreateTokenRequest)(nil),      // 0: reseal.v1.CreateTokenRequest
 	(*CreateTokenResponse)(nil),     // 1: reseal.v1.CreateTokenResponse
@@ -1662,82 +1736,84 @@ var file_reseal_v1_enrollment_proto_goTypes = []any{
 	(*RevokeTokenRequest)(nil),      // 5: reseal.v1.RevokeTokenRequest
 	(*RevokeTokenResponse)(nil),     // 6: reseal.v1.RevokeTokenResponse
 	(*EnrollRequest)(nil),           // 7: reseal.v1.EnrollRequest
-	(*EnrollResponse)(nil),          // 8: reseal.v1.EnrollResponse
-	(*RenewRequest)(nil),            // 9: reseal.v1.RenewRequest
-	(*RenewResponse)(nil),           // 10: reseal.v1.RenewResponse
-	(*CreateUserRequest)(nil),       // 11: reseal.v1.CreateUserRequest
-	(*CreateUserResponse)(nil),      // 12: reseal.v1.CreateUserResponse
-	(*User)(nil),                    // 13: reseal.v1.User
-	(*ListUsersRequest)(nil),        // 14: reseal.v1.ListUsersRequest
-	(*ListUsersResponse)(nil),       // 15: reseal.v1.ListUsersResponse
-	(*RenewUserRequest)(nil),        // 16: reseal.v1.RenewUserRequest
-	(*RenewUserResponse)(nil),       // 17: reseal.v1.RenewUserResponse
-	(*RevokeUserRequest)(nil),       // 18: reseal.v1.RevokeUserRequest
-	(*RevokeUserResponse)(nil),      // 19: reseal.v1.RevokeUserResponse
-	(*RevokeEdgeRequest)(nil),       // 20: reseal.v1.RevokeEdgeRequest
-	(*RevokeEdgeResponse)(nil),      // 21: reseal.v1.RevokeEdgeResponse
-	(*HeldKeys)(nil),                // 22: reseal.v1.HeldKeys
-	(*Revocation)(nil),              // 23: reseal.v1.Revocation
-	(*ListRevocationsRequest)(nil),  // 24: reseal.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil), // 25: reseal.v1.ListRevocationsResponse
-	nil,                             // 26: reseal.v1.CreateTokenRequest.LabelsEntry
-	nil,                             // 27: reseal.v1.JoinToken.LabelsEntry
-	(*durationpb.Duration)(nil),     // 28: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
-	(Role)(0),                       // 30: reseal.v1.Role
+	(*ExpiredCertificate)(nil),      // 8: reseal.v1.ExpiredCertificate
+	(*EnrollResponse)(nil),          // 9: reseal.v1.EnrollResponse
+	(*RenewRequest)(nil),            // 10: reseal.v1.RenewRequest
+	(*RenewResponse)(nil),           // 11: reseal.v1.RenewResponse
+	(*CreateUserRequest)(nil),       // 12: reseal.v1.CreateUserRequest
+	(*CreateUserResponse)(nil),      // 13: reseal.v1.CreateUserResponse
+	(*User)(nil),                    // 14: reseal.v1.User
+	(*ListUsersRequest)(nil),        // 15: reseal.v1.ListUsersRequest
+	(*ListUsersResponse)(nil),       // 16: reseal.v1.ListUsersResponse
+	(*RenewUserRequest)(nil),        // 17: reseal.v1.RenewUserRequest
+	(*RenewUserResponse)(nil),       // 18: reseal.v1.RenewUserResponse
+	(*RevokeUserRequest)(nil),       // 19: reseal.v1.RevokeUserRequest
+	(*RevokeUserResponse)(nil),      // 20: reseal.v1.RevokeUserResponse
+	(*RevokeEdgeRequest)(nil),       // 21: reseal.v1.RevokeEdgeRequest
+	(*RevokeEdgeResponse)(nil),      // 22: reseal.v1.RevokeEdgeResponse
+	(*HeldKeys)(nil),                // 23: reseal.v1.HeldKeys
+	(*Revocation)(nil),              // 24: reseal.v1.Revocation
+	(*ListRevocationsRequest)(nil),  // 25: reseal.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil), // 26: reseal.v1.ListRevocationsResponse
+	nil,                             // 27: reseal.v1.CreateTokenRequest.LabelsEntry
+	nil,                             // 28: reseal.v1.JoinToken.LabelsEntry
+	(*durationpb.Duration)(nil),     // 29: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 30: google.protobuf.Timestamp
+	(Role)(0),                       // 31: reseal.v1.Role
 }
 var file_reseal_v1_enrollment_proto_depIdxs = []int32{
-	26, // 0: reseal.v1.CreateTokenRequest.labels:type_name -> reseal.v1.CreateTokenRequest.LabelsEntry
-	28, // 1: reseal.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	27, // 0: reseal.v1.CreateTokenRequest.labels:type_name -> reseal.v1.CreateTokenRequest.LabelsEntry
+	29, // 1: reseal.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 2: reseal.v1.CreateTokenResponse.info:type_name -> reseal.v1.JoinToken
-	27, // 3: reseal.v1.JoinToken.labels:type_name -> reseal.v1.JoinToken.LabelsEntry
-	29, // 4: reseal.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	29, // 5: reseal.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	28, // 3: reseal.v1.JoinToken.labels:type_name -> reseal.v1.JoinToken.LabelsEntry
+	30, // 4: reseal.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	30, // 5: reseal.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
 	2,  // 6: reseal.v1.ListTokensResponse.tokens:type_name -> reseal.v1.JoinToken
-	30, // 7: reseal.v1.CreateUserRequest.role:type_name -> reseal.v1.Role
-	28, // 8: reseal.v1.CreateUserRequest.ttl:type_name -> google.protobuf.Duration
-	13, // 9: reseal.v1.CreateUserResponse.user:type_name -> reseal.v1.User
-	30, // 10: reseal.v1.User.role:type_name -> reseal.v1.Role
-	29, // 11: reseal.v1.User.created_at:type_name -> google.protobuf.Timestamp
-	29, // 12: reseal.v1.User.expires_at:type_name -> google.protobuf.Timestamp
-	29, // 13: reseal.v1.User.renewed_at:type_name -> google.protobuf.Timestamp
-	28, // 14: reseal.v1.User.ttl:type_name -> google.protobuf.Duration
-	13, // 15: reseal.v1.ListUsersResponse.users:type_name -> reseal.v1.User
-	23, // 16: reseal.v1.RevokeUserResponse.revocation:type_name -> reseal.v1.Revocation
-	23, // 17: reseal.v1.RevokeEdgeResponse.revocation:type_name -> reseal.v1.Revocation
-	22, // 18: reseal.v1.RevokeEdgeResponse.held_keys:type_name -> reseal.v1.HeldKeys
-	28, // 19: reseal.v1.HeldKeys.ticket_age:type_name -> google.protobuf.Duration
-	30, // 20: reseal.v1.Revocation.role:type_name -> reseal.v1.Role
-	29, // 21: reseal.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
-	29, // 22: reseal.v1.Revocation.forgotten_at:type_name -> google.protobuf.Timestamp
-	23, // 23: reseal.v1.ListRevocationsResponse.revocations:type_name -> reseal.v1.Revocation
-	0,  // 24: reseal.v1.EnrollmentService.CreateToken:input_type -> reseal.v1.CreateTokenRequest
-	3,  // 25: reseal.v1.EnrollmentService.ListTokens:input_type -> reseal.v1.ListTokensRequest
-	5,  // 26: reseal.v1.EnrollmentService.RevokeToken:input_type -> reseal.v1.RevokeTokenRequest
-	7,  // 27: reseal.v1.EnrollmentService.Enroll:input_type -> reseal.v1.EnrollRequest
-	9,  // 28: reseal.v1.EnrollmentService.Renew:input_type -> reseal.v1.RenewRequest
-	11, // 29: reseal.v1.EnrollmentService.CreateUser:input_type -> reseal.v1.CreateUserRequest
-	14, // 30: reseal.v1.EnrollmentService.ListUsers:input_type -> reseal.v1.ListUsersRequest
-	16, // 31: reseal.v1.EnrollmentService.RenewUser:input_type -> reseal.v1.RenewUserRequest
-	18, // 32: reseal.v1.EnrollmentService.RevokeUser:input_type -> reseal.v1.RevokeUserRequest
-	20, // 33: reseal.v1.EnrollmentService.RevokeEdge:input_type -> reseal.v1.RevokeEdgeRequest
-	24, // 34: reseal.v1.EnrollmentService.ListRevocations:input_type -> reseal.v1.ListRevocationsRequest
-	1,  // 35: reseal.v1.EnrollmentService.CreateToken:output_type -> reseal.v1.CreateTokenResponse
-	4,  // 36: reseal.v1.EnrollmentService.ListTokens:output_type -> reseal.v1.ListTokensResponse
-	6,  // 37: reseal.v1.EnrollmentService.RevokeToken:output_type -> reseal.v1.RevokeTokenResponse
-	8,  // 38: reseal.v1.EnrollmentService.Enroll:output_type -> reseal.v1.EnrollResponse
-	10, // 39: reseal.v1.EnrollmentService.Renew:output_type -> reseal.v1.RenewResponse
-	12, // 40: reseal.v1.EnrollmentService.CreateUser:output_type -> reseal.v1.CreateUserResponse
-	15, // 41: reseal.v1.EnrollmentService.ListUsers:output_type -> reseal.v1.ListUsersResponse
-	17, // 42: reseal.v1.EnrollmentService.RenewUser:output_type -> reseal.v1.RenewUserResponse
-	19, // 43: reseal.v1.EnrollmentService.RevokeUser:output_type -> reseal.v1.RevokeUserResponse
-	21, // 44: reseal.v1.EnrollmentService.RevokeEdge:output_type -> reseal.v1.RevokeEdgeResponse
-	25, // 45: reseal.v1.EnrollmentService.ListRevocations:output_type -> reseal.v1.ListRevocationsResponse
-	35, // [35:46] is the sub-list for method output_type
-	24, // [24:35] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	8,  // 7: reseal.v1.EnrollRequest.expired:type_name -> reseal.v1.ExpiredCertificate
+	31, // 8: reseal.v1.CreateUserRequest.role:type_name -> reseal.v1.Role
+	29, // 9: reseal.v1.CreateUserRequest.ttl:type_name -> google.protobuf.Duration
+	14, // 10: reseal.v1.CreateUserResponse.user:type_name -> reseal.v1.User
+	31, // 11: reseal.v1.User.role:type_name -> reseal.v1.Role
+	30, // 12: reseal.v1.User.created_at:type_name -> google.protobuf.Timestamp
+	30, // 13: reseal.v1.User.expires_at:type_name -> google.protobuf.Timestamp
+	30, // 14: reseal.v1.User.renewed_at:type_name -> google.protobuf.Timestamp
+	29, // 15: reseal.v1.User.ttl:type_name -> google.protobuf.Duration
+	14, // 16: reseal.v1.ListUsersResponse.users:type_name -> reseal.v1.User
+	24, // 17: reseal.v1.RevokeUserResponse.revocation:type_name -> reseal.v1.Revocation
+	24, // 18: reseal.v1.RevokeEdgeResponse.revocation:type_name -> reseal.v1.Revocation
+	23, // 19: reseal.v1.RevokeEdgeResponse.held_keys:type_name -> reseal.v1.HeldKeys
+	29, // 20: reseal.v1.HeldKeys.ticket_age:type_name -> google.protobuf.Duration
+	31, // 21: reseal.v1.Revocation.role:type_name -> reseal.v1.Role
+	30, // 22: reseal.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
+	30, // 23: reseal.v1.Revocation.forgotten_at:type_name -> google.protobuf.Timestamp
+	24, // 24: reseal.v1.ListRevocationsResponse.revocations:type_name -> reseal.v1.Revocation
+	0,  // 25: reseal.v1.EnrollmentService.CreateToken:input_type -> reseal.v1.CreateTokenRequest
+	3,  // 26: reseal.v1.EnrollmentService.ListTokens:input_type -> reseal.v1.ListTokensRequest
+	5,  // 27: reseal.v1.EnrollmentService.RevokeToken:input_type -> reseal.v1.RevokeTokenRequest
+	7,  // 28: reseal.v1.EnrollmentService.Enroll:input_type -> reseal.v1.EnrollRequest
+	10, // 29: reseal.v1.EnrollmentService.Renew:input_type -> reseal.v1.RenewRequest
+	12, // 30: reseal.v1.EnrollmentService.CreateUser:input_type -> reseal.v1.CreateUserRequest
+	15, // 31: reseal.v1.EnrollmentService.ListUsers:input_type -> reseal.v1.ListUsersRequest
+	17, // 32: reseal.v1.EnrollmentService.RenewUser:input_type -> reseal.v1.RenewUserRequest
+	19, // 33: reseal.v1.EnrollmentService.RevokeUser:input_type -> reseal.v1.RevokeUserRequest
+	21, // 34: reseal.v1.EnrollmentService.RevokeEdge:input_type -> reseal.v1.RevokeEdgeRequest
+	25, // 35: reseal.v1.EnrollmentService.ListRevocations:input_type -> reseal.v1.ListRevocationsRequest
+	1,  // 36: reseal.v1.EnrollmentService.CreateToken:output_type -> reseal.v1.CreateTokenResponse
+	4,  // 37: reseal.v1.EnrollmentService.ListTokens:output_type -> reseal.v1.ListTokensResponse
+	6,  // 38: reseal.v1.EnrollmentService.RevokeToken:output_type -> reseal.v1.RevokeTokenResponse
+	9,  // 39: reseal.v1.EnrollmentService.Enroll:output_type -> reseal.v1.EnrollResponse
+	11, // 40: reseal.v1.EnrollmentService.Renew:output_type -> reseal.v1.RenewResponse
+	13, // 41: reseal.v1.EnrollmentService.CreateUser:output_type -> reseal.v1.CreateUserResponse
+	16, // 42: reseal.v1.EnrollmentService.ListUsers:output_type -> reseal.v1.ListUsersResponse
+	18, // 43: reseal.v1.EnrollmentService.RenewUser:output_type -> reseal.v1.RenewUserResponse
+	20, // 44: reseal.v1.EnrollmentService.RevokeUser:output_type -> reseal.v1.RevokeUserResponse
+	22, // 45: reseal.v1.EnrollmentService.RevokeEdge:output_type -> reseal.v1.RevokeEdgeResponse
+	26, // 46: reseal.v1.EnrollmentService.ListRevocations:output_type -> reseal.v1.ListRevocationsResponse
+	36, // [36:47] is the sub-list for method output_type
+	25, // [25:36] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_reseal_v1_enrollment_proto_init() }
@@ -1752,7 +1828,7 @@ func file_reseal_v1_enrollment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reseal_v1_enrollment_proto_rawDesc), len(file_reseal_v1_enrollment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

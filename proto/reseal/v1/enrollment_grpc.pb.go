@@ -42,7 +42,9 @@ const (
 // which never leaves it, and sends a certificate request with the token. The
 // token ends with its first use. A repeated Enroll with the same token and the
 // same key within 10 minutes gets a certificate again, so that an edge whose
-// answer was lost can start.
+// answer was lost can start. An edge whose certificate expired while it was away
+// comes back by proof of its key, for as long as the control plane's
+// --expired-grace; then it needs a new token.
 //
 // Operators are users: an administrator names one, with a role, and gets a
 // certificate for a key that was made where the call came from. It is short-lived,
@@ -58,8 +60,12 @@ type EnrollmentServiceClient interface {
 	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
 	// RevokeToken makes a token useless.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
-	// Enroll trades a join token for a certificate. PERMISSION_DENIED, without
-	// saying which, when the token is unknown, used, revoked or expired.
+	// Enroll trades a join token, or an expired certificate, for a certificate.
+	// PERMISSION_DENIED, without saying which, when the token is unknown, used,
+	// revoked or expired; likewise when the expired certificate is not one of the
+	// fleet's or the proof is wrong, and, saying so, when it expired too long ago or
+	// its edge was removed or enrolled anew since. UNAUTHENTICATED when its edge was
+	// revoked.
 	Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*EnrollResponse, error)
 	// Renew gives an edge a new certificate for the same id.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
@@ -213,7 +219,9 @@ func (c *enrollmentServiceClient) ListRevocations(ctx context.Context, in *ListR
 // which never leaves it, and sends a certificate request with the token. The
 // token ends with its first use. A repeated Enroll with the same token and the
 // same key within 10 minutes gets a certificate again, so that an edge whose
-// answer was lost can start.
+// answer was lost can start. An edge whose certificate expired while it was away
+// comes back by proof of its key, for as long as the control plane's
+// --expired-grace; then it needs a new token.
 //
 // Operators are users: an administrator names one, with a role, and gets a
 // certificate for a key that was made where the call came from. It is short-lived,
@@ -229,8 +237,12 @@ type EnrollmentServiceServer interface {
 	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
 	// RevokeToken makes a token useless.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
-	// Enroll trades a join token for a certificate. PERMISSION_DENIED, without
-	// saying which, when the token is unknown, used, revoked or expired.
+	// Enroll trades a join token, or an expired certificate, for a certificate.
+	// PERMISSION_DENIED, without saying which, when the token is unknown, used,
+	// revoked or expired; likewise when the expired certificate is not one of the
+	// fleet's or the proof is wrong, and, saying so, when it expired too long ago or
+	// its edge was removed or enrolled anew since. UNAUTHENTICATED when its edge was
+	// revoked.
 	Enroll(context.Context, *EnrollRequest) (*EnrollResponse, error)
 	// Renew gives an edge a new certificate for the same id.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
