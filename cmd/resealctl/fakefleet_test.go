@@ -192,6 +192,7 @@ func (f *fakeServer) CreateToken(ctx context.Context, req *resealv1.CreateTokenR
 	token := &resealv1.JoinToken{
 		TokenId: "t" + string(rune('1'+len(f.tokens))), Edge: req.GetId(), Labels: req.GetLabels(), CreatedBy: who.String(),
 		CreatedAt: timestamppb.New(fakeEpoch), ExpiresAt: timestamppb.New(time.Now().Add(req.GetTtl().AsDuration() + 30*time.Second)),
+		UsesLeft: req.GetUses(),
 	}
 	f.tokens = append(f.tokens, token)
 	return &resealv1.CreateTokenResponse{Token: "hash." + token.GetTokenId() + ".secret", Info: token}, nil

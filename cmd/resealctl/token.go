@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 func newTokenCommand(a *app) *cobra.Command {
 	return newGroupCommand("token", "Make and revoke join tokens of edges",
 		`Make and revoke join tokens. An edge trades its token, once, for a certificate
-that it renews by itself from then on.`,
+that it renews by itself from then on. A token may be for several edges.`,
 		newTokenCreateCommand(a), newTokenListCommand(a), newTokenRevokeCommand(a))
 }
 
@@ -28,6 +29,7 @@ type tokenView struct {
 	CreatedAt string            `json:"createdAt"`
 	ExpiresAt string            `json:"expiresAt"`
 	CreatedBy string            `json:"createdBy"`
+	UsesLeft  uint32            `json:"usesLeft"`
 	Token     string            `json:"token,omitempty"`
 }
 
@@ -37,24 +39,30 @@ func viewToken(t *resealv1.JoinToken) tokenView {
 		labels = map[string]string{}
 	}
 	return tokenView{ID: t.GetTokenId(), Edge: t.GetEdge(), Labels: labels, CreatedAt: utcStamp(t.GetCreatedAt()),
-		ExpiresAt: utcStamp(t.GetExpiresAt()), CreatedBy: t.GetCreatedBy()}
+		ExpiresAt: utcStamp(t.GetExpiresAt()), CreatedBy: t.GetCreatedBy(), UsesLeft: t.GetUsesLeft()}
 }
 
 func newTokenCreateCommand(a *app) *cobra.Command {
 	var (
 		id, labels string
 		ttl        time.Duration
+		uses       uint32
 	)
 	cmd := &cobra.Command{
-		Use:     "create --id EDGE",
-		Short:   "Make a join token for an edge",
-		Long:    "Make a join token for an edge. It is shown only now. -o name prints the token alone.",
-		Example: "  resealctl token create --id edge-1 --labels zone=eu --ttl 1h -o name > edge-1.token",
-		Args:    cobra.NoArgs,
+		Use:   "create --id EDGE",
+		Short: "Make a join token for an edge, or for several",
+		Long: `Make a join token for an edge. It is shown only now. -o name prints the token alone.
+
+An id with "*", each for any characters, is for as many edges as --uses says whose ids
+match. Such a token enrols new edges only: it replaces none that is enrolled.`,
+		Example: `  resealctl token create --id edge-1 --labels zone=eu --ttl 1h -o name > edge-1.token
+  resealctl token create --id 'shop-*' --uses 200 --labels team=shop --ttl 24h -o name > shop.token`,
+		Args: cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&id, "id", "", "id of the `edge` that it is for")
+	cmd.Flags().StringVar(&id, "id", "", "id of the `edge` that it is for, or a pattern with *")
 	cmd.Flags().StringVar(&labels, "labels", "", "`labels` that the edge will have: k=v,...")
 	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long it may be used, at most 720h")
+	cmd.Flags().Uint32Var(&uses, "uses", 1, "how many edges may enrol with it, at most 10000; more than 1 only with a pattern")
 	_ = cmd.MarkFlagRequired("id")
 	format := registerFormat(cmd, "table", "name", "json", "yaml")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -65,7 +73,7 @@ func newTokenCreateCommand(a *app) *cobra.Command {
 		if ttl <= 0 {
 			return usagef("--ttl must be more than 0")
 		}
-		request := &resealv1.CreateTokenRequest{Id: id, Labels: want, Ttl: durationpb.New(ttl)}
+		request := &resealv1.CreateTokenRequest{Id: id, Labels: want, Ttl: durationpb.New(ttl), Uses: uses}
 		return a.createToken(cmd.Context(), format, request)
 	}
 	return cmd
@@ -91,17 +99,29 @@ func (a *app) createToken(ctx context.Context, f *format, request *resealv1.Crea
 		return a.printDocument(f, view)
 	}
 	d := describer{w: a.out}
-	d.line(0, "Edge", info.GetEdge())
+	d.line(0, "Edge", invited(info))
 	d.line(0, "ID", info.GetTokenId())
 	d.labels("Labels", info.GetLabels())
 	d.line(0, "Expires", stamp(info.GetExpiresAt())+" ("+expiry(info.GetExpiresAt().AsTime())+")")
 	d.line(0, "Token", response.GetToken())
 	d.flush()
+	id, where := info.GetEdge(), "on the edge"
+	if strings.Contains(id, "*") {
+		id, where = "ID", "on each edge"
+	}
 	a.printf(`
-Write the token to a file on the edge (mode 0600) and start:
+Write the token to a file %s (mode 0600) and start:
   reseal-edge --control-plane %s --id %s --join-token-file FILE
-`, strings.Join(client.target.controlPlane, ","), info.GetEdge())
+`, where, strings.Join(client.target.controlPlane, ","), id)
 	return nil
+}
+
+// invited is whom a token is for.
+func invited(t *resealv1.JoinToken) string {
+	if strings.Contains(t.GetEdge(), "*") {
+		return fmt.Sprintf("%s (%d left)", t.GetEdge(), t.GetUsesLeft())
+	}
+	return t.GetEdge()
 }
 
 func newTokenListCommand(a *app) *cobra.Command {
@@ -145,7 +165,7 @@ func (a *app) printTokens(f *format, tokens []*resealv1.JoinToken) error {
 	}
 	t := newTable(a.out, "EDGE", "ID", "LABELS", "EXPIRES", "CREATED BY", "AGE")
 	for _, token := range tokens {
-		t.add(token.GetEdge(), token.GetTokenId(), joinLabels(token.GetLabels()),
+		t.add(invited(token), token.GetTokenId(), joinLabels(token.GetLabels()),
 			expiry(token.GetExpiresAt().AsTime()), orNone(token.GetCreatedBy()), age(token.GetCreatedAt()))
 	}
 	t.flush()

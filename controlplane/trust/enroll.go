@@ -60,7 +60,7 @@ func (t *Trust) Enroll(ctx context.Context, req *resealv1.EnrollRequest) (*resea
 	defer end()
 	response, err := t.enroll(ctx, opened.authority, secret, known, req)
 	switch status.Code(err) {
-	case codes.PermissionDenied, codes.InvalidArgument:
+	case codes.PermissionDenied, codes.InvalidArgument, codes.AlreadyExists:
 		t.logger.Warn("enrolment refused", "token", secret.id, "edge", req.GetId(), "error", err)
 	}
 	return response, err
@@ -101,28 +101,18 @@ func (t *Trust) enroll(ctx context.Context, authority *authority, secret credent
 				return nil, err
 			}
 		}
-		if token.Edge != req.GetId() {
+		if !token.invites(req.GetId()) {
 			return nil, invalid("id", fmt.Errorf("the join token is for edge %q, not for %q", token.Edge, req.GetId()))
 		}
 		// Only now: verifying a signature costs more than what comes before.
 		if request, err = parseRequest(req.GetCertificateRequest()); err != nil {
 			return nil, invalid("certificate_request", err)
 		}
-		now := time.Now().UTC()
-		if token.repeats(now, request.keyHash) {
-			return t.admit(authority, token, request, "edge enrolled again with the same key")
-		}
-		if !token.open(now) {
-			return nil, errRefused
-		}
-		err = t.useToken(ctx, *token, request.keyHash, now)
+		response, err := t.redeem(ctx, authority, token, req.GetId(), request)
 		if errors.Is(err, errTaken) {
-			continue // at most twice: what is known may be old; a token is used once, or gone
+			continue // what is known may be old; a token is used once, or gone, or by one more
 		}
-		if err != nil {
-			return nil, t.storeError(ctx, err)
-		}
-		return t.admit(authority, token, request, "edge enrolled")
+		return response, err
 	}
 }
 
@@ -143,12 +133,59 @@ func (t *Trust) findToken(ctx context.Context, secret credential) (*storedToken,
 	return token, nil
 }
 
-func (t *Trust) admit(authority *authority, token *storedToken, request certificateRequest, message string) (*resealv1.EnrollResponse, error) {
-	certificate, err := t.issueEdge(authority, token.Edge, token.id, request.publicKey)
+// redeem trades a token for a certificate of an edge that it invites. Errors: errTaken
+// when the token is another one by now, or a status.
+func (t *Trust) redeem(ctx context.Context, authority *authority, token *storedToken, id string, request certificateRequest) (*resealv1.EnrollResponse, error) {
+	now := time.Now().UTC()
+	if token.several() {
+		return t.redeemOne(ctx, authority, token, id, request, now)
+	}
+	if token.repeats(now, request.keyHash) {
+		return t.admit(authority, token, id, token.id, request, "edge enrolled again with the same key")
+	}
+	if !token.open(now) {
+		return nil, errRefused
+	}
+	if err := t.useToken(ctx, *token, request.keyHash, now); err != nil {
+		return nil, t.useError(ctx, err)
+	}
+	return t.admit(authority, token, id, token.id, request, "edge enrolled")
+}
+
+// redeemOne redeems one of the uses of a token for several edges. Such a token replaces
+// no edge: whoever has it could take the place of any.
+func (t *Trust) redeemOne(ctx context.Context, authority *authority, token *storedToken, id string, request certificateRequest, now time.Time) (*resealv1.EnrollResponse, error) {
+	there, err := t.edge(ctx, id)
+	switch {
+	case err != nil:
+		return nil, t.storeError(ctx, err)
+	case there != nil && there.repeats(token.id, now, request.keyHash):
+		return t.admit(authority, token, id, there.Enrolment, request, "edge enrolled again with the same key")
+	case there != nil:
+		return nil, status.Errorf(codes.AlreadyExists, "edge %q is enrolled, and a join token for several edges replaces none; make one for it alone: resealctl token create --id %s", id, id)
+	case !token.open(now):
+		return nil, errRefused
+	}
+	edge := edgeRecord{Labels: token.Labels, Enrolment: token.id + "-" + newCredential().id, UsedKey: request.keyHash, EnrolledAt: now, InvitedBy: token.CreatedBy}
+	if err := t.useOne(ctx, *token, id, edge); err != nil {
+		return nil, t.useError(ctx, err)
+	}
+	return t.admit(authority, token, id, edge.Enrolment, request, "edge enrolled")
+}
+
+func (t *Trust) useError(ctx context.Context, err error) error {
+	if errors.Is(err, errTaken) {
+		return err
+	}
+	return t.storeError(ctx, err)
+}
+
+func (t *Trust) admit(authority *authority, token *storedToken, id, enrolment string, request certificateRequest, message string) (*resealv1.EnrollResponse, error) {
+	certificate, err := t.issueEdge(authority, id, enrolment, request.publicKey)
 	if err != nil {
 		return nil, err
 	}
-	t.logger.Info(message, "edge", token.Edge, "labels", token.Labels, "token", token.id, "invited_by", token.CreatedBy, "not_after", certificate.NotAfter)
+	t.logger.Info(message, "edge", id, "labels", token.Labels, "token", token.id, "invited_by", token.CreatedBy, "not_after", certificate.NotAfter)
 	return t.enrolled(authority, certificate), nil
 }
 

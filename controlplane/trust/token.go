@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -47,6 +48,9 @@ type joinToken struct {
 	SecretHash []byte            `json:"secretHash"` // SHA-256
 	UsedAt     time.Time         `json:"usedAt,omitzero"`
 	UsedKey    []byte            `json:"usedKey,omitempty"` // SHA-256 of the edge's public key
+	// Of a token for several edges; it is not used in the sense of the above.
+	Uses int `json:"uses,omitempty"` // how many there may be
+	Took int `json:"took,omitempty"` // how many there were
 }
 
 // storedToken is a joinToken with where it was found.
@@ -58,8 +62,28 @@ type storedToken struct {
 
 func (k *joinToken) used() bool { return !k.UsedAt.IsZero() }
 
-// open tells whether the token can still be used for the first time.
-func (k *joinToken) open(now time.Time) bool { return !k.used() && now.Before(k.ExpiresAt) }
+// several tells whether the token is for all edges whose ids match.
+func (k *joinToken) several() bool { return strings.Contains(k.Edge, "*") }
+
+// invites tells whether the token is for an edge.
+func (k *joinToken) invites(id string) bool {
+	matches, err := path.Match(k.Edge, id) // nothing else in a pattern means more than itself
+	return err == nil && matches && checkName(id) == nil
+}
+
+// left is how many edges may still enrol with the token.
+func (k *joinToken) left() int {
+	switch {
+	case k.several():
+		return max(k.Uses-k.Took, 0)
+	case k.used():
+		return 0
+	}
+	return 1
+}
+
+// open tells whether the token can still be used for an edge for the first time.
+func (k *joinToken) open(now time.Time) bool { return k.left() > 0 && now.Before(k.ExpiresAt) }
 
 // repeats tells whether the edge that used the token may use it again.
 func (k *joinToken) repeats(now time.Time, keyHash []byte) bool {
@@ -74,6 +98,7 @@ func (k *storedToken) info() *resealv1.JoinToken {
 		CreatedAt: timestamppb.New(k.CreatedAt),
 		ExpiresAt: timestamppb.New(k.ExpiresAt),
 		CreatedBy: k.CreatedBy,
+		UsesLeft:  uint32(k.left()), //nolint:gosec // at most maxUses
 	}
 }
 
@@ -81,11 +106,18 @@ func (k *storedToken) info() *resealv1.JoinToken {
 // it an edge can't renew.
 type edgeRecord struct {
 	Labels map[string]string `json:"labels,omitempty"`
-	// Enrolment is the id of the token that the edge used last. It is in the
-	// edge's certificates, so that those from an earlier enrolment don't renew.
+	// Enrolment is the id of the token that the edge used last, with something random
+	// after it where others use the same. It is in the edge's certificates, so that
+	// those from an earlier enrolment don't renew.
 	Enrolment  string    `json:"enrolment"`
+	UsedKey    []byte    `json:"usedKey,omitempty"` // as a joinToken's, of a token for several edges
 	EnrolledAt time.Time `json:"enrolledAt"`
 	InvitedBy  string    `json:"invitedBy"`
+}
+
+// repeats tells whether the edge that enrolled with a token for several may do so again.
+func (e *edgeRecord) repeats(token string, now time.Time, keyHash []byte) bool {
+	return strings.HasPrefix(e.Enrolment, token+"-") && now.Before(e.EnrolledAt.Add(repeatWindow)) && subtle.ConstantTimeCompare(e.UsedKey, keyHash) == 1
 }
 
 // credential is a join token as an edge presents it.
@@ -162,6 +194,37 @@ func (t *Trust) addToken(ctx context.Context, id string, token joinToken) (int64
 		return 0, err
 	}
 	return answer.Header.Revision, nil
+}
+
+// useOne takes one of the uses of a token for several edges, and stores the edge, in one
+// transaction. Errors: errTaken when another use was faster, or the edge is enrolled by
+// now.
+func (t *Trust) useOne(ctx context.Context, token storedToken, id string, edge edgeRecord) error {
+	token.Took++
+	tokenValue, err := json.Marshal(token.joinToken)
+	if err != nil {
+		return err
+	}
+	edgeValue, err := json.Marshal(edge)
+	if err != nil {
+		return err
+	}
+	key, edgeKey := t.prefix+tokensPrefix+token.id, t.prefix+edgesPrefix+id
+	answer, err := t.client.Txn(ctx).
+		If(
+			clientv3.Compare(clientv3.ModRevision(key), "=", token.revision),
+			clientv3.Compare(clientv3.CreateRevision(edgeKey), "=", 0),
+		).
+		Then(clientv3.OpPut(key, string(tokenValue), clientv3.WithIgnoreLease()), clientv3.OpPut(edgeKey, string(edgeValue))).
+		Commit()
+	if err != nil {
+		return err
+	}
+	if !answer.Succeeded {
+		return errTaken
+	}
+	t.registry.putEdge(id, edge)
+	return nil
 }
 
 // useToken marks a token as used by the key with the given hash, and stores the

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -18,6 +19,7 @@ import (
 const (
 	defaultTokenTTL = time.Hour
 	maxTokenTTL     = 30 * 24 * time.Hour
+	maxUses         = 10_000
 
 	maxLabels    = 64
 	maxLabelSize = 253 // bytes, of a key and of a value
@@ -55,6 +57,9 @@ func (t *Trust) CreateToken(ctx context.Context, req *resealv1.CreateTokenReques
 		CreatedBy:  who.identity.String(),
 		SecretHash: secret.hash(),
 	}}
+	if token.several() {
+		token.Uses = max(int(req.GetUses()), 1)
+	}
 	if token.revision, err = t.addToken(ctx, token.id, token.joinToken); err != nil {
 		return nil, t.storeError(ctx, err)
 	}
@@ -64,8 +69,14 @@ func (t *Trust) CreateToken(ctx context.Context, req *resealv1.CreateTokenReques
 }
 
 func checkTokenRequest(req *resealv1.CreateTokenRequest, ttl time.Duration) error {
-	if err := checkName(req.GetId()); err != nil {
+	if err := checkName(strings.ReplaceAll(req.GetId(), "*", "x")); err != nil {
 		return invalid("id", err)
+	}
+	switch uses := req.GetUses(); {
+	case uses > maxUses:
+		return invalid("uses", fmt.Errorf("%d, at most %d are allowed", uses, maxUses))
+	case uses > 1 && !strings.Contains(req.GetId(), "*"):
+		return invalid("uses", fmt.Errorf("%d, but %q is one edge; an id with \"*\", as %q, is for several", uses, req.GetId(), req.GetId()+"-*"))
 	}
 	if err := req.GetTtl().CheckValid(); req.GetTtl() != nil && err != nil {
 		return invalid("ttl", err)

@@ -279,7 +279,7 @@ func (i *Identity) enrolAt(ctx context.Context, address string, token joinToken,
 	case codes.PermissionDenied:
 		i.refused = token.text
 		return nil, fmt.Errorf("%w: it is unknown, used or expired; %s", ErrRefused, i.advice())
-	case codes.InvalidArgument:
+	case codes.InvalidArgument, codes.AlreadyExists:
 		i.refused = token.text
 		return nil, fmt.Errorf("%w: %s", ErrRefused, status.Convert(err).Message())
 	}

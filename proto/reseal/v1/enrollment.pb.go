@@ -26,12 +26,17 @@ const (
 // CreateTokenRequest says whom the token is for.
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The edge's id: letters, digits, ".", "_" and "-", at most 63 bytes.
+	// The edge's id: letters, digits, ".", "_" and "-", at most 63 bytes. With one or more
+	// "*", each for any characters, the token is for any edge whose id matches and is not
+	// enrolled.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Labels that the edge will have. They replace those that it claims.
 	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// How long it may be used. Default 1h, at most 30 days.
-	Ttl           *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// How many edges may enrol with it, at most 10,000; more than 1 only with a pattern.
+	// Default 1.
+	Uses          uint32 `protobuf:"varint,4,opt,name=uses,proto3" json:"uses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -85,6 +90,13 @@ func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
 		return x.Ttl
 	}
 	return nil
+}
+
+func (x *CreateTokenRequest) GetUses() uint32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
 }
 
 // CreateTokenResponse holds the token. It is shown only here.
@@ -147,7 +159,7 @@ type JoinToken struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its id.
 	TokenId string `protobuf:"bytes,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
-	// The edge that it is for.
+	// The edge that it is for, or the pattern of their ids.
 	Edge string `protobuf:"bytes,2,opt,name=edge,proto3" json:"edge,omitempty"`
 	// Labels that the edge will have.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -156,7 +168,9 @@ type JoinToken struct {
 	// When it ends.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// Who made it.
-	CreatedBy     string `protobuf:"bytes,6,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	CreatedBy string `protobuf:"bytes,6,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// How many edges may still enrol with it.
+	UsesLeft      uint32 `protobuf:"varint,7,opt,name=uses_left,json=usesLeft,proto3" json:"uses_left,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -231,6 +245,13 @@ func (x *JoinToken) GetCreatedBy() string {
 		return x.CreatedBy
 	}
 	return ""
+}
+
+func (x *JoinToken) GetUsesLeft() uint32 {
+	if x != nil {
+		return x.UsesLeft
+	}
+	return 0
 }
 
 // ListTokensRequest is empty.
@@ -408,8 +429,8 @@ type EnrollRequest struct {
 	// A PKCS #10 certificate request (RFC 2986), DER. Only its public key and
 	// signature are used.
 	CertificateRequest []byte `protobuf:"bytes,2,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
-	// The id that the edge was started with. It must be the token's, or the
-	// certificate's.
+	// The id that the edge was started with. It must be the token's or match its pattern,
+	// or be the certificate's.
 	Id string `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
 	// In place of a token.
 	Expired       *ExpiredCertificate `protobuf:"bytes,4,opt,name=expired,proto3" json:"expired,omitempty"`
@@ -1587,17 +1608,18 @@ var File_reseal_v1_enrollment_proto protoreflect.FileDescriptor
 
 const file_reseal_v1_enrollment_proto_rawDesc = "" +
 	"\n" +
-	"\x1areseal/v1/enrollment.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\"\xcf\x01\n" +
+	"\x1areseal/v1/enrollment.proto\x12\treseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reseal/v1/options.proto\"\xe3\x01\n" +
 	"\x12CreateTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12A\n" +
 	"\x06labels\x18\x02 \x03(\v2).reseal.v1.CreateTokenRequest.LabelsEntryR\x06labels\x12+\n" +
-	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x1a9\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
+	"\x04uses\x18\x04 \x01(\rR\x04uses\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"U\n" +
 	"\x13CreateTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12(\n" +
-	"\x04info\x18\x02 \x01(\v2\x14.reseal.v1.JoinTokenR\x04info\"\xc4\x02\n" +
+	"\x04info\x18\x02 \x01(\v2\x14.reseal.v1.JoinTokenR\x04info\"\xe1\x02\n" +
 	"\tJoinToken\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12\x12\n" +
 	"\x04edge\x18\x02 \x01(\tR\x04edge\x128\n" +
@@ -1607,7 +1629,8 @@ const file_reseal_v1_enrollment_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\x06 \x01(\tR\tcreatedBy\x1a9\n" +
+	"created_by\x18\x06 \x01(\tR\tcreatedBy\x12\x1b\n" +
+	"\tuses_left\x18\a \x01(\rR\busesLeft\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x13\n" +

@@ -38,9 +38,10 @@ const (
 //
 // EnrollmentService gives edges and operators their certificates.
 //
-// An administrator creates a join token for an edge id. The edge makes a key,
+// An administrator creates a join token for an edge id, or for several edges whose ids
+// match a pattern. The edge makes a key,
 // which never leaves it, and sends a certificate request with the token. The
-// token ends with its first use. A repeated Enroll with the same token and the
+// token ends with its last use. A repeated Enroll with the same token and the
 // same key within 10 minutes gets a certificate again, so that an edge whose
 // answer was lost can start. An edge whose certificate expired while it was away
 // comes back by proof of its key, for as long as the control plane's
@@ -65,7 +66,8 @@ type EnrollmentServiceClient interface {
 	// revoked or expired; likewise when the expired certificate is not one of the
 	// fleet's or the proof is wrong, and, saying so, when it expired too long ago or
 	// its edge was removed or enrolled anew since. UNAUTHENTICATED when its edge was
-	// revoked.
+	// revoked. ALREADY_EXISTS when a token for several edges is used for one that is
+	// enrolled: such a token replaces none.
 	Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*EnrollResponse, error)
 	// Renew gives an edge a new certificate for the same id.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
@@ -215,9 +217,10 @@ func (c *enrollmentServiceClient) ListRevocations(ctx context.Context, in *ListR
 //
 // EnrollmentService gives edges and operators their certificates.
 //
-// An administrator creates a join token for an edge id. The edge makes a key,
+// An administrator creates a join token for an edge id, or for several edges whose ids
+// match a pattern. The edge makes a key,
 // which never leaves it, and sends a certificate request with the token. The
-// token ends with its first use. A repeated Enroll with the same token and the
+// token ends with its last use. A repeated Enroll with the same token and the
 // same key within 10 minutes gets a certificate again, so that an edge whose
 // answer was lost can start. An edge whose certificate expired while it was away
 // comes back by proof of its key, for as long as the control plane's
@@ -242,7 +245,8 @@ type EnrollmentServiceServer interface {
 	// revoked or expired; likewise when the expired certificate is not one of the
 	// fleet's or the proof is wrong, and, saying so, when it expired too long ago or
 	// its edge was removed or enrolled anew since. UNAUTHENTICATED when its edge was
-	// revoked.
+	// revoked. ALREADY_EXISTS when a token for several edges is used for one that is
+	// enrolled: such a token replaces none.
 	Enroll(context.Context, *EnrollRequest) (*EnrollResponse, error)
 	// Renew gives an edge a new certificate for the same id.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
