@@ -26,9 +26,11 @@ func (t *Trust) comeBack(ctx context.Context, authority *authority, req *resealv
 	if err != nil || who.identity.Name != req.GetId() {
 		return nil, errProof
 	}
-	record, known := t.registry.edge(req.GetId())
-	if known && record.Enrolment != who.certificate.Subject.SerialNumber || !known && !t.guesses.allow(sourceOf(ctx)) {
+	switch record, known := t.registry.edge(req.GetId()); {
+	case known && record.Enrolment != who.certificate.Subject.SerialNumber:
 		return nil, errProof
+	case !known && !t.guesses.allow(sourceOf(ctx)):
+		return nil, errTooMany
 	}
 	end, err := t.turn(ctx)
 	if err != nil {

@@ -27,6 +27,8 @@ const maxRequestSize = 16 << 10
 // expired: whoever guesses learns nothing.
 var errRefused = status.Error(codes.PermissionDenied, "the join token was refused: it is unknown, used, revoked or expired")
 
+var errTooMany = status.Error(codes.ResourceExhausted, "too many enrolments from this address failed just now; try again in some seconds")
+
 // Enroll implements resealv1.EnrollmentServiceServer. Whoever reaches the port can
 // call it. A token that this replica does not know is looked for in the store, a
 // limited number of times for each address; a token that it knows is never held up by
@@ -51,7 +53,7 @@ func (t *Trust) Enroll(ctx context.Context, req *resealv1.EnrollRequest) (*resea
 	}
 	known := t.knownToken(secret)
 	if known == nil && !t.guesses.allow(sourceOf(ctx)) {
-		return nil, status.Error(codes.ResourceExhausted, "too many enrolments from this address failed just now; try again in some seconds")
+		return nil, errTooMany
 	}
 	end, err := t.turn(ctx)
 	if err != nil {
