@@ -138,10 +138,11 @@ spec: {listeners: [web1, web2], hosts: ["` + harness.SiteName + `"], paths: [{pr
 		t.Errorf("curl got %s of a pool without endpoints", got)
 	}
 
-	for _, one := range every.seen(5) {
-		if one.Path == "/dead" {
-			continue
-		}
+	all := slices.DeleteFunc(every.seen(5), func(one seen) bool { return one.Path == "/dead" })
+	if len(all) != 4 {
+		t.Errorf("%d requests were served: %+v", len(all), all)
+	}
+	for _, one := range all {
 		if one.Pool != "app" || one.Status != 200 || one.Method != "GET" || one.Host != harness.SiteName || one.Path != peers.Small ||
 			one.Endpoint != backend.Address || one.Protocol != "HTTP/2.0" || one.Frontend == nil || one.Frontend.Miss != "not_offered" || one.Backend == nil {
 			t.Errorf("seen: %+v", one)

@@ -44,17 +44,23 @@ func TestRenewal(t *testing.T) {
 		if p.calls < 1+240/15 || p.calls > 1+240/12 {
 			t.Errorf("%d calls in 10 days", p.calls)
 		}
-		keys := slices.Clone(p.keys)
-		slices.Sort(keys)
-		if len(slices.Compact(keys)) != len(p.keys) {
-			t.Error("a key was used twice")
-		}
-		again := newDirect(t, p, cfg)
-		ensure(t, again)
-		if !again.NotAfter().Equal(i.NotAfter()) {
-			t.Error("the newest certificate is not the stored one")
-		}
+		wantFresh(t, p, cfg, i)
 	})
+}
+
+// wantFresh checks that no key was used twice, and that i's certificate is the stored one.
+func wantFresh(t *testing.T, p *plane, cfg Config, i *Identity) {
+	t.Helper()
+	keys := slices.Clone(p.keys)
+	slices.Sort(keys)
+	if len(slices.Compact(keys)) != len(p.keys) {
+		t.Error("a key was used twice")
+	}
+	again := newDirect(t, p, cfg)
+	ensure(t, again)
+	if !again.NotAfter().Equal(i.NotAfter()) {
+		t.Error("the newest certificate is not the stored one")
+	}
 }
 
 func TestRenewalsAreSpread(t *testing.T) {
@@ -166,16 +172,7 @@ func TestComeBack(t *testing.T) {
 		if p.back != 2 || len(p.tokens) != 1 {
 			t.Errorf("came back %d times, with tokens %v", p.back, p.tokens)
 		}
-		keys := slices.Clone(p.keys)
-		slices.Sort(keys)
-		if len(slices.Compact(keys)) != len(p.keys) {
-			t.Error("a key was used twice")
-		}
-		again := newDirect(t, p, cfg)
-		ensure(t, again)
-		if !again.NotAfter().Equal(i.NotAfter()) {
-			t.Error("the newest certificate is not the stored one")
-		}
+		wantFresh(t, p, cfg, i)
 		writeToken(t, cfg.TokenFile, p.token("2"))
 		back()
 		if p.back != 2 || len(p.tokens) != 2 {
